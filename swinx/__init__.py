@@ -1,0 +1,26 @@
+"""Swin Transformer encoders for segmentation_models_pytorch: full pyramid, exact dilation, any image size.
+
+Importing registers the encoders, so that `smp.DeepLabV3Plus(encoder_name="swinx_b")` works.
+"""
+
+from swinx.attention import window_attention
+from swinx.checkpoints import load_checkpoint
+from swinx.config import SwinConfig
+from swinx.encoder import LevelInfo, SwinXEncoder, set_attention
+from swinx.registry import get_preprocessing_fn, list_encoders, register_encoder, register_variants
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LevelInfo",
+    "SwinConfig",
+    "SwinXEncoder",
+    "get_preprocessing_fn",
+    "list_encoders",
+    "load_checkpoint",
+    "register_encoder",
+    "set_attention",
+    "window_attention",
+]
+
+register_variants()

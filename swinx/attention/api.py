@@ -1,0 +1,141 @@
+"""The window attention operation: its contract, its validation and the choice of implementation.
+
+Shapes: B images, H W grid, h heads, D head_dim, N = wh * ww tokens in a window, d period.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from swinx.attention import reference, sdpa
+
+AttentionImpl = Literal["auto", "reference", "sdpa", "triton"]
+IMPLEMENTATIONS: tuple[str, ...] = get_args(AttentionImpl)
+
+
+def check_implementation(impl: str) -> None:
+    """Refuse a name that is no implementation, and one that is not there yet.
+
+    Raises:
+        ValueError: unknown name.
+        NotImplementedError: "triton".
+    """
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+    if impl == "triton":
+        raise NotImplementedError(
+            "impl='triton': this release has no fused kernel yet; choose 'auto', 'reference' or 'sdpa'"
+        )
+
+
+def choose_implementation(qkv: Tensor, bias: Tensor, pad_qkv: Tensor | None) -> Literal["reference", "sdpa"]:
+    """The implementation that `auto` stands for.
+
+    sdpa under torch.compile and torch.export, on every device but the CPU, and on the CPU where no gradient is
+    recorded; reference on the CPU where one is, because eager SDPA with a bias that needs a gradient falls back to a
+    slower decomposition there.
+    """
+    if torch.compiler.is_compiling() or qkv.device.type != "cpu":
+        return "sdpa"
+    inputs = (qkv, bias) if pad_qkv is None else (qkv, bias, pad_qkv)
+    recording = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    return "reference" if recording else "sdpa"
+
+
+def window_attention(
+    qkv: Tensor,
+    bias: Tensor,
+    *,
+    window_size: tuple[int, int],
+    shift: tuple[int, int] = (0, 0),
+    dilation: int = 1,
+    pad_qkv: Tensor | None = None,
+    impl: AttentionImpl = "auto",
+) -> Tensor:
+    """Shifted-window attention on the lattices of a grid (Liu et al. 2021, https://arxiv.org/abs/2103.14030).
+
+    For each phase (p, q), 0 <= p, q < dilation, the lattice qkv[:, p::dilation, q::dilation] is padded at bottom and
+    right to a multiple of the window, rolled by the shift, cut into windows, and each window attends to itself:
+    softmax(q k^T / sqrt(D) + bias) v, between tokens of the same region only. All lattices share the geometry of the
+    first, ceil(H / dilation) x ceil(W / dilation).
+
+    Args:
+        qkv: (B, H, W, 3, h, D) floating, on the unpadded grid. B, H or W may be 0.
+        bias: (h, N, N), added to the scaled scores.
+        window_size: (wh, ww), in lattice tokens.
+        shift: (sh, sw), 0 <= shift < window along each axis, in lattice tokens.
+        dilation: period d of the grid.
+        pad_qkv: (3, h, D), what a padding token projects to; padding is then attended, as in the official
+            segmentation code. None: padding is not attended.
+        impl: "auto", "reference", "sdpa" or "triton"; `choose_implementation` says what auto takes.
+
+    Returns:
+        (B, H, W, h * D), dtype of qkv. Softmax runs in at least float32 in the reference; sdpa follows torch.
+
+    Raises:
+        ValueError: a shape, dtype, device or value outside these rules.
+        NotImplementedError: impl="triton".
+    """
+    check_implementation(impl)
+    if not torch.compiler.is_compiling():  # comparing a symbolic size would tie the graph to one image size
+        _check(qkv, bias, window_size, shift, dilation, pad_qkv)
+        if qkv.numel() == 0:
+            return qkv.new_empty(*qkv.shape[:3], qkv.shape[4] * qkv.shape[5])
+    return attend(qkv, bias, window_size, shift, dilation, pad_qkv, shifted=shift != (0, 0), impl=impl)
+
+
+def attend(
+    qkv: Tensor,
+    bias: Tensor,
+    window_size: tuple[int, int],
+    shift: tuple[int, int],
+    dilation: int,
+    pad_qkv: Tensor | None,
+    shifted: bool,
+    impl: AttentionImpl,
+) -> Tensor:
+    """`window_attention` without its checks, for callers whose arguments are right by construction.
+
+    shifted says whether shift can be other than (0, 0): under compilation its amounts are symbols, and asking them
+    would tie the graph to one image size.
+    """
+    chosen = choose_implementation(qkv, bias, pad_qkv) if impl == "auto" else impl
+    if chosen == "sdpa":
+        return sdpa.window_attention(qkv, bias, window_size, shift, dilation, pad_qkv, shifted)
+    return reference.window_attention(qkv, bias, window_size, shift, dilation, pad_qkv, shifted)
+
+
+def _check(
+    qkv: Tensor,
+    bias: Tensor,
+    window_size: tuple[int, int],
+    shift: tuple[int, int],
+    dilation: int,
+    pad_qkv: Tensor | None,
+) -> None:
+    if qkv.ndim != 6 or qkv.shape[3] != 3 or qkv.shape[5] == 0:
+        raise ValueError(f"qkv must be (B, H, W, 3, heads, head_dim), got shape {tuple(qkv.shape)}")
+    if not qkv.is_floating_point():
+        raise ValueError(f"qkv must have a floating dtype, got {qkv.dtype}")
+    for name, pair in (("window_size", window_size), ("shift", shift)):
+        if len(pair) != 2 or any(type(side) is not int for side in pair):
+            raise ValueError(f"{name} must be two integers, got {pair!r}")
+    if min(window_size) < 1:
+        raise ValueError(f"window_size must be positive, got {window_size}")
+    if any(not 0 <= amount < side for amount, side in zip(shift, window_size, strict=True)):
+        raise ValueError(f"shift must be at least 0 and below window_size {window_size} along each axis, got {shift}")
+    if type(dilation) is not int or dilation < 1:
+        raise ValueError(f"dilation must be a positive integer, got {dilation!r}")
+    heads, tokens = qkv.shape[4], window_size[0] * window_size[1]
+    if bias.shape != (heads, tokens, tokens):
+        raise ValueError(f"bias must be (heads, N, N) = {(heads, tokens, tokens)}, got shape {tuple(bias.shape)}")
+    if pad_qkv is not None and pad_qkv.shape != qkv.shape[3:]:
+        raise ValueError(f"pad_qkv must be (3, heads, head_dim) = {tuple(qkv.shape[3:])}, got {tuple(pad_qkv.shape)}")
+    for name, tensor in (("bias", bias), ("pad_qkv", pad_qkv)):
+        if tensor is None:
+            continue
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must have a floating dtype, got {tensor.dtype}")
+        if tensor.device != qkv.device:
+            raise ValueError(f"{name} must be on the device of qkv, {qkv.device}, got {tensor.device}")

@@ -1,0 +1,108 @@
+"""Entries of smp's encoder registry, their pretrained weights, and preprocessing."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+from segmentation_models_pytorch.encoders import encoders, preprocess_input
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from swinx.config import VARIANTS, SwinConfig
+from swinx.encoder import SwinXEncoder
+
+# timm's repositories hold the official weights (https://github.com/microsoft/Swin-Transformer) in safetensors.
+# `imagenet` is smp's default tag. swinx_l was published with ImageNet-22k pretraining only.
+_IN1K, _IN22K, _IN22K_FT_IN1K = "ms_in1k", "ms_in22k", "ms_in22k_ft_in1k"
+_ALL_TAGS = {"imagenet": _IN1K, "in22k": _IN22K, "in22k_ft_in1k": _IN22K_FT_IN1K}
+_LARGE_TAGS = {"imagenet": _IN22K_FT_IN1K, "in22k": _IN22K, "in22k_ft_in1k": _IN22K_FT_IN1K}
+_PRETRAINED = {
+    "swinx_t": ("swin_tiny_patch4_window7_224", _ALL_TAGS),
+    "swinx_s": ("swin_small_patch4_window7_224", _ALL_TAGS),
+    "swinx_b": ("swin_base_patch4_window7_224", _ALL_TAGS),
+    "swinx_b_w12": ("swin_base_patch4_window12_384", _ALL_TAGS),
+    "swinx_l": ("swin_large_patch4_window7_224", _LARGE_TAGS),
+    "swinx_l_w12": ("swin_large_patch4_window12_384", _LARGE_TAGS),
+}
+
+# Weights fit a variant as long as these stay: bias tables are resized to its window, and stems keep what they can.
+_FIXED_FOR_WEIGHTS = ("embed_dim", "depths", "num_heads")
+
+
+def _pretrained_settings(name: str) -> dict[str, dict[str, str]]:
+    if name not in _PRETRAINED:
+        return {}
+    model, tags = _PRETRAINED[name]
+    # "main": these repositories have held the same weights since they were made; their file names carry no version.
+    return {tag: {"repo_id": f"timm/{model}.{source}", "revision": "main"} for tag, source in tags.items()}
+
+
+def _add(name: str, config: SwinConfig, pretrained: dict[str, dict[str, str]]) -> None:
+    encoders[name] = {"encoder": SwinXEncoder, "pretrained_settings": pretrained, "params": {"config": config}}
+
+
+def register_variants() -> None:
+    """Enter every published variant into smp's registry."""
+    for name, config in VARIANTS.items():
+        _add(name, config, _pretrained_settings(name))
+
+
+def list_encoders() -> list[str]:
+    """Names that smp builds with a swinx encoder, in the order of registration."""
+    return [name for name, entry in encoders.items() if entry["encoder"] is SwinXEncoder]
+
+
+def _entry(argument: str, name: str) -> dict[str, Any]:
+    if name not in list_encoders():
+        raise ValueError(f"{argument} must be one of {', '.join(list_encoders())}, got {name!r}")
+    entry: dict[str, Any] = encoders[name]
+    return entry
+
+
+def register_encoder(name: str, *, base: str, **changes: Any) -> None:
+    """Enter a variant of a registered encoder under a new name, for `smp.create_model(encoder_name=name)`.
+
+    smp passes no options on to registered encoders, so options travel in the name. Pretrained weights of the base stay
+    available where embed_dim, depths and num_heads do not change.
+
+    Args:
+        name: the new name; repeating a registration is allowed, changing one is not.
+        base: a name of `list_encoders`.
+        changes: fields of `SwinConfig` with their new values.
+
+    Raises:
+        ValueError: unknown base or field, a value that SwinConfig refuses, or a name that is taken.
+    """
+    entry = _entry("base", base)
+    known = [field.name for field in fields(SwinConfig)]
+    if unknown := [key for key in changes if key not in known]:
+        raise ValueError(f"changes must be among {', '.join(known)}, got {', '.join(unknown)}")
+    if not name or name.startswith(("tu-", "timm-")):
+        raise ValueError(f"name must not be empty nor begin with 'tu-' or 'timm-', which smp keeps for timm, got {name!r}")
+    config = replace(entry["params"]["config"], **changes)
+    if name in encoders and encoders[name]["params"].get("config") != config:
+        raise ValueError(f"name must be new: {name!r} is registered with another configuration")
+    keeps_weights = all(getattr(config, key) == getattr(entry["params"]["config"], key) for key in _FIXED_FOR_WEIGHTS)
+    _add(name, config, entry["pretrained_settings"] if keeps_weights else {})
+
+
+def get_preprocessing_fn(encoder_name: str, weights: str = "imagenet") -> Callable[..., Any]:
+    """smp's `preprocess_input` with the input range, mean and deviation that the weights were trained with.
+
+    Needs no network: all published Swin weights share ImageNet's statistics. (smp's own function of this name fails on
+    timm's repositories, whose configuration nests them.) Takes and gives (H, W, 3) arrays, RGB.
+
+    Raises:
+        ValueError: unknown encoder, or weights that it does not have.
+    """
+    tags = list(_entry("encoder_name", encoder_name)["pretrained_settings"])
+    if weights not in tags:
+        choices = ", ".join(tags) or "(none: this encoder has no pretrained weights)"
+        raise ValueError(f"weights must be one of {choices} for {encoder_name}, got {weights!r}")
+    return functools.partial(
+        preprocess_input,
+        mean=list(IMAGENET_DEFAULT_MEAN),
+        std=list(IMAGENET_DEFAULT_STD),
+        input_space="RGB",
+        input_range=[0, 1],
+    )
