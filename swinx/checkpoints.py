@@ -6,7 +6,6 @@ Ours is timm's naming (merge at the start of a stage) with one LayerNorm per lev
 
 from __future__ import annotations
 
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,7 +24,8 @@ if TYPE_CHECKING:
     from swinx.encoder import SwinXEncoder
 
 _WRAPPERS = ("state_dict", "model")
-_PREFIXES = ("module.", "backbone.", "encoder.model.", "encoder.")
+# In this order: data parallel, Lightning, torch.compile, then the encoder's place in a segmentation model.
+_PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.model.", "encoder.")
 _OTHER_FAMILIES = {
     "logit_scale": "Swin V2",
     "cpb_mlp": "Swin V2",
@@ -35,7 +34,9 @@ _OTHER_FAMILIES = {
     "absolute_pos_embed": "Swin with absolute position embedding",
 }
 _DROPPED = re.compile(r"(^|\.)(attn_mask|relative_position_index)$|^head\.|^mask_token$")
+_BLOCK = re.compile(r"^layers\.(\d+)\.blocks\.(\d+)\.")
 _TABLE = re.compile(r"^layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table$")
+_ANY_TABLE = re.compile(r"^(layers[._]|stages\.)\d+\.blocks\.\d+\.attn\.(w_msa\.)?relative_position_bias_table$")
 
 
 def load_checkpoint(encoder: SwinXEncoder, path: str | Path) -> None:
@@ -53,7 +54,8 @@ def load_checkpoint(encoder: SwinXEncoder, path: str | Path) -> None:
         ValueError: unreadable, of another family or size, or incomplete; the message lists every mismatch.
     """
     if not hasattr(encoder, "patch_embed") or not hasattr(encoder, "config"):
-        raise TypeError(f"encoder must be a SwinXEncoder (of an smp model: model.encoder), got {type(encoder).__name__}")
+        given = type(encoder).__name__
+        raise TypeError(f"encoder must be a SwinXEncoder (of an smp model: model.encoder), got {given}")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path must be a checkpoint file, got {path}")
@@ -68,12 +70,15 @@ def _read(path: Path) -> Mapping[str, Any]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            "holds more than tensors, and reading it would run code from the file; save its state dict alone"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(f"is damaged or no checkpoint: {error}") from error
+    except PermissionError:
+        raise
+    except Exception as error:  # a truncated file alone makes torch raise any of six types, an OSError among them
+        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ValueError(
+                f"holds more than tensors ({code[1]}), and reading it would run code from the file; "
+                "save its state dict alone"
+            ) from error
+        raise ValueError(f"is damaged or no checkpoint ({type(error).__name__}: {error})") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"must hold a state dict, got {type(content).__name__}")
     return content
@@ -89,8 +94,9 @@ def convert_state_dict(state_dict: Mapping[str, Any], encoder: SwinXEncoder) -> 
         ValueError: another family or size, or missing, unexpected or misshapen entries (all are listed).
     """
     weights = _unwrap(state_dict)
-    _refuse_other_families(weights)
-    own = "norms.0.weight" in weights or not encoder.layers
+    # Only our files have norms of levels under this name; at depth 1 they hold a stem and nothing else.
+    own = "norms.0.weight" in weights or all(key.startswith("patch_embed.") for key in weights)
+    _refuse_other_families(weights, own)
     if not own:
         weights = _rename(weights)
     weights = _within_depth(weights, len(encoder.layers))
@@ -99,7 +105,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], encoder: SwinXEncoder) -> 
     if not own:
         weights = _without_foreign_stem(weights, encoder)
         for key in target:
-            if key.startswith(("norms.", "patch_embed.conv")) or _inline(encoder) and key.startswith("patch_embed."):
+            if key.startswith(("norms.", "patch_embed." if _inline(encoder) else "patch_embed.conv")):
                 weights.setdefault(key, target[key])
     weights = _resize_tables(weights, encoder)
     weights = _adapt_input(weights, encoder)
@@ -112,7 +118,10 @@ def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     for wrapper in _WRAPPERS:
         if isinstance(state_dict.get(wrapper), Mapping):
             state_dict = state_dict[wrapper]
-    weights = {key: value for key, value in state_dict.items() if isinstance(value, Tensor)}
+    weights = {key: value for key, value in state_dict.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if not weights:
+        places = " or ".join(repr(wrapper) for wrapper in _WRAPPERS)
+        raise ValueError(f"the checkpoint holds no tensors, bare or under {places}: it begins with {list(state_dict)[:5]}")
     for prefix in _PREFIXES:
         inner = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         if inner:
@@ -120,12 +129,12 @@ def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     return weights
 
 
-def _refuse_other_families(weights: Mapping[str, Tensor]) -> None:
+def _refuse_other_families(weights: Mapping[str, Tensor], own: bool) -> None:
     for mark, family in _OTHER_FAMILIES.items():
         if any(mark in key for key in weights):
             raise ValueError(f"the checkpoint is {family}, which this encoder is not (entry {mark!r})")
-    if not any("patch_embed." in key for key in weights):
-        raise ValueError(f"the checkpoint is no Swin Transformer: it begins with {list(weights)[:5]}")
+    if not (own or any(_ANY_TABLE.match(key) for key in weights)):
+        raise ValueError(f"the checkpoint is no Swin Transformer in a known layout: it begins with {list(weights)[:5]}")
 
 
 def _rename(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -161,8 +170,8 @@ def _from_mmseg(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
     converted = {}
     for key, value in weights.items():
-        if ".downsample." in key:  # (..., 4C) as (C, 4) -> (4, C)
-            value = value.unflatten(-1, (-1, 4)).transpose(-1, -2)[..., [0, 2, 1, 3], :].flatten(-2)
+        if ".downsample." in key and value.ndim and value.shape[-1] % 4 == 0:  # (..., 4C) as (C, 4) -> (4, C)
+            value = value.reshape(*value.shape[:-1], -1, 4).transpose(-1, -2)[..., [0, 2, 1, 3], :].flatten(-2)
         for theirs, ours in names.items():
             key = key.replace(theirs, ours)
         converted[key] = value
@@ -181,25 +190,22 @@ def _within_depth(weights: Mapping[str, Tensor], stages: int) -> dict[str, Tenso
 
 def _check_architecture(weights: Mapping[str, Tensor], encoder: SwinXEncoder) -> None:
     """Compare embed_dim, depths and heads before entries, so that a wrong size is named and not listed key by key."""
-    depths: dict[int, int] = {}
-    heads: dict[int, int] = {}
-    for key, value in weights.items():
-        if match := _TABLE.match(key):
-            stage, block = int(match[1]), int(match[2])
-            depths[stage] = max(depths.get(stage, 0), block + 1)
-            heads[stage] = value.shape[1]
+    config, stages = encoder.config, len(encoder.layers)
     first = weights.get("layers.0.blocks.0.norm1.weight")
-    if first is None:
-        return  # depth 1, or incomplete: listed later
-    stages = len(encoder.layers)
-    found = (first.shape[0], tuple(depths.get(i, 0) for i in range(stages)), tuple(heads.get(i, 0) for i in range(stages)))
-    config = encoder.config
-    wanted = (config.embed_dim, config.depths[:stages], config.num_heads[:stages])
+    depths = [0] * stages
+    heads = list(config.num_heads[:stages])  # where no table says otherwise: a missing one is listed later
+    for key, value in weights.items():
+        if match := _BLOCK.match(key):
+            stage = int(match[1])
+            depths[stage] = max(depths[stage], int(match[2]) + 1)
+            if _TABLE.match(key) and value.ndim == 2:
+                heads[stage] = value.shape[1]
+    embed_dim = config.embed_dim if first is None else first.numel()
+    found = (embed_dim, tuple(depths), tuple(heads))
+    wanted = (config.embed_dim, tuple(config.depths[:stages]), tuple(config.num_heads[:stages]))
     if found != wanted:
         described = "embed_dim {}, depths {}, num_heads {}"
-        raise ValueError(
-            f"the checkpoint has {described.format(*found)}; the encoder has {described.format(*wanted)}"
-        )
+        raise ValueError(f"the checkpoint has {described.format(*found)}; the encoder has {described.format(*wanted)}")
 
 
 def _inline(encoder: SwinXEncoder) -> bool:
@@ -214,17 +220,20 @@ def _without_foreign_stem(weights: dict[str, Tensor], encoder: SwinXEncoder) -> 
 
 
 def _resize_tables(weights: dict[str, Tensor], encoder: SwinXEncoder) -> dict[str, Tensor]:
-    """Bias tables for the encoder's window: (S_h * S_w, h), bicubic over the S_h x S_w plane."""
+    """Bias tables for the encoder's window: (S_h * S_w, h), bicubic over the S_h x S_w plane.
+
+    A table that belongs to no square window stays as it is, to be listed with the other mismatches.
+    """
     window = window_pair(encoder.config.window_size)
     sides = (2 * window[0] - 1, 2 * window[1] - 1)
     resized = dict(weights)
     found: set[int] = set()
     for key, table in weights.items():
-        if not _TABLE.match(key) or table.shape[0] == sides[0] * sides[1]:
+        if not _TABLE.match(key) or table.ndim != 2 or table.shape[0] == sides[0] * sides[1]:
             continue
         side = round(table.shape[0] ** 0.5)
-        if side * side != table.shape[0]:
-            raise ValueError(f"{key} has {table.shape[0]} rows, which no square window has, and window {window} needs {sides[0] * sides[1]}")
+        if side * side != table.shape[0] or side % 2 == 0:
+            continue
         plane = table.t().reshape(1, -1, side, side)
         plane = F.interpolate(plane.float(), size=sides, mode="bicubic", align_corners=False)
         resized[key] = plane.reshape(table.shape[1], -1).t().to(table.dtype)
@@ -243,6 +252,8 @@ def _adapt_input(weights: dict[str, Tensor], encoder: SwinXEncoder) -> dict[str,
     for name, module in encoder.patch_embed.named_modules(prefix="patch_embed"):
         key = f"{name}.weight"
         if module not in encoder.patch_embed.input_convolutions() or key not in weights:
+            continue
+        if weights[key].ndim != module.weight.ndim:
             continue
         old, new = weights[key].shape[1], module.weight.shape[1]
         if old != new:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from swinx.attention.api import AttentionImpl, check_implementation
 from swinx.checkpoints import convert_state_dict
 from swinx.config import OUTPUT_STRIDES, PATCH_SIZE, SwinConfig, window_pair
-from swinx.layers import SwinStage, WindowAttention
+from swinx.layers import SwinStage
 from swinx.stems import adapt_input_weight, make_stem
 
 
@@ -208,8 +208,8 @@ def set_attention(model: nn.Module, impl: AttentionImpl) -> None:
         NotImplementedError: "triton".
     """
     check_implementation(impl)
-    modules = [module for module in model.modules() if isinstance(module, WindowAttention)]
+    stages = [module for module in model.modules() if isinstance(module, SwinStage)]
     if not any(isinstance(module, SwinXEncoder) for module in model.modules()):
         raise ValueError(f"model must contain a SwinXEncoder, got {type(model).__name__}")
-    for module in modules:
-        module.impl = impl
+    for stage in stages:
+        stage.impl = impl

@@ -78,7 +78,8 @@ def register_encoder(name: str, *, base: str, **changes: Any) -> None:
     if unknown := [key for key in changes if key not in known]:
         raise ValueError(f"changes must be among {', '.join(known)}, got {', '.join(unknown)}")
     if not name or name.startswith(("tu-", "timm-")):
-        raise ValueError(f"name must not be empty nor begin with 'tu-' or 'timm-', which smp keeps for timm, got {name!r}")
+        raise ValueError(f"name must not be empty nor begin with 'tu-' or 'timm-', smp's own for timm, got {name!r}")
+    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
     config = replace(entry["params"]["config"], **changes)
     if name in encoders and encoders[name]["params"].get("config") != config:
         raise ValueError(f"name must be new: {name!r} is registered with another configuration")

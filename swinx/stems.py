@@ -17,7 +17,7 @@ def _pad_end(image: Tensor) -> Tensor:
 
     Channels last, so that the convolution that follows writes the layout that the norms read.
     """
-    padded = F.pad(image, (0, PATCH_SIZE - 1, 0, PATCH_SIZE - 1))
+    padded = F.pad(image, (0, 3, 0, 3))  # PATCH_SIZE - 1: TorchScript reads no globals
     return padded.contiguous(memory_format=torch.channels_last)
 
 
@@ -43,7 +43,7 @@ class PatchEmbed(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, I, H, W) -> level 1 (B, C1, ceil(H / 2), ceil(W / 2)) and tokens (B, ceil(H / 4), ceil(W / 4), C)."""
         size = ((image.shape[2] + 1) // 2, (image.shape[3] + 1) // 2)
-        return image.new_zeros(image.shape[0], 0, size[0], size[1]), self.embed(image, PATCH_SIZE)
+        return image.new_zeros(image.shape[0], 0, size[0], size[1]), self.embed(image, 4)
 
     @torch.jit.unused
     def input_convolutions(self) -> list[nn.Conv2d]:
@@ -92,7 +92,7 @@ class BranchStem(PatchEmbed):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """See `PatchEmbed.forward`; C1 = C // 2."""
         level1 = self.conv2(self.conv1(image.contiguous(memory_format=torch.channels_last)))
-        return level1, self.embed(image, PATCH_SIZE)
+        return level1, self.embed(image, 4)
 
     @torch.jit.unused
     def input_convolutions(self) -> list[nn.Conv2d]:

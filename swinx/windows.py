@@ -1,12 +1,14 @@
 """Window geometry of a grid and of its lattices: pure functions of sizes, no parameters.
 
-Shapes: B images, H W grid, d period, L lattice extent, w window side (wh, ww), N = wh * ww tokens in a window,
-n windows along an axis of one lattice, M = d * d * n_h * n_w windows of one image.
+Shapes: B images, H W grid, d period, w window side (wh, ww), N = wh * ww tokens in a window, n windows along an axis of
+one lattice, M = d * d * n_h * n_w windows of one image, S slots.
 
-Windows of an image are ordered (phase row, phase column, window row, window column), tokens of a window row-major.
-Everything that depends on H or W is arithmetic on integers and tensors without a branch, so that one compiled graph
-serves every image size.
+A slot is a place in a window. Slots are numbered by image, phase (p, q), window (i, j) and token (a, b), the last
+running fastest. Everything is arithmetic on flat slot and token numbers, without a branch on H or W and without a
+dimension that is 1 for small images only: one compiled graph serves every image size.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +20,18 @@ def windows_per_lattice(size: int, window: int, dilation: int) -> int:
     return (extent + window - 1) // window
 
 
+def window_count(batch: int, height: int, width: int, window_size: tuple[int, int], dilation: int) -> int:
+    """Windows of a batch, over all its lattices: B * M."""
+    count_h = windows_per_lattice(height, window_size[0], dilation)
+    count_w = windows_per_lattice(width, window_size[1], dilation)
+    return batch * dilation * dilation * count_h * count_w
+
+
+def needs_padding(height: int, width: int, window_size: tuple[int, int], dilation: int) -> bool:
+    """Whether the windows of a grid have more slots than it has tokens."""
+    return window_count(1, height, width, window_size, dilation) * window_size[0] * window_size[1] > height * width
+
+
 def cyclic_shift(size: int, window: int, dilation: int) -> int:
     """Shift of a shifted block along one axis: window // 2, or 0 where a single window covers the lattice.
 
@@ -27,93 +41,108 @@ def cyclic_shift(size: int, window: int, dilation: int) -> int:
     return (window // 2) * (1 - 1 // count)  # 1 // count is 1 for a single window, else 0: no branch on a size
 
 
-def slot_coordinates(size: int, window: int, shift: int, dilation: int, device: torch.device) -> Tensor:
-    """Grid coordinate held by each window slot along one axis after padding and rolling.
+def slot_coordinates(
+    slots: Tensor, height: int, width: int, window_size: tuple[int, int], shift: tuple[int, int], dilation: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where window slots read from: image, grid row and grid column of each, (S,) int64 each.
 
-    Slot (p, i, a) is token a of window i of phase p. The lattice is padded at its end to a multiple of the window and
-    then rolled by the shift, so rolled position r holds lattice row (r + shift) mod (n * w).
-
-    Returns:
-        (d, n, w) int64; a value >= size is a padding token.
+    Token (a, b) of window (i, j) of phase (p, q) holds lattice row (i * wh + a + sh) mod (n_h * wh): the lattice is
+    padded at its end to a multiple of the window and then rolled by the shift. A row >= H or column >= W is padding.
     """
-    count = windows_per_lattice(size, window, dilation)
-    rolled = torch.arange(count * window, device=device)
-    row = (rolled + shift) % (count * window)
-    phase = torch.arange(dilation, device=device)
-    return (phase[:, None] + dilation * row[None, :]).view(dilation, count, window)
-
-
-def token_slots(size: int, window: int, shift: int, dilation: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Inverse of `slot_coordinates`: (phase, window, position in the window) of each coordinate, each (size,) int64."""
-    count = windows_per_lattice(size, window, dilation)
-    coordinate = torch.arange(size, device=device)
-    # + count * window before the modulo: TorchScript integers and tensors agree on the remainder of positive values
-    rolled = (coordinate // dilation - shift + count * window) % (count * window)
-    return coordinate % dilation, rolled // window, rolled % window
-
-
-def window_index(
-    height: int, width: int, window_size: tuple[int, int], shift: tuple[int, int], dilation: int, device: torch.device
-) -> Tensor:
-    """Flat grid index y * W + x of every window slot; H * W marks a padding token.
-
-    Returns:
-        (M, N) int64.
-    """
-    y = slot_coordinates(height, window_size[0], shift[0], dilation, device)
-    x = slot_coordinates(width, window_size[1], shift[1], dilation, device)
-    y = y[:, None, :, None, :, None]  # (d, 1, n_h, 1, wh, 1)
-    x = x[None, :, None, :, None, :]  # (1, d, 1, n_w, 1, ww)
-    index = torch.where((y < height) & (x < width), y * width + x, height * width)
-    return index.reshape(-1, window_size[0] * window_size[1])
-
-
-def slot_index(
-    height: int, width: int, window_size: tuple[int, int], shift: tuple[int, int], dilation: int, device: torch.device
-) -> Tensor:
-    """Inverse of `window_index`: position of every grid token in the flattened (M, N) slots.
-
-    Returns:
-        (H * W,) int64.
-    """
-    p, i, a = token_slots(height, window_size[0], shift[0], dilation, device)
-    q, j, b = token_slots(width, window_size[1], shift[1], dilation, device)
     count_h = windows_per_lattice(height, window_size[0], dilation)
     count_w = windows_per_lattice(width, window_size[1], dilation)
-    tokens = window_size[0] * window_size[1]
-    rows = (p * dilation * count_h + i) * count_w * tokens + a * window_size[1]
-    columns = (q * count_h * count_w + j) * tokens + b
-    return (rows[:, None] + columns[None, :]).reshape(-1)
+    rest, b = _divmod(slots, window_size[1])
+    rest, a = _divmod(rest, window_size[0])
+    rest, j = _divmod(rest, count_w)
+    rest, i = _divmod(rest, count_h)
+    rest, q = _divmod(rest, dilation)
+    image, p = _divmod(rest, dilation)
+    row = (i * window_size[0] + a + shift[0]) % (count_h * window_size[0])
+    column = (j * window_size[1] + b + shift[1]) % (count_w * window_size[1])
+    return image, p + dilation * row, q + dilation * column
 
 
-def axis_regions(size: int, window: int, shift: int, dilation: int, device: torch.device) -> Tensor:
-    """Region of each slot along one axis of the padded, rolled lattice: (n, w) int64.
-
-    The roll wraps the first `shift` rows to the end: they get a region of their own, as do the rows beside them. With
-    shift 0 no window holds two regions.
-    """
-    count = windows_per_lattice(size, window, dilation)
-    length = count * window
-    rolled = torch.arange(length, device=device)
-    regions = (rolled >= length - window).long() + (rolled >= length - shift).long()
-    return regions.view(count, window)
-
-
-def region_ids(
-    height: int, width: int, window_size: tuple[int, int], shift: tuple[int, int], dilation: int, device: torch.device
+def slot_regions(
+    slots: Tensor, height: int, width: int, window_size: tuple[int, int], shift: tuple[int, int], dilation: int
 ) -> Tensor:
-    """Region of every window slot, from the padded lattice: tokens see each other inside one region only.
+    """Region of each window slot, (S,) int64: tokens of one window see each other inside one region only.
+
+    The roll wraps the first `shift` rows of a lattice to its end, where they share the last window with rows they do
+    not touch in the image. With shift 0 no window holds two regions.
+    """
+    count_h = windows_per_lattice(height, window_size[0], dilation)
+    count_w = windows_per_lattice(width, window_size[1], dilation)
+    rest, b = _divmod(slots, window_size[1])
+    rest, a = _divmod(rest, window_size[0])
+    rest, j = _divmod(rest, count_w)
+    i = rest % count_h
+    wrapped_row = (i == count_h - 1) & (a >= window_size[0] - shift[0])
+    wrapped_column = (j == count_w - 1) & (b >= window_size[1] - shift[1])
+    return 2 * wrapped_row.long() + wrapped_column.long()
+
+
+def _divmod(value: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
+    quotient = value // divisor
+    return quotient, value - quotient * divisor
+
+
+def gather_index(
+    batch: int,
+    height: int,
+    width: int,
+    window_size: tuple[int, int],
+    shift: tuple[int, int],
+    dilation: int,
+    device: torch.device,
+) -> Tensor:
+    """Flat token number (image * H + y) * W + x of every window slot; B * H * W marks a padding token.
 
     Returns:
-        (M, N) int64.
+        (B * M * N,) int64.
     """
-    rows = axis_regions(height, window_size[0], shift[0], dilation, device)[:, None, :, None]
-    columns = axis_regions(width, window_size[1], shift[1], dilation, device)[None, :, None, :]
-    one_lattice = (3 * rows + columns).reshape(-1, window_size[0] * window_size[1])
-    return one_lattice.repeat(dilation * dilation, 1)
+    slots = all_slots(batch, height, width, window_size, dilation, device)
+    image, y, x = slot_coordinates(slots, height, width, window_size, shift, dilation)
+    return torch.where((y < height) & (x < width), (image * height + y) * width + x, batch * height * width)
+
+
+def all_slots(
+    batch: int, height: int, width: int, window_size: tuple[int, int], dilation: int, device: torch.device
+) -> Tensor:
+    """Numbers of all window slots of a batch: (B * M * N,) int64."""
+    windows = window_count(batch, height, width, window_size, dilation)
+    return torch.arange(windows * window_size[0] * window_size[1], device=device)
+
+
+def scatter_index(
+    batch: int,
+    height: int,
+    width: int,
+    window_size: tuple[int, int],
+    shift: tuple[int, int],
+    dilation: int,
+    device: torch.device,
+) -> Tensor:
+    """Inverse of `gather_index`: the slot that holds each token.
+
+    Returns:
+        (B * H * W,) int64.
+    """
+    count_h = windows_per_lattice(height, window_size[0], dilation)
+    count_w = windows_per_lattice(width, window_size[1], dilation)
+    rest, x = _divmod(torch.arange(batch * height * width, device=device), width)
+    image, y = _divmod(rest, height)
+    row, p = _divmod(y, dilation)
+    column, q = _divmod(x, dilation)
+    # One padded length is added before the remainder, so that it is never taken of a negative number.
+    length_h, length_w = count_h * window_size[0], count_w * window_size[1]
+    i, a = _divmod((row + length_h - shift[0]) % length_h, window_size[0])
+    j, b = _divmod((column + length_w - shift[1]) % length_w, window_size[1])
+    window = (((image * dilation + p) * dilation + q) * count_h + i) * count_w + j
+    return (window * window_size[0] + a) * window_size[1] + b
 
 
 def visible_pairs(
+    batch: int,
     height: int,
     width: int,
     window_size: tuple[int, int],
@@ -128,13 +157,53 @@ def visible_pairs(
     softmax is undefined.
 
     Returns:
-        (M, N, N) bool.
+        (B * M, N, N) bool.
     """
-    regions = region_ids(height, width, window_size, shift, dilation, device)
+    slots = all_slots(batch, height, width, window_size, dilation, device)
+    regions = slot_regions(slots, height, width, window_size, shift, dilation)
     if not attend_padding:
-        index = window_index(height, width, window_size, shift, dilation, device)
-        regions = torch.where(index == height * width, -1, regions)
+        _, y, x = slot_coordinates(slots, height, width, window_size, shift, dilation)
+        regions = torch.where((y < height) & (x < width), regions, -1)
+    regions = regions.view(-1, window_size[0] * window_size[1])
     return regions[:, :, None] == regions[:, None, :]
+
+
+class WindowPlan(NamedTuple):
+    """Window geometry as index tensors, shared by all blocks of a stage that have the same shift.
+
+    gather: (B * M * N,), see `gather_index`. scatter: (B * H * W,), see `scatter_index`. visible: (B * M, N, N), see
+    `visible_pairs`, or None where every pair of every window is visible. padded: whether gather may ask for a padding
+    token (traced code always says so: its answer must not depend on the size).
+    """
+
+    gather: Tensor
+    scatter: Tensor
+    visible: Tensor | None
+    padded: bool
+
+
+def window_plan(
+    batch: int,
+    height: int,
+    width: int,
+    window_size: tuple[int, int],
+    shift: tuple[int, int],
+    dilation: int,
+    shifted: bool,
+    attend_padding: bool,
+    padded: bool,
+    device: torch.device,
+) -> WindowPlan:
+    """Index tensors for one geometry. shifted: whether shift can be other than (0, 0); a symbol must not be asked."""
+    visible: Tensor | None = None
+    if shifted or not attend_padding:
+        visible = visible_pairs(batch, height, width, window_size, shift, dilation, attend_padding, device)
+    return WindowPlan(
+        gather_index(batch, height, width, window_size, shift, dilation, device),
+        scatter_index(batch, height, width, window_size, shift, dilation, device),
+        visible,
+        padded,
+    )
 
 
 def relative_position_index(window_size: tuple[int, int]) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from swinx.attention import reference, sdpa
+from swinx.windows import needs_padding, window_plan
 
 AttentionImpl = Literal["auto", "reference", "sdpa", "triton"]
 IMPLEMENTATIONS: tuple[str, ...] = get_args(AttentionImpl)
@@ -29,17 +30,17 @@ def check_implementation(impl: str) -> None:
         )
 
 
-def choose_implementation(qkv: Tensor, bias: Tensor, pad_qkv: Tensor | None) -> Literal["reference", "sdpa"]:
-    """The implementation that `auto` stands for.
+def resolve_implementation(impl: AttentionImpl, device: torch.device, recording: bool) -> AttentionImpl:
+    """The implementation that runs: impl itself, or what `auto` stands for.
 
-    sdpa under torch.compile and torch.export, on every device but the CPU, and on the CPU where no gradient is
+    auto is sdpa under torch.compile and torch.export, on every device but the CPU, and on the CPU where no gradient is
     recorded; reference on the CPU where one is, because eager SDPA with a bias that needs a gradient falls back to a
     slower decomposition there.
     """
-    if torch.compiler.is_compiling() or qkv.device.type != "cpu":
+    if impl != "auto":
+        return impl
+    if torch.compiler.is_compiling() or device.type != "cpu":
         return "sdpa"
-    inputs = (qkv, bias) if pad_qkv is None else (qkv, bias, pad_qkv)
-    recording = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     return "reference" if recording else "sdpa"
 
 
@@ -68,7 +69,7 @@ def window_attention(
         dilation: period d of the grid.
         pad_qkv: (3, h, D), what a padding token projects to; padding is then attended, as in the official
             segmentation code. None: padding is not attended.
-        impl: "auto", "reference", "sdpa" or "triton"; `choose_implementation` says what auto takes.
+        impl: "auto", "reference", "sdpa" or "triton"; `resolve_implementation` says what auto takes.
 
     Returns:
         (B, H, W, h * D), dtype of qkv. Softmax runs in at least float32 in the reference; sdpa follows torch.
@@ -78,32 +79,19 @@ def window_attention(
         NotImplementedError: impl="triton".
     """
     check_implementation(impl)
-    if not torch.compiler.is_compiling():  # comparing a symbolic size would tie the graph to one image size
-        _check(qkv, bias, window_size, shift, dilation, pad_qkv)
-        if qkv.numel() == 0:
-            return qkv.new_empty(*qkv.shape[:3], qkv.shape[4] * qkv.shape[5])
-    return attend(qkv, bias, window_size, shift, dilation, pad_qkv, shifted=shift != (0, 0), impl=impl)
-
-
-def attend(
-    qkv: Tensor,
-    bias: Tensor,
-    window_size: tuple[int, int],
-    shift: tuple[int, int],
-    dilation: int,
-    pad_qkv: Tensor | None,
-    shifted: bool,
-    impl: AttentionImpl,
-) -> Tensor:
-    """`window_attention` without its checks, for callers whose arguments are right by construction.
-
-    shifted says whether shift can be other than (0, 0): under compilation its amounts are symbols, and asking them
-    would tie the graph to one image size.
-    """
-    chosen = choose_implementation(qkv, bias, pad_qkv) if impl == "auto" else impl
-    if chosen == "sdpa":
-        return sdpa.window_attention(qkv, bias, window_size, shift, dilation, pad_qkv, shifted)
-    return reference.window_attention(qkv, bias, window_size, shift, dilation, pad_qkv, shifted)
+    _check(qkv, bias, window_size, shift, dilation, pad_qkv)
+    batch, height, width, _, heads, head_dim = qkv.shape
+    if qkv.numel() == 0:
+        return qkv.new_empty(batch, height, width, heads * head_dim)
+    shifted = shift != (0, 0)
+    tensors = [qkv, bias] if pad_qkv is None else [qkv, bias, pad_qkv]
+    recording = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if resolve_implementation(impl, qkv.device, recording) == "reference":
+        return reference.window_attention(qkv, bias, window_size, shift, dilation, pad_qkv, shifted)
+    padded = needs_padding(height, width, window_size, dilation)
+    attended = pad_qkv is not None
+    plan = window_plan(batch, height, width, window_size, shift, dilation, shifted, attended, padded, qkv.device)
+    return sdpa.window_attention(qkv, bias, plan, pad_qkv)
 
 
 def _check(

@@ -22,7 +22,7 @@ def window_attention(
     pad_qkv: Tensor | None,
     shifted: bool,
 ) -> Tensor:
-    """See `swinx.window_attention` for the contract and `attend` for shifted.
+    """See `swinx.window_attention` for the contract. shifted: whether shift can be other than (0, 0).
 
     Mixed precision: scores and the product with v are computed in the dtype of qkv, bias, mask and softmax in at least
     float32, and probabilities are rounded to the dtype of qkv.
@@ -39,7 +39,7 @@ def window_attention(
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + bias
     if shifted or pad_qkv is None:
-        visible = windows.visible_pairs(height, width, window_size, shift, d, pad_qkv is not None, qkv.device)
+        visible = windows.visible_pairs(1, height, width, window_size, shift, d, pad_qkv is not None, qkv.device)
         per_image = scores.unflatten(0, (-1, visible.shape[0]))  # (B, M, h, N, N)
         scores = per_image.masked_fill(~visible[:, None], float("-inf")).flatten(0, 1)
     out = scores.softmax(dim=-1).to(v.dtype) @ v

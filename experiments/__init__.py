@@ -1,0 +1,1 @@
+"""Experiments: one file per experiment, thin over the shared parts beside them."""
