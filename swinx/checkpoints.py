@@ -44,9 +44,9 @@ def load_checkpoint(encoder: SwinXEncoder, path: str | Path) -> None:
 
     Reads `.safetensors`, and `.pth` or `.pt` as plain tensors (never executing a pickle), in any of these layouts:
     official classification, official segmentation (bare or under `backbone.`), timm, smp's `tu-swin`, mmsegmentation,
-    MoBY and SimMIM, ours, and whole smp models with our encoder. Bias tables of another window are resized (bicubic)
-    and kernels for another number of image channels adapted, each with a warning. The encoder is changed only if the
-    whole checkpoint fits.
+    MoBY and SimMIM, ours, and whole smp models with our encoder, also out of data parallel, Lightning or compiled
+    training. Bias tables of another window are resized (bicubic) and kernels for another number of image channels
+    adapted, each with a warning. The encoder is changed only if the whole checkpoint fits.
 
     Raises:
         TypeError: encoder is not a SwinXEncoder.
@@ -121,7 +121,8 @@ def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     weights = {key: value for key, value in state_dict.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not weights:
         places = " or ".join(repr(wrapper) for wrapper in _WRAPPERS)
-        raise ValueError(f"the checkpoint holds no tensors, bare or under {places}: it begins with {list(state_dict)[:5]}")
+        begin = list(state_dict)[:5]
+        raise ValueError(f"the checkpoint holds no tensors, bare or under {places}: it begins with {begin}")
     for prefix in _PREFIXES:
         inner = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         if inner:

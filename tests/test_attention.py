@@ -1,0 +1,189 @@
+"""window_attention against the loop-by-loop oracle, and its contract."""
+
+import pytest
+import torch
+from oracles import naive_window_attention
+from torch import Tensor
+
+import swinx
+from swinx import windows
+from swinx.attention.api import resolve_implementation
+
+IMPLEMENTATIONS = ["reference", "sdpa"]
+# (height, width, window, shift, dilation): grids below, at and above the window, distinct primes, ragged lattices.
+GEOMETRIES = [
+    (1, 1, (4, 4), (0, 0), 1),
+    (1, 13, (4, 4), (0, 2), 1),
+    (3, 5, (4, 4), (2, 2), 1),
+    (4, 4, (4, 4), (0, 0), 1),
+    (13, 17, (4, 5), (2, 2), 1),
+    (13, 17, (4, 5), (0, 3), 2),
+    (17, 13, (7, 7), (3, 3), 1),
+    (17, 13, (7, 7), (3, 3), 2),
+    (29, 11, (3, 4), (1, 2), 3),
+    (11, 23, (2, 3), (1, 1), 4),
+    (1, 2, (4, 4), (0, 0), 4),
+    (8, 12, (4, 4), (2, 2), 1),
+]
+
+
+def inputs(height: int, width: int, window: tuple[int, int], pad: bool, batch: int = 2) -> list[Tensor | None]:
+    generator = torch.Generator().manual_seed(height * 31 + width)
+    heads, head_dim, tokens = 3, 5, window[0] * window[1]
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    qkv = random(batch, height, width, 3, heads, head_dim)
+    return [qkv, 2 * random(heads, tokens, tokens), random(3, heads, head_dim) if pad else None]
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("pad", [True, False], ids=["attended", "masked"])
+@pytest.mark.parametrize(("height", "width", "window", "shift", "dilation"), GEOMETRIES)
+def test_output_and_gradients_equal_the_oracle(
+    height: int, width: int, window: tuple[int, int], shift: tuple[int, int], dilation: int, pad: bool, impl: str
+) -> None:
+    ours = [t if t is None else t.clone().requires_grad_() for t in inputs(height, width, window, pad)]
+    oracle = [t if t is None else t.clone().requires_grad_() for t in inputs(height, width, window, pad)]
+    out = swinx.window_attention(
+        ours[0], ours[1], window_size=window, shift=shift, dilation=dilation, pad_qkv=ours[2], impl=impl
+    )
+    expected = naive_window_attention(oracle[0], oracle[1], window, shift, dilation, oracle[2])
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    cotangent = torch.randn_like(expected)
+    (out * cotangent).sum().backward()
+    (expected * cotangent).sum().backward()
+    for mine, theirs in zip(ours, oracle, strict=True):
+        if mine is not None:
+            expected_grad = torch.zeros_like(theirs) if theirs.grad is None else theirs.grad
+            got = torch.zeros_like(mine) if mine.grad is None else mine.grad
+            torch.testing.assert_close(got, expected_grad, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_strided_qkv_gives_what_contiguous_qkv_gives(impl: str) -> None:
+    qkv, bias, pad = inputs(13, 17, (4, 5), True)
+    transposed = qkv.permute(3, 2, 1, 4, 0, 5).contiguous().permute(4, 2, 1, 0, 3, 5)
+    assert transposed.stride() != qkv.stride()
+    wide = torch.cat([qkv, qkv.flip(2)], dim=2)[:, :, :17]
+    for variant in (transposed, wide):
+        out = swinx.window_attention(variant, bias, window_size=(4, 5), shift=(2, 1), pad_qkv=pad, impl=impl)
+        expected = swinx.window_attention(qkv, bias, window_size=(4, 5), shift=(2, 1), pad_qkv=pad, impl=impl)
+        assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("shape", [(0, 5, 7), (2, 0, 7), (2, 5, 0)])
+def test_empty_batch_and_empty_grid_give_empty_results(shape: tuple[int, int, int], impl: str) -> None:
+    out = swinx.window_attention(torch.empty(*shape, 3, 2, 4), torch.zeros(2, 9, 9), window_size=(3, 3), impl=impl)
+    assert out.shape == (*shape, 8)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("pad", [True, False], ids=["attended", "masked"])
+def test_nan_stays_in_its_window(pad: bool, impl: str) -> None:
+    qkv, bias, fill = inputs(13, 17, (4, 5), pad)
+    clean = swinx.window_attention(qkv, bias, window_size=(4, 5), shift=(2, 2), pad_qkv=fill, impl=impl)
+    qkv[0, 3, 7] = float("nan")
+    dirty = swinx.window_attention(qkv, bias, window_size=(4, 5), shift=(2, 2), pad_qkv=fill, impl=impl)
+    touched = dirty.isnan().any(-1)
+    # Shift 2 starts windows at rows 2, 6, 10 and columns 2, 7, 12.
+    expected = torch.zeros(2, 13, 17, dtype=torch.bool)
+    expected[0, 2:6, 7:12] = True
+    assert torch.equal(touched, expected)
+    torch.testing.assert_close(dirty[~touched], clean[~touched], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_same_inputs_give_the_same_bits(impl: str) -> None:
+    qkv, bias, fill = (t.float().requires_grad_() for t in inputs(29, 17, (7, 7), True))
+    results = []
+    for _ in range(5):
+        out = swinx.window_attention(qkv, bias, window_size=(7, 7), shift=(3, 3), pad_qkv=fill, impl=impl)
+        results.append([out, *torch.autograd.grad(out.square().sum(), (qkv, bias, fill))])
+    for later in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], later, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_low_precision_error_stays_within_twice_that_of_the_reference(dtype: torch.dtype) -> None:
+    qkv, bias, fill = inputs(29, 17, (7, 7), True)
+    exact = naive_window_attention(qkv, bias, (7, 7), (3, 3), 1, fill)
+    errors = {}
+    for impl in IMPLEMENTATIONS:
+        out = swinx.window_attention(
+            qkv.to(dtype), bias.to(dtype), window_size=(7, 7), shift=(3, 3), pad_qkv=fill.to(dtype), impl=impl
+        )
+        assert out.dtype == dtype
+        errors[impl] = (out.double() - exact).abs().max()
+    band = torch.finfo(dtype).eps * exact.abs().max()
+    assert errors["sdpa"] <= 2 * errors["reference"] + band
+    assert errors["reference"] <= 32 * band  # inputs rounded once, products of a few dozen terms
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"qkv": torch.zeros(2, 5, 7, 3, 2)}, "qkv must be"),
+        ({"qkv": torch.zeros(2, 5, 7, 2, 2, 4)}, "qkv must be"),
+        ({"qkv": torch.zeros(2, 5, 7, 3, 2, 4, dtype=torch.int64)}, "floating dtype, got torch.int64"),
+        ({"bias": torch.zeros(2, 9, 8)}, r"bias must be .* = \(2, 9, 9\), got shape \(2, 9, 8\)"),
+        ({"bias": torch.zeros(3, 9, 9)}, "bias must be"),
+        ({"bias": torch.zeros(2, 9, 9, dtype=torch.int32)}, "bias must have a floating dtype"),
+        ({"bias": torch.zeros(2, 9, 9, device="meta")}, "bias must be on the device of qkv, cpu, got meta"),
+        ({"window_size": (0, 3)}, "window_size must be positive"),
+        ({"window_size": (3,)}, "window_size must be two integers"),
+        ({"window_size": (3.0, 3)}, "window_size must be two integers"),
+        ({"shift": (3, 0)}, r"below window_size \(3, 3\) along each axis, got \(3, 0\)"),
+        ({"shift": (-1, 0)}, "shift must be at least 0"),
+        ({"dilation": 0}, "dilation must be a positive integer, got 0"),
+        ({"pad_qkv": torch.zeros(3, 2, 5)}, "pad_qkv must be"),
+        ({"impl": "flash"}, "impl must be one of auto, reference, sdpa, triton, got 'flash'"),
+    ],
+)
+def test_bad_input_names_argument_rule_and_value(changes: dict, message: str) -> None:
+    arguments = {"qkv": torch.zeros(2, 5, 7, 3, 2, 4), "bias": torch.zeros(2, 9, 9), "window_size": (3, 3)} | changes
+    qkv, bias = arguments.pop("qkv"), arguments.pop("bias")
+    with pytest.raises(ValueError, match=message):
+        swinx.window_attention(qkv, bias, **arguments)
+
+
+def test_triton_is_refused_with_a_plain_sentence() -> None:
+    with pytest.raises(NotImplementedError, match="no fused kernel yet; choose 'auto', 'reference' or 'sdpa'"):
+        swinx.window_attention(torch.zeros(1, 3, 3, 3, 1, 4), torch.zeros(1, 9, 9), window_size=(3, 3), impl="triton")
+
+
+def test_auto_follows_its_written_rule() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert resolve_implementation("auto", cpu, recording=False) == "sdpa"
+    assert resolve_implementation("auto", cpu, recording=True) == "reference"
+    assert resolve_implementation("auto", cuda, recording=True) == "sdpa"
+    assert resolve_implementation("reference", cuda, recording=False) == "reference"
+
+    def compiled(x: Tensor) -> Tensor:
+        return x + (1 if resolve_implementation("auto", x.device, recording=True) == "sdpa" else 2)
+
+    assert torch.compile(compiled, backend="eager", fullgraph=True)(torch.zeros(())) == 1
+
+
+@pytest.mark.parametrize(("height", "width", "window", "shift", "dilation"), GEOMETRIES)
+def test_gather_and_scatter_are_inverse(
+    height: int, width: int, window: tuple[int, int], shift: tuple[int, int], dilation: int
+) -> None:
+    device, batch = torch.device("cpu"), 3
+    gather = windows.gather_index(batch, height, width, window, shift, dilation, device)
+    scatter = windows.scatter_index(batch, height, width, window, shift, dilation, device)
+    tokens = batch * height * width
+    assert torch.equal(gather[scatter], torch.arange(tokens))
+    assert (gather == tokens).sum() == gather.numel() - tokens
+    assert gather.numel() > tokens or not windows.needs_padding(height, width, window, dilation)
+
+
+def test_shift_is_half_a_window_unless_one_window_covers_the_lattice() -> None:
+    for window in (4, 5, 7, 8, 12):
+        for dilation in (1, 2, 4):
+            for size in range(1, 60):
+                extent = -(-size // dilation)
+                expected = window // 2 if extent > window else 0
+                assert windows.cyclic_shift(size, window, dilation) == expected, (size, window, dilation)

@@ -1,0 +1,127 @@
+"""torch.compile, torch.export and torch.jit.script give what eager gives, at sizes they have not seen."""
+
+import io
+from dataclasses import replace
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch.export import Dim
+
+import swinx
+from swinx.config import VARIANTS
+
+STEMS = ["shared", "branch", "inline", "none"]
+SIZES = [(2, 160, 224), (3, 67, 101), (5, 96, 64)]  # the first is traced; the others differ in everything
+
+
+def encoder(stem: str = "shared", output_stride: int = 32, window: int = 7) -> swinx.SwinXEncoder:
+    torch.manual_seed(0)
+    config = replace(VARIANTS["swinx_n"], stem=stem, window_size=window)
+    return swinx.SwinXEncoder(config, output_stride=output_stride).eval()
+
+
+def images() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(batch, 3, height, width, generator=generator) for batch, height, width in SIZES]
+
+
+def assert_same(got: list[Tensor], expected: list[Tensor], tolerance: float = 1e-5) -> None:
+    assert len(got) == len(expected)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> None:
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(("stem", "output_stride"), [*((stem, 32) for stem in STEMS), ("shared", 16), ("shared", 8)])
+@torch.no_grad()
+def test_one_graph_serves_every_image_size(stem: str, output_stride: int) -> None:
+    model, counter = encoder(stem, output_stride), CompileCounter()
+    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
+    for image in images():
+        assert_same(compiled(image), model(image))
+    assert counter.frame_count == 1
+
+
+def test_one_graph_serves_training_at_every_image_size() -> None:
+    model, counter = encoder().train(), CompileCounter()
+    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
+    for image in images():
+        sum(level.square().mean() for level in compiled(image)[1:]).backward()
+    assert counter.frame_count == 1
+
+
+@torch.no_grad()
+def test_inductor_equals_eager() -> None:
+    model = swinx.SwinXEncoder(replace(VARIANTS["swinx_n"], stem="shared"), depth=3).eval()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    for image in images():
+        assert_same(compiled(image), model(image))
+
+
+def test_inductor_training_step_equals_eager() -> None:
+    model = swinx.SwinXEncoder(replace(VARIANTS["swinx_n"], stem="shared", drop_path_rate=0.0), depth=3)
+    image = images()[0]
+
+    def gradients(function: torch.nn.Module) -> list[Tensor]:
+        loss = sum(level.square().mean() for level in function(image)[1:])
+        return list(torch.autograd.grad(loss, list(model.parameters())))
+
+    eager = gradients(model)
+    assert_same(gradients(torch.compile(model, fullgraph=True)), eager, tolerance=1e-4)
+
+
+@pytest.mark.parametrize(("stem", "output_stride"), [("shared", 32), ("inline", 16), ("branch", 8)])
+@torch.no_grad()
+def test_strict_export_with_dynamic_batch_height_and_width(stem: str, output_stride: int) -> None:
+    model = encoder(stem, output_stride)
+    dynamic = {"x": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
+    program = torch.export.export(model, (images()[0],), dynamic_shapes=dynamic, strict=True)
+    assert not [node for node in program.graph.nodes if "swinx" in str(node.target)]  # runs without swinx
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    loaded = torch.export.load(io.BytesIO(buffer.getvalue())).module()
+    for image in images():
+        assert_same(loaded(image), model(image))
+
+
+@pytest.mark.parametrize(("stem", "output_stride"), [*((stem, 32) for stem in STEMS), ("shared", 16), ("inline", 8)])
+@torch.no_grad()
+def test_torchscript_saved_and_loaded_equals_eager(stem: str, output_stride: int) -> None:
+    model = encoder(stem, output_stride)
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(model), buffer)
+    loaded = torch.jit.load(io.BytesIO(buffer.getvalue()))
+    for image in images():
+        assert_same(loaded(image), model(image))
+
+
+def test_scripted_training_has_the_gradients_of_eager() -> None:
+    torch.manual_seed(0)
+    model = swinx.SwinXEncoder(replace(VARIANTS["swinx_n"], drop_path_rate=0.0)).train()
+    scripted = torch.jit.script(model)
+    image = images()[1]
+    sum(level.square().mean() for level in model(image)[1:]).backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    sum(level.square().mean() for level in scripted(image)[1:]).backward()
+    assert_same([parameter.grad for parameter in model.parameters()], expected, tolerance=1e-4)
+
+
+@torch.no_grad()
+def test_a_whole_smp_model_compiles_exports_and_scripts() -> None:
+    torch.manual_seed(0)
+    model = smp.DeepLabV3Plus("swinx_n", encoder_weights=None, classes=5).eval()
+    image = torch.randn(2, 3, 96, 128)
+    expected = model(image)
+    torch.testing.assert_close(torch.jit.script(model)(image), expected, rtol=1e-4, atol=1e-4)
+    program = torch.export.export(model, (image,), strict=True)
+    torch.testing.assert_close(program.module()(image), expected, rtol=1e-4, atol=1e-4)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(image), expected, rtol=1e-4, atol=1e-4)

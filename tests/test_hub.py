@@ -1,0 +1,177 @@
+"""Pretrained weights by smp's own path: the real huggingface_hub downloads from a server on this machine."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from layouts import EMBED, backbone, by_smp, config, head
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from swinx import SwinXEncoder
+
+# What swinx_t downloads for each tag; a test of the registry compares every name with timm's.
+REPOSITORIES = {
+    "imagenet": "timm/swin_tiny_patch4_window7_224.ms_in1k",
+    "in22k": "timm/swin_tiny_patch4_window7_224.ms_in22k",
+    "in22k_ft_in1k": "timm/swin_tiny_patch4_window7_224.ms_in22k_ft_in1k",
+}
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+# (name, weights, arguments of smp.Unet); `small` is swinx_t with the architecture of layouts.py.
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    *(("small", tag, {}) for tag in REPOSITORIES),
+    ("small", "imagenet", {"in_channels": 1}),
+    ("small", "imagenet", {"in_channels": 4}),
+    ("small", "imagenet", {"encoder_depth": 3, "decoder_channels": [4, 4, 4]}),
+    ("small_branch", "in22k", {"in_channels": 4}),
+]
+
+# Runs in a fresh interpreter, because huggingface_hub reads its environment when it is imported.
+WORKER = """
+import json, sys, torch
+import segmentation_models_pytorch as smp
+import swinx
+from layouts import config
+from segmentation_models_pytorch.encoders import encoders
+
+cases, out = json.loads(sys.argv[1]), sys.argv[2]
+encoders["small"] = {**encoders["swinx_t"], "params": {"config": config()}}
+swinx.register_encoder("small_branch", base="small", stem="branch")
+results = []
+for name, weights, arguments in cases:
+    model = smp.Unet(name, encoder_weights=weights, **{"decoder_channels": [4] * 5, **arguments}).eval()
+    image = torch.randn(1, arguments.get("in_channels", 3), 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        results.append({"state": model.encoder.state_dict(), "image": image, "levels": model.encoder(image)})
+torch.save(results, out)
+"""
+
+
+def last_norm(seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {f"norm.{end}": torch.randn(EMBED * 8, generator=generator) for end in ("weight", "bias")}
+
+
+def served(tag: str) -> dict[str, Tensor]:
+    """A timm state dict with a head, other weights for each tag."""
+    seed = list(REPOSITORIES).index(tag)
+    return {**backbone(seed=seed), **last_norm(seed), **head("head.fc")}
+
+
+@dataclass
+class Hub:
+    """A server that knows the files by path, and what it was asked for."""
+
+    files: dict[str, bytes]
+    requests: list[tuple[str, str]] = field(default_factory=list)
+
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self) -> None:
+                self.answer()
+
+            def do_GET(self) -> None:
+                self.wfile.write(self.answer())
+
+            def answer(self) -> bytes:
+                hub.requests.append((self.command, self.path))
+                content = hub.files.get(self.path.replace(f"/resolve/{COMMIT}/", "/resolve/main/"))
+                self.send_response(404 if content is None else 200)
+                self.send_header("Content-Length", str(len(content or b"")))
+                if content is not None:
+                    self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+                    self.send_header("X-Repo-Commit", COMMIT)
+                self.end_headers()
+                return content or b""
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        return Handler
+
+
+@pytest.fixture(scope="module")
+def downloaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Hub, list[dict[str, Any]]]:
+    """The server after all cases have been built from it, and their encoders' weights and features."""
+    folder = tmp_path_factory.mktemp("hub")
+    hub = Hub({})
+    for tag, repository in REPOSITORIES.items():
+        settings = {"pretrained_cfg": {"mean": [0.485, 0.456, 0.406]}}  # nested as in timm's
+        hub.files[f"/{repository}/resolve/main/config.json"] = json.dumps(settings).encode()
+        hub.files[f"/{repository}/resolve/main/model.safetensors"] = save(served(tag))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), hub.handler())
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    tests = Path(__file__).parent
+    environment = {key: value for key, value in os.environ.items() if not key.upper().startswith(("HF_", "HUGGING"))}
+    environment |= {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(folder / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+        "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", WORKER, json.dumps(CASES), str(folder / "results.pt")],
+            env=environment, cwd=folder, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    return hub, torch.load(folder / "results.pt", weights_only=True)
+
+
+def test_smp_asks_for_the_two_files_of_timm_s_repositories(downloaded: tuple[Hub, list[dict[str, Any]]]) -> None:
+    hub, _ = downloaded
+    asked = {path.replace(f"/resolve/{COMMIT}/", "/resolve/main/") for _, path in hub.requests}
+    assert asked == hub.files.keys()
+    fetched = [path for method, path in hub.requests if method == "GET"]
+    assert len(fetched) == len(set(fetched)) == len(hub.files), "each file once; then the cache serves it"
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda i: "-".join(map(str, CASES[i])))
+def test_the_encoder_has_the_served_weights_and_their_features(
+    number: int, downloaded: tuple[Hub, list[dict[str, Any]]]
+) -> None:
+    name, tag, arguments = CASES[number]
+    result = downloaded[1][number]
+    in_channels, depth = arguments.get("in_channels", 3), arguments.get("encoder_depth", 5)
+    built = config(stem="branch" if "branch" in name else "shared")
+    encoder = SwinXEncoder(built, in_channels=in_channels, depth=depth).eval()
+    weights = {re.sub(r"^norm\.", "norms.3.", key): value for key, value in served(tag).items()}
+    weights["patch_embed.proj.weight"] = by_smp(weights["patch_embed.proj.weight"], in_channels)
+    state = encoder.state_dict()
+    # timm's files hold neither: norms of levels stay as built, and the branch's convolutions are the worker's draw.
+    state |= {key: value for key, value in result["state"].items() if key.startswith("patch_embed.conv")}
+    state |= {key: value for key, value in weights.items() if key in state}
+    assert result["state"].keys() == state.keys()
+    for key, value in state.items():
+        assert torch.equal(result["state"][key], value), key
+    nn.Module.load_state_dict(encoder, state)
+    with torch.no_grad():
+        for level, wanted in zip(result["levels"], encoder(result["image"]), strict=True):
+            torch.testing.assert_close(level, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_tags_give_different_weights(downloaded: tuple[Hub, list[dict[str, Any]]]) -> None:
+    last = [result["levels"][-1] for result in downloaded[1][: len(REPOSITORIES)]]
+    assert not torch.allclose(last[0], last[1], atol=0.1)
+    assert not torch.allclose(last[1], last[2], atol=0.1)

@@ -1,0 +1,229 @@
+"""Names, variants and preprocessing: what `import swinx` enters into smp's registry, and what it refuses to enter."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from segmentation_models_pytorch.encoders import encoders
+
+import swinx
+from swinx import SwinConfig, SwinXEncoder
+
+PUBLISHED = ["swinx_n", "swinx_t", "swinx_s", "swinx_b", "swinx_b_w12", "swinx_l", "swinx_l_w12"]
+FIELDS = "embed_dim, depths, num_heads, window_size, drop_path_rate, stem"
+
+
+@pytest.fixture(autouse=True)
+def registry_as_before() -> Iterator[None]:
+    before = dict(encoders)
+    for name in set(swinx.list_encoders()) - set(PUBLISHED):  # variants of other tests
+        del encoders[name]
+    yield
+    encoders.clear()
+    encoders.update(before)
+
+
+def tags(name: str) -> dict[str, dict[str, str]]:
+    settings: dict[str, dict[str, str]] = encoders[name]["pretrained_settings"]
+    return settings
+
+
+def config(name: str) -> SwinConfig:
+    built: SwinConfig = encoders[name]["params"]["config"]
+    return built
+
+
+def timm_cfg(name: str, tag: str) -> Any:
+    return timm.models.get_pretrained_cfg(tags(name)[tag]["repo_id"].removeprefix("timm/"))
+
+
+def test_the_published_names_are_listed_and_known_to_smp() -> None:
+    assert swinx.list_encoders() == PUBLISHED
+    assert set(PUBLISHED) <= set(smp.encoders.get_encoder_names())
+
+
+def test_every_variant_with_weights_has_smp_s_default_tag() -> None:
+    for name in PUBLISHED:
+        assert list(tags(name)) == ([] if name == "swinx_n" else ["imagenet", "in22k", "in22k_ft_in1k"])
+
+
+def test_every_tag_names_the_repository_that_timm_publishes() -> None:
+    for name in PUBLISHED:
+        for tag, settings in tags(name).items():
+            assert settings.keys() == {"repo_id", "revision"}
+            assert settings["revision"] == "main"
+            assert settings["repo_id"] == timm_cfg(name, tag).hf_hub_id
+            published = settings["repo_id"].rpartition(".")[2]
+            if tag != "imagenet":
+                assert published == f"ms_{tag}"
+            else:  # the large ones were never trained on ImageNet-1k alone
+                assert published == ("ms_in22k_ft_in1k" if "_l" in name else "ms_in1k")
+
+
+def test_every_swin_that_timm_publishes_can_be_had() -> None:
+    offered = {settings["repo_id"].removeprefix("timm/") for name in PUBLISHED for settings in tags(name).values()}
+    assert offered == set(timm.list_pretrained("swin_*_patch4_window*"))
+
+
+@pytest.mark.parametrize("name", PUBLISHED[1:])
+def test_a_variant_has_the_architecture_of_its_weights(name: str) -> None:
+    architecture = tags(name)["imagenet"]["repo_id"].removeprefix("timm/").rpartition(".")[0]
+    with torch.device("meta"):
+        model = timm.create_model(architecture)
+    built = config(name)
+    assert built.embed_dim == model.embed_dim
+    assert list(built.depths) == [len(stage.blocks) for stage in model.layers]
+    assert list(built.num_heads) == [stage.blocks[0].attn.num_heads for stage in model.layers]
+    assert (built.window_size, built.window_size) == model.layers[0].blocks[0].attn.window_size
+
+
+def test_a_registered_variant_is_built_with_its_changes() -> None:
+    swinx.register_encoder("tiny", base="swinx_n", stem="branch", window_size=(4, 5), depths=(1, 1, 2, 1))
+    assert swinx.list_encoders() == [*PUBLISHED, "tiny"]
+    assert config("tiny") == SwinConfig(32, (1, 1, 2, 1), (1, 2, 4, 8), (4, 5), 0.05, stem="branch")
+    encoder = smp.encoders.get_encoder("tiny", in_channels=2, depth=4, output_stride=8)
+    assert isinstance(encoder, SwinXEncoder)
+    assert encoder.config == config("tiny")
+    assert [len(stage.blocks) for stage in encoder.layers] == [1, 1, 2]
+    assert [info.stride for info in encoder.feature_info] == [1, 2, 4, 8, 8]
+    image = torch.randn(1, 2, 35, 50)
+    levels = encoder(image)
+    assert torch.equal(levels[0], image)
+    assert [level.shape[1] for level in levels] == encoder.out_channels == [2, 16, 32, 64, 128]
+
+
+def test_a_variant_of_a_variant_takes_its_base_s_changes_over() -> None:
+    swinx.register_encoder("first", base="swinx_t", stem="branch")
+    swinx.register_encoder("second", base="first", window_size=8)
+    assert (config("second").stem, config("second").window_size) == ("branch", 8)
+    assert tags("second") == tags("swinx_t")
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"stem": "none"}, {"stem": "inline"}, {"window_size": (4, 9)}, {"drop_path_rate": 0.0}]
+)
+def test_weights_stay_where_they_fit(changes: dict[str, Any]) -> None:
+    swinx.register_encoder("variant", base="swinx_b", **changes)
+    assert tags("variant") == tags("swinx_b") != {}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"embed_dim": 48}, {"depths": (1, 1, 1, 1)}, {"num_heads": (2, 4, 8, 16)}], ids=lambda c: next(iter(c))
+)
+def test_weights_go_where_they_cannot_fit(changes: dict[str, Any]) -> None:
+    swinx.register_encoder("variant", base="swinx_t", **changes)
+    assert tags("variant") == {}
+    with pytest.raises(KeyError, match="Wrong pretrained weights `imagenet` for encoder `variant`"):
+        smp.encoders.get_encoder("variant", weights="imagenet")
+
+
+def test_a_list_counts_as_a_tuple() -> None:
+    swinx.register_encoder("variant", base="swinx_t", depths=[2, 2, 6, 2], window_size=[7, 7])
+    assert config("variant").depths == (2, 2, 6, 2)
+    assert config("variant").window_size == (7, 7)
+    assert tags("variant") == tags("swinx_t")
+
+
+def test_repeating_a_registration_is_allowed_and_changing_one_is_not() -> None:
+    swinx.register_encoder("variant", base="swinx_t", window_size=8)
+    before = dict(encoders["variant"])
+    swinx.register_encoder("variant", base="swinx_t", window_size=8)
+    assert encoders["variant"] == before
+    with pytest.raises(ValueError, match="name must be new: 'variant' is registered with another configuration"):
+        swinx.register_encoder("variant", base="swinx_t", window_size=9)
+    assert encoders["variant"] == before
+
+
+def refused(message: str, *args: Any, **kwargs: Any) -> None:
+    before = {name: dict(entry) for name, entry in encoders.items()}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        swinx.register_encoder(*args, **kwargs)
+    assert encoders == before
+
+
+def test_a_taken_name_is_refused() -> None:
+    for name in ("swinx_t", "resnet34", "mit_b0"):
+        refused(f"name must be new: {name!r}", name, base="swinx_t", window_size=8)
+
+
+def test_a_name_that_smp_would_hand_to_timm_is_refused() -> None:
+    for name in ("tu-mine", "timm-mine", ""):
+        message = f"name must not be empty nor begin with 'tu-' or 'timm-', smp's own for timm, got {name!r}"
+        refused(message, name, base="swinx_t")
+
+
+def test_an_unknown_base_is_refused_with_the_choices() -> None:
+    refused(f"base must be one of {', '.join(PUBLISHED)}, got 'swinx_xl'", "mine", base="swinx_xl")
+    refused("got 'resnet34'", "mine", base="resnet34")
+
+
+def test_an_unknown_field_is_refused_with_the_choices() -> None:
+    message = f"changes must be among {FIELDS}, got windows, size"
+    refused(message, "mine", base="swinx_t", windows=7, size=3, stem="none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stem": "conv"}, "stem must be one of shared, branch, inline, none, got 'conv'"),
+        ({"window_size": 0}, "window_size must be a positive integer or a pair of them, got 0"),
+        ({"window_size": (7, 7, 7)}, "window_size must be a positive integer or a pair of them, got (7, 7, 7)"),
+        ({"depths": (2, 2, 2)}, "depths must be four positive integers, one per stage, got (2, 2, 2)"),
+        ({"embed_dim": -96}, "embed_dim must be a positive integer, got -96"),
+        ({"num_heads": (5, 6, 12, 24)}, "num_heads must divide the channels of each stage: stage 1 has 96 channels"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate must be at least 0 and below 1, got 1.0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_wrong_value_is_refused(changes: dict[str, Any], message: str) -> None:
+    refused(message, "mine", base="swinx_t", **changes)
+
+
+@pytest.mark.parametrize("name", PUBLISHED[1:])
+def test_preprocessing_is_that_of_the_weights(name: str) -> None:
+    """Against timm's own record of how each set of weights was trained."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    for tag in tags(name):
+        cfg = timm_cfg(name, tag)
+        preprocess = swinx.get_preprocessing_fn(name, weights=tag)
+        wanted = (pixels.astype(np.float64) / 255 - np.array(cfg.mean)) / np.array(cfg.std)
+        np.testing.assert_allclose(preprocess(pixels), wanted, rtol=1e-12)
+        np.testing.assert_allclose(preprocess(pixels / 255), wanted, rtol=1e-12)
+
+
+def test_preprocessing_is_smp_s_for_imagenet() -> None:
+    """Its own function with the statistics that its ResNets have must give the same array."""
+    pixels = np.random.default_rng(1).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    imagenet = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    wanted = smp.encoders.preprocess_input(pixels, input_space="RGB", input_range=[0, 1], **imagenet)
+    result = swinx.get_preprocessing_fn("swinx_b")(pixels)
+    assert np.array_equal(result, wanted)
+    assert np.array_equal(pixels, np.random.default_rng(1).integers(0, 256, (4, 6, 3), dtype=np.uint8)), "not in place"
+
+
+def test_preprocessing_follows_a_variant_s_base() -> None:
+    swinx.register_encoder("variant", base="swinx_t", stem="branch")
+    image = np.random.default_rng(2).random((3, 4, 3))
+    wanted = swinx.get_preprocessing_fn("swinx_t", "in22k")(image)
+    assert np.array_equal(swinx.get_preprocessing_fn("variant", "in22k")(image), wanted)
+
+
+def test_unknown_weights_are_refused_with_the_choices() -> None:
+    with pytest.raises(ValueError, match="must be one of imagenet, in22k, in22k_ft_in1k for swinx_b, got 'ssl'"):
+        swinx.get_preprocessing_fn("swinx_b", weights="ssl")
+    with pytest.raises(ValueError, match=r"\(none: this encoder has no pretrained weights\) for swinx_n, got"):
+        swinx.get_preprocessing_fn("swinx_n")
+    with pytest.raises(ValueError, match=f"encoder_name must be one of {', '.join(PUBLISHED)}, got 'resnet34'"):
+        swinx.get_preprocessing_fn("resnet34")
+
+
+def test_smp_says_which_weights_an_encoder_has() -> None:
+    with pytest.raises(KeyError, match=r"`nonsense` for encoder `swinx_t`.*\['imagenet', 'in22k', 'in22k_ft_in1k'\]"):
+        smp.encoders.get_encoder("swinx_t", weights="nonsense")
+    with pytest.raises(KeyError, match=r"`imagenet` for encoder `swinx_n`.*options are: \[\]"):
+        smp.Unet("swinx_n")
