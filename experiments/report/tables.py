@@ -1,0 +1,169 @@
+"""Rows of kind "segmentation" as tables: a ranking over configurations, classes by configuration, a sentence on both.
+
+A configuration is decoder, encoder, stem and output stride; its rows differ in the seed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas
+
+from experiments.records import Row
+
+CONFIGURATION = ["decoder", "encoder", "stem", "output_stride"]
+SPREAD = ["test_miou", "val_miou", "thin_miou", "pixel_accuracy"]
+COST = [
+    "params_m",
+    "gflops",
+    "latency_ms_p20",
+    "latency_ms_p50",
+    "latency_ms_p80",
+    "peak_memory_mb",
+    "train_minutes",
+    "images_seen",
+]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the ranking: key in the summary, heading, digits (None: text), and what the heading means."""
+
+    key: str
+    heading: str
+    digits: int | None
+    meaning: str
+
+
+COLUMNS = [
+    Column("rank", "#", 0, "rank by test mIoU"),
+    Column("decoder", "decoder", None, "decoder of segmentation_models_pytorch"),
+    Column("encoder", "encoder", None, "encoder"),
+    Column("stem", "stem", None, "what makes the stride-2 level"),
+    Column("output_stride", "OS", 0, "output stride of the encoder"),
+    Column("seeds", "seeds", 0, "number of seeds behind the means"),
+    Column("test_miou", "test mIoU %", 1, "mean IoU on the test split, over classes that occur"),
+    Column("val_miou", "val mIoU %", 1, "mean IoU on the validation split"),
+    Column("thin_miou", "thin IoU %", 1, "mean IoU of thin classes on the test split"),
+    Column("pixel_accuracy", "pixel acc. %", 1, "share of test pixels that are right"),
+    Column("params_m", "params M", 2, "millions of parameters"),
+    Column("gflops", "GFLOPs", 2, "two per multiply-add, one image"),
+    Column("latency_ms_p50", "latency ms", 1, "one image, median"),
+    Column("peak_memory_mb", "memory MB", 0, "peak over training and evaluation"),
+    Column("train_minutes", "train min", 1, "wall time of training"),
+    Column("images_seen", "images seen", 0, "training images, repeats counted"),
+]
+MISSING = "\N{EN DASH}"
+# Left out of a table, and told once beside it, where all configurations agree.
+CONSTANT = ["encoder", "stem", "seeds", "images_seen"]
+
+
+def summary(rows: Sequence[Row]) -> pandas.DataFrame:
+    """One line per configuration that finished, best test mIoU first.
+
+    Columns: rank, label, CONFIGURATION, seeds, means of SPREAD with their sample standard deviation as KEY_sd (NaN for
+    one seed), medians of COST.
+    """
+    frame = pandas.DataFrame([row for row in rows if row["status"] == "ok"])
+    if frame.empty:
+        return pandas.DataFrame(columns=["rank", "label", *CONFIGURATION, "seeds", *SPREAD, *COST])
+    frame["stem"] = frame["stem"].fillna(MISSING)
+    frame[SPREAD + COST] = frame[SPREAD + COST].astype(float)
+    groups = frame.groupby(CONFIGURATION, sort=False)
+    table = groups[SPREAD].mean().join(groups[SPREAD].std().add_suffix("_sd")).join(groups[COST].median())
+    table = table.join(groups.size().rename("seeds")).reset_index()
+    table = table.sort_values("test_miou", ascending=False, kind="stable", na_position="last", ignore_index=True)
+    table.insert(0, "rank", range(1, len(table) + 1))
+    table.insert(1, "label", labels(table))
+    return table
+
+
+def labels(table: pandas.DataFrame) -> list[str]:
+    """Shortest names that tell the configurations apart: the decoder, and whatever else varies."""
+    varies = {
+        "encoder": table["encoder"].nunique() > 1,
+        "stem": bool((table.groupby("encoder")["stem"].nunique() > 1).any()),
+        "output_stride": bool((table.groupby("decoder")["output_stride"].nunique() > 1).any()),
+    }
+    names = []
+    for _, line in table.iterrows():
+        parts = [str(line["decoder"])]
+        parts += [str(line[key]) for key in ("encoder", "stem") if varies[key]]
+        parts += [f"OS {line['output_stride']}"] if varies["output_stride"] else []
+        names.append(" · ".join(parts))
+    return names
+
+
+def class_table(rows: Sequence[Row], table: pandas.DataFrame) -> pandas.DataFrame:
+    """Test IoU in percent, mean over seeds: one line per class, one column per label of summary(); NaN where absent."""
+    columns = {}
+    for _, line in table.iterrows():
+        matching = [row["class_iou"] for row in finished(rows, line)]
+        columns[line["label"]] = pandas.DataFrame(matching).astype(float).mean()
+    return pandas.DataFrame(columns).rename_axis("class")
+
+
+def finished(rows: Sequence[Row], line: "pandas.Series[Any]") -> list[Row]:
+    """The finished rows behind one line of summary(), by seed."""
+    wanted = [line[key] for key in CONFIGURATION]
+    matching = [
+        row
+        for row in rows
+        if row["status"] == "ok"
+        and [row["decoder"], row["encoder"], row["stem"] or MISSING, row["output_stride"]] == wanted
+    ]
+    return sorted(matching, key=lambda row: int(row["seed"]))
+
+
+def shown_columns(table: pandas.DataFrame) -> list[Column]:
+    """The columns worth a place: not empty, and not the same everywhere where that can be told once."""
+    return [
+        column
+        for column in COLUMNS
+        if table[column.key].notna().any() and not (column.key in CONSTANT and table[column.key].nunique() == 1)
+    ]
+
+
+def constants(table: pandas.DataFrame) -> list[tuple[str, str]]:
+    """Heading and value of what shown_columns() leaves out because all configurations agree."""
+    facts = []
+    for column in COLUMNS:
+        values = table[column.key].dropna().unique()
+        if column.key in CONSTANT and len(values) == 1 and values[0] != MISSING:
+            facts.append((column.heading, cell_text(column, values[0])))
+    return facts
+
+
+def cell_text(column: Column, value: Any, spread: float | None = None) -> str:
+    """A value as it is printed: its digits, ± the spread where there is one, – where it is missing."""
+    if pandas.isna(value):
+        return MISSING
+    if column.digits is None:
+        return str(value)
+    text = f"{value:,.{column.digits}f}".replace(",", "\u202f")
+    return text if spread is None or pandas.isna(spread) else f"{text} ± {spread:.{column.digits}f}"
+
+
+def finding(table: pandas.DataFrame) -> str:
+    """The ranking in a sentence or two, with what the seeds allow to be said."""
+    if table.empty:
+        return "No configuration has finished."
+    best = table.iloc[0]
+    text = f"{best['label']} reaches {best['test_miou']:.1f} % test mIoU"
+    if len(table) == 1:
+        return text + "."
+    last, second = table.iloc[-1], table.iloc[1]
+    text += f", {best['test_miou'] - second['test_miou']:.1f} points above {second['label']}"
+    if len(table) > 2:
+        text += f" and {best['test_miou'] - last['test_miou']:.1f} above {last['label']}, the last of {len(table)}"
+    spread = table["test_miou_sd"].max()
+    if pandas.isna(spread):
+        return text + ". Each ran with one seed, so the spread between seeds is unknown and small gaps decide nothing."
+    text += f". Between seeds the standard deviation is up to {spread:.1f} points"
+    return text + ": read smaller gaps as undecided."
+
+
+def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    """A Markdown table; the first text_columns columns are set left, the others right."""
+    rule = ["---" if i < text_columns else "---:" for i in range(len(headings))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [headings, rule, *lines])

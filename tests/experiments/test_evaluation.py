@@ -1,0 +1,149 @@
+"""Scores by hand and against torchmetrics, costs by hand, pictures that show what they should."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassJaccardIndex
+from toy import IGNORE
+
+import swinx
+from experiments.cells import Cell, build_model
+from experiments.data import SegmentationData, Split
+from experiments.evaluation import (
+    PeakMemory,
+    evaluate,
+    flops,
+    latency,
+    parameters,
+    save_data_panel,
+    save_predictions,
+)
+from experiments.evaluation.accuracy import scores
+from experiments.training import Segmenter
+
+CPU = torch.device("cpu")
+
+
+class Oracle(nn.Module):
+    """Predicts the ids that are written into the first channel of the images."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.one_hot(images[:, 0].long(), self.classes).permute(0, 3, 1, 2).float()
+
+
+def split_of(predicted: Tensor, truth: Tensor) -> Split:
+    images = predicted.to(torch.uint8).unsqueeze(1).repeat(1, 3, 1, 1)
+    return Split(images, truth.to(torch.uint8), tuple(map(str, range(len(truth)))))
+
+
+def test_scores_by_hand_with_an_absent_class_and_ignored_pixels() -> None:
+    """Class 2 is in neither, class 3 only predicted; the mean IoU of 0, 1 and 3 is (2/4 + 1/3 + 0) / 3."""
+    truth = torch.tensor([[[0, 0, 0, 1, 1], [0, 255, 255, 255, 255]]])
+    predicted = torch.tensor([[[0, 0, 3, 1, 0], [1, 2, 3, 0, 1]]])
+    result = evaluate(
+        Oracle(4),
+        split_of(predicted, truth),
+        4,
+        IGNORE,
+        thin_classes=(1, 2),
+        batch_size=1,
+        device=CPU,
+        precision="32",
+    )
+    assert result.class_iou == pytest.approx((100 * 2 / 5, 100 * 1 / 3, None, 0.0))
+    assert result.miou == pytest.approx(100 * (2 / 5 + 1 / 3 + 0) / 3)
+    assert result.thin_miou == pytest.approx(100 / 3)
+    assert result.pixel_accuracy == pytest.approx(100 * 3 / 6)
+
+
+@pytest.mark.parametrize("ignore", [5, 255])
+def test_mean_equals_torchmetrics(ignore: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    truth = torch.randint(0, 4, (5, 11, 13), generator=generator)
+    predicted = torch.randint(0, 4, (5, 11, 13), generator=generator)
+    truth[:, 3] = ignore
+    result = evaluate(Oracle(5), split_of(predicted, truth), 5, ignore, batch_size=2, device=CPU, precision="32")
+    expected = MulticlassJaccardIndex(5, ignore_index=ignore)(predicted, truth)
+    assert result.miou == pytest.approx(100 * expected.item())
+    assert result.class_iou[4] is None
+
+
+def test_nothing_labelled_has_no_scores() -> None:
+    result = scores(torch.zeros(3, 3), thin_classes=(1,))
+    assert (result.miou, result.thin_miou, result.pixel_accuracy) == (None, None, None)
+    assert result.class_iou == (None, None, None)
+
+
+def test_operations_and_parameters_by_hand() -> None:
+    model = nn.Conv2d(3, 5, 3, padding=1)
+    assert flops(model, torch.zeros(1, 3, 11, 13)) == 2 * 11 * 13 * 5 * 3 * 9
+    assert parameters(model) == 5 * 3 * 9 + 5
+
+
+def test_attention_is_counted_and_the_model_left_as_it_was() -> None:
+    """On the CPU torch counts nothing for its fused attention; the products must show nevertheless."""
+    model = Segmenter(build_model(Cell("swinx_n", "inline", "FPN", 32, 0), 3)).eval()
+    image = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    before = {name: module.__dict__.copy() for name, module in model.named_modules()}
+    counted = flops(model, image)
+    assert {name: module.__dict__.copy() for name, module in model.named_modules()} == before
+
+    swinx.set_attention(model, "reference")  # other implementations may project padding tokens besides
+    linear = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal linear
+        fan_in = module.weight[0].numel()  # type: ignore[union-attr, operator]
+        linear += 2 * fan_in * output.numel()
+
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.inference_mode():
+        model(image)
+    # Two products of window attention per block; 64 tokens a window on grids of 16, 8, 4 and 2, padded to 8.
+    grids = {1: (256, 32), 2: (64, 64), 3: (64, 128), 4: (64, 256)}
+    attention = sum(2 * 2 * 2 * tokens * 64 * channels for tokens, channels in grids.values())
+    assert counted == pytest.approx(linear + attention, rel=1e-6)
+
+
+def test_latency_percentiles_are_ordered_and_positive() -> None:
+    p20, p50, p80 = latency(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 32, 32), "32", warmup=1, runs=20)
+    assert 0 < p20 <= p50 <= p80 < 1000
+
+
+def test_peak_memory_sees_what_was_freed() -> None:
+    memory = PeakMemory(CPU)
+    before = memory.megabytes()
+    block = torch.ones(50_000_000, dtype=torch.float32)
+    del block
+    assert memory.megabytes() > before + 150
+    assert memory.scope.startswith("resident set")
+
+
+def test_panel_shows_truth_and_prediction_in_the_sets_colors(toy: SegmentationData, tmp_path: Path) -> None:
+    save_data_panel(tmp_path, toy)
+    data = json.loads((tmp_path / "panel" / "data.json").read_text())
+    assert data["class_names"] == list(toy.class_names)
+    assert data["panel"] == list(toy.test.names)
+
+    class Always(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.tensor([0.0, 0.0, 1.0]).view(1, 3, 1, 1).expand(1, 3, *images.shape[-2:])
+
+    save_predictions(tmp_path, "cell", Always(), toy, CPU, "32")
+    truth = Image.open(tmp_path / "panel" / "03_truth.png").convert("RGB")
+    assert truth.getpixel((0, 0)) == toy.colors[-1]
+    assert truth.getpixel((40, 40)) == toy.colors[int(toy.test.masks[3, 40, 40])]
+    image = Image.open(tmp_path / "panel" / "03_image.png")
+    assert image.getpixel((40, 41)) == tuple(toy.test.images[3, :, 41, 40].tolist())
+    predicted = Image.open(tmp_path / "cells" / "cell" / "03.png").convert("RGB")
+    assert predicted.getpixel((5, 5)) == toy.colors[2]
