@@ -15,7 +15,7 @@ def window_pair(window_size: int | tuple[int, int]) -> tuple[int, int]:
     Raises:
         ValueError: not one or two positive integers.
     """
-    pair = (window_size, window_size) if isinstance(window_size, int) else tuple(window_size)
+    pair = window_size if isinstance(window_size, tuple) else (window_size, window_size)
     if len(pair) != 2 or any(type(side) is not int or side < 1 for side in pair):
         raise ValueError(f"window_size must be a positive integer or a pair of them, got {window_size!r}")
     return pair[0], pair[1]
@@ -41,19 +41,29 @@ class SwinConfig:
     stem: Stem = "shared"
 
     def __post_init__(self) -> None:
+        for name in ("depths", "num_heads", "window_size"):
+            if isinstance(getattr(self, name), list):  # tuples compare and hash
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.stem not in STEMS:
             raise ValueError(f"stem must be one of {', '.join(STEMS)}, got {self.stem!r}")
         window_pair(self.window_size)
         for name, value in (("depths", self.depths), ("num_heads", self.num_heads)):
-            if len(value) != 4 or any(type(item) is not int or item < 1 for item in value):
+            if (
+                not isinstance(value, tuple)
+                or len(value) != 4
+                or any(type(item) is not int or item < 1 for item in value)
+            ):
                 raise ValueError(f"{name} must be four positive integers, one per stage, got {value!r}")
-        if type(self.embed_dim) is not int or self.embed_dim < 1:
-            raise ValueError(f"embed_dim must be a positive integer, got {self.embed_dim!r}")
+        if type(self.embed_dim) is not int or self.embed_dim < 2:
+            raise ValueError(f"embed_dim must be an integer of at least 2, got {self.embed_dim!r}")
         for stage, heads in enumerate(self.num_heads, start=1):
             channels = self.embed_dim * 2 ** (stage - 1)
             if channels % heads:
-                raise ValueError(f"num_heads must divide the channels of each stage: stage {stage} has {channels} channels, got {heads} heads")
-        if not 0.0 <= self.drop_path_rate < 1.0:
+                raise ValueError(
+                    f"num_heads must divide the channels of each stage: stage {stage} has {channels} channels, "
+                    f"got {heads} heads"
+                )
+        if not isinstance(self.drop_path_rate, (int, float)) or not 0.0 <= self.drop_path_rate < 1.0:
             raise ValueError(f"drop_path_rate must be at least 0 and below 1, got {self.drop_path_rate!r}")
 
 

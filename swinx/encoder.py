@@ -1,11 +1,11 @@
 """SwinXEncoder: the feature pyramid, output strides, and the contract of segmentation_models_pytorch encoders.
 
-Shapes: B images, H W image, C channels. Level 0 is the image, level i has nominal stride 2^i; levels are (B, C, H', W').
+Shapes: B images, H W image, C channels. Level 0 is the image, level i has nominal stride 2^i; all are (B, C, H', W').
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from segmentation_models_pytorch.encoders._base import EncoderMixin
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from swinx.attention.api import AttentionImpl, check_implementation
 from swinx.checkpoints import convert_state_dict
 from swinx.config import OUTPUT_STRIDES, PATCH_SIZE, SwinConfig, window_pair
-from swinx.layers import SwinStage
+from swinx.stage import SwinStage
 from swinx.stems import adapt_input_weight, make_stem
 
 
@@ -53,9 +53,12 @@ class SwinXEncoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp ships 
 
     def __init__(self, config: SwinConfig, *, in_channels: int = 3, depth: int = 5, output_stride: int = 32) -> None:
         super().__init__()
+        if not isinstance(config, SwinConfig):
+            raise ValueError(f"config must be a SwinConfig, got {config!r}")
         if type(depth) is not int or not 1 <= depth <= 5:
             raise ValueError(f"depth must be 1, 2, 3, 4 or 5, got {depth!r}")
         _check_in_channels(in_channels)
+        _check_output_stride(output_stride)
         self.config = config
         self._depth = depth
         self._in_channels = in_channels
@@ -112,11 +115,10 @@ class SwinXEncoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp ships 
         Raises:
             ValueError: output_stride is not 8, 16 or 32.
         """
-        if output_stride not in OUTPUT_STRIDES:
-            raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
-        self._output_stride = int(output_stride)
+        _check_output_stride(output_stride)
+        self._output_stride = output_stride
         incoming = 1
-        for index, stage in enumerate(self.layers):
+        for index, stage in enumerate(self._stages()):
             period = max(PATCH_SIZE * 2**index // self._output_stride, 1)
             stage.set_period(incoming, period)
             incoming = period
@@ -148,7 +150,7 @@ class SwinXEncoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp ships 
     @torch.jit.unused
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations (Chen et al. 2016)."""
-        for stage in self.layers:
+        for stage in self._stages():
             stage.grad_checkpointing = enable
 
     @torch.jit.unused
@@ -180,9 +182,15 @@ class SwinXEncoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp ships 
         return levels
 
     @torch.jit.unused
+    def _stages(self) -> list[SwinStage]:
+        return [cast(SwinStage, stage) for stage in self.layers]
+
+    @torch.jit.unused
     def _check_image(self, x: Tensor) -> None:
         if torch.compiler.is_compiling():  # asking a symbolic size would tie the graph to it
             return
+        if not isinstance(x, Tensor):
+            raise ValueError(f"image must be a tensor, got {type(x).__name__}")
         if x.ndim != 4:
             raise ValueError(f"image must be (B, C, H, W), got shape {tuple(x.shape)}")
         if not x.is_floating_point():
@@ -198,6 +206,11 @@ class SwinXEncoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp ships 
 def _check_in_channels(in_channels: int) -> None:
     if type(in_channels) is not int or in_channels < 1:
         raise ValueError(f"in_channels must be a positive integer, got {in_channels!r}")
+
+
+def _check_output_stride(output_stride: int) -> None:
+    if type(output_stride) is not int or output_stride not in OUTPUT_STRIDES:
+        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
 
 
 def set_attention(model: nn.Module, impl: AttentionImpl) -> None:

@@ -1,4 +1,4 @@
-"""The layers of a Swin stage: window attention, block, merging.
+"""The layers that a Swin stage is made of: window attention, MLP, block, merging.
 
 Shapes: B images, H W grid, C channels, h heads, D = C // h head_dim, N tokens in a window, e period coming in.
 Grids are channels last, (B, H, W, C). Parameter names are timm's, so that its checkpoints load by name.
@@ -8,18 +8,14 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from swinx import windows
-from swinx.attention import plan_ops, reference, sdpa
-from swinx.attention.api import AttentionImpl, resolve_implementation
-from swinx.windows import WindowPlan
+from swinx.attention import reference, sdpa
+from swinx.windows import WindowGeometry
 
-
-# Sizes of the slices in which evaluation on the CPU runs, measured on 32 MB of last-level cache: the hidden layer of
-# 2,048 tokens takes 3 MB at 96 channels; the queries, keys and values of 2^20 values take 12 MB.
+# Tokens that the MLP takes at once in evaluation on the CPU, chosen on 32 MB of last-level cache: at 96 channels their
+# hidden layer takes 3 MB.
 TOKENS_PER_SLICE = 2048
-VALUES_PER_SLICE = 2**20
 
 
 class WindowAttention(nn.Module):
@@ -31,12 +27,9 @@ class WindowAttention(nn.Module):
 
     relative_position_index: Tensor
 
-    def __init__(self, dim: int, num_heads: int, window_size: tuple[int, int], shifted: bool) -> None:
+    def __init__(self, dim: int, num_heads: int, window_size: tuple[int, int]) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.window_size = window_size
-        self.shifted = shifted
-        self.dilation = 1
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         table_rows = (2 * window_size[0] - 1) * (2 * window_size[1] - 1)
@@ -48,34 +41,12 @@ class WindowAttention(nn.Module):
         """(h, N, N), gathered from the table."""
         return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
 
-    def shift(self, height: int, width: int) -> tuple[int, int]:
-        """The shift on a grid of that size, in lattice tokens."""
-        if not self.shifted:
-            return (0, 0)
-        return (
-            windows.cyclic_shift(height, self.window_size[0], self.dilation),
-            windows.cyclic_shift(width, self.window_size[1], self.dilation),
-        )
-
-    def plan(self, x: Tensor) -> WindowPlan:
-        """Window geometry of a grid (B, H, W, C) as index tensors."""
-        batch, height, width, _ = x.shape
-        window_size, shift, d = self.window_size, self.shift(height, width), self.dilation
-        if torch.jit.is_scripting():
-            padded = windows.needs_padding(height, width, window_size, d)
-        elif torch.compiler.is_exporting():
-            padded = True
-        elif torch.compiler.is_compiling():
-            return plan_ops.window_plan(batch, height, width, window_size, shift, d, self.shifted, x.device)
-        else:
-            padded = windows.needs_padding(height, width, window_size, d)
-        return windows.window_plan(batch, height, width, window_size, shift, d, self.shifted, True, padded, x.device)
-
-    def forward(self, x: Tensor, plan: WindowPlan | None) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C), through sdpa where there is a plan and through the reference where not."""
+    def forward(self, x: Tensor, geometry: WindowGeometry) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C), through sdpa where the geometry has a plan and the reference where not."""
         batch, height, width, dim = x.shape
         head_dim = dim // self.num_heads
         bias = self.position_bias()
+        plan = geometry.plan
         if plan is not None:
             tokens = x.reshape(-1, dim)
             if plan.padded:
@@ -84,14 +55,14 @@ class WindowAttention(nn.Module):
             out = sdpa.attend_rows(rows, bias, plan).view(batch, height, width, dim)
         else:
             qkv = self.qkv(x).view(batch, height, width, 3, self.num_heads, head_dim)
-            out = self._reference(qkv, bias)
+            out = self._reference(qkv, bias, geometry)
         return self.proj(out)
 
     @torch.jit.unused  # TorchScript has no einops
-    def _reference(self, qkv: Tensor, bias: Tensor) -> Tensor:
-        shift = self.shift(qkv.shape[1], qkv.shape[2])
+    def _reference(self, qkv: Tensor, bias: Tensor, geometry: WindowGeometry) -> Tensor:
+        window_size, shift, dilation, shifted, _ = geometry
         pad_qkv = self.qkv.bias.view(qkv.shape[3:])
-        return reference.window_attention(qkv, bias, self.window_size, shift, self.dilation, pad_qkv, self.shifted)
+        return reference.window_attention(qkv, bias, window_size, shift, dilation, pad_qkv, shifted)
 
 
 class Mlp(nn.Module):
@@ -115,19 +86,17 @@ class SwinBlock(nn.Module):
     encoder must give the same features twice.
     """
 
-    def __init__(
-        self, dim: int, num_heads: int, window_size: tuple[int, int], shifted: bool, drop_path_rate: float
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, window_size: tuple[int, int], drop_path_rate: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, num_heads, window_size, shifted)
+        self.attn = WindowAttention(dim, num_heads, window_size)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim)
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor, plan: WindowPlan | None) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C); see `WindowAttention.forward` for plan."""
-        attention = self.attn(self.norm1(x), plan)
+    def forward(self, x: Tensor, geometry: WindowGeometry) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        attention = self.attn(self.norm1(x), geometry)
         if self.attn.qkv.weight.requires_grad:
             attention = self.drop_path(attention)
         x = x + attention
@@ -137,13 +106,13 @@ class SwinBlock(nn.Module):
         return x + mlp
 
     @torch.jit.unused
-    def infer_(self, x: Tensor, plan: WindowPlan | None) -> None:
+    def infer_(self, x: Tensor, geometry: WindowGeometry) -> None:
         """`forward` for evaluation without gradients on the CPU, in place on a contiguous x.
 
         The MLP runs on a slice of tokens at a time: its hidden layer, the largest tensor of the network, then stays in
         cache, where a whole one would be fresh memory from the operating system at every block.
         """
-        x += self.attn(self.norm1(x), plan)
+        x += self.attn(self.norm1(x), geometry)
         for tokens in x.view(-1, x.shape[-1]).split(TOKENS_PER_SLICE):
             tokens += self.mlp(self.norm2(tokens))
 
@@ -171,80 +140,3 @@ class PatchMerging(nn.Module):
         taps = x.unfold(1, e + 1, self.stride)[..., ::e].unfold(2, e + 1, self.stride)[..., ::e]
         x = taps.permute(0, 1, 2, 5, 4, 3).flatten(3)  # (B, H', W', C, row, column) -> (..., column, row, C)
         return self.reduction(self.norm(x))
-
-
-class SwinStage(nn.Module):
-    """Merge (except in the first stage), then blocks, every second one shifted."""
-
-    def __init__(
-        self, dim: int, num_heads: int, window_size: tuple[int, int], drop_path_rates: list[float], merge: bool
-    ) -> None:
-        super().__init__()
-        self.downsample = PatchMerging(dim // 2) if merge else nn.Identity()
-        self.blocks = nn.ModuleList(
-            SwinBlock(dim, num_heads, window_size, shifted=index % 2 == 1, drop_path_rate=rate)
-            for index, rate in enumerate(drop_path_rates)
-        )
-        self.impl: AttentionImpl = "auto"
-        self.grad_checkpointing = False
-
-    @torch.jit.unused
-    def set_period(self, incoming: int, period: int) -> None:
-        """Dilate: attend on lattices of the given period; merge densely where it exceeds the incoming one."""
-        if isinstance(self.downsample, PatchMerging):
-            self.downsample.spacing = incoming
-            self.downsample.stride = 2 if period == incoming else 1
-        for block in self.blocks:
-            block.attn.dilation = period
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H', W', C')."""
-        x = self.downsample(x)
-        if not torch.jit.is_scripting() and self._infers(x):
-            return self._infer(x)
-        plans: dict[bool, WindowPlan] = {}
-        planned = torch.jit.is_scripting() or self._planned(x)
-        for block in self.blocks:
-            plan: WindowPlan | None = None
-            if planned:
-                if block.attn.shifted not in plans:
-                    plans[block.attn.shifted] = block.attn.plan(x)  # all blocks of a stage share one grid
-                plan = plans[block.attn.shifted]
-            if torch.jit.is_scripting():
-                x = block(x, plan)
-            elif self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, plan, use_reentrant=False)
-            else:
-                x = block(x, plan)
-        return x
-
-    @torch.jit.unused
-    def _recording(self, x: Tensor) -> bool:
-        trained = x.requires_grad or any(parameter.requires_grad for parameter in self.blocks.parameters())
-        return torch.is_grad_enabled() and trained
-
-    @torch.jit.unused
-    def _planned(self, x: Tensor) -> bool:
-        """Whether attention goes through sdpa, which reads a plan."""
-        return resolve_implementation(self.impl, x.device, self._recording(x)) == "sdpa"
-
-    @torch.jit.unused
-    def _infers(self, x: Tensor) -> bool:
-        compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        return x.device.type == "cpu" and not (self.training or compiling or self._recording(x))
-
-    @torch.jit.unused
-    def _infer(self, x: Tensor) -> Tensor:
-        """Blocks on a few images at a time, see `SwinBlock.infer_`."""
-        x = x.clone(memory_format=torch.contiguous_format)  # the grid belongs to the caller
-        per_image = max(x[0].numel(), 1)
-        fitting = max(VALUES_PER_SLICE // per_image, 1)
-        images = max(count for count in range(1, fitting + 1) if x.shape[0] % count == 0)
-        planned = self._planned(x)
-        plans: dict[bool, WindowPlan] = {}
-        for part in x.split(images):
-            for block in self.blocks:
-                if planned and block.attn.shifted not in plans:
-                    plans[block.attn.shifted] = block.attn.plan(part)
-                block.infer_(part, plans.get(block.attn.shifted))
-        return x

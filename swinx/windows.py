@@ -182,6 +182,21 @@ class WindowPlan(NamedTuple):
     padded: bool
 
 
+class WindowGeometry(NamedTuple):
+    """What the blocks of a stage with the same shift need to know of their windows.
+
+    window_size: (wh, ww). shift: (sh, sw). dilation: period of the grid. shifted: whether shift can be other than
+    (0, 0); under compilation shift is a symbol that must not be asked. plan: the same as index tensors, where the
+    attention implementation reads those.
+    """
+
+    window_size: tuple[int, int]
+    shift: tuple[int, int]
+    dilation: int
+    shifted: bool
+    plan: WindowPlan | None
+
+
 def window_plan(
     batch: int,
     height: int,

@@ -105,9 +105,13 @@ def test_loaded_features_are_those_of_the_official_rules(tmp_path: Path) -> None
 def test_a_file_of_a_real_timm_model_gives_its_features(suffix: str, size: tuple[int, int], tmp_path: Path) -> None:
     """At sizes whose grids divide by the window; elsewhere timm attends across the border."""
     torch.manual_seed(0)
-    model = SwinTransformer(
-        embed_dim=EMBED, depths=DEPTHS, num_heads=HEADS, window_size=WINDOW, num_classes=11, strict_img_size=False
-    ).double().eval()
+    model = (
+        SwinTransformer(
+            embed_dim=EMBED, depths=DEPTHS, num_heads=HEADS, window_size=WINDOW, num_classes=11, strict_img_size=False
+        )
+        .double()
+        .eval()
+    )
     for parameter in model.parameters():
         nn.init.normal_(parameter, 0.05, 0.1)
     path = tmp_path / f"weights.{suffix}"
@@ -127,9 +131,11 @@ def test_a_file_of_a_real_timm_model_gives_its_features(suffix: str, size: tuple
 
 def test_a_file_of_a_real_smp_timm_model_gives_its_features(tmp_path: Path) -> None:
     sizes = {"embed_dim": EMBED, "depths": DEPTHS, "num_heads": HEADS}
-    model = smp.Unet(
-        "tu-swin_tiny_patch4_window7_224", encoder_weights=None, decoder_channels=(8, 8, 4, 4, 4), **sizes
-    ).double().eval()
+    model = (
+        smp.Unet("tu-swin_tiny_patch4_window7_224", encoder_weights=None, decoder_channels=(8, 8, 4, 4, 4), **sizes)
+        .double()
+        .eval()
+    )
     torch.save(model.state_dict(), tmp_path / "unet.pth")
     encoder = fresh().double()
     swinx.load_checkpoint(encoder, tmp_path / "unet.pth")
@@ -148,9 +154,7 @@ def test_an_mmseg_merge_computes_what_mmseg_does_with_nn_unfold(tmp_path: Path) 
     x = torch.randn(2, EMBED * 2, 6, 10, generator=torch.Generator().manual_seed(8))
     norm = [weights[f"stages.1.downsample.norm.{end}"] for end in ("weight", "bias")]
     patches = nn.Unfold(kernel_size=2, stride=2)(x).transpose(1, 2)
-    wanted = F.linear(
-        F.layer_norm(patches, patches.shape[-1:], *norm), weights["stages.1.downsample.reduction.weight"]
-    )
+    wanted = F.linear(F.layer_norm(patches, patches.shape[-1:], *norm), weights["stages.1.downsample.reduction.weight"])
     with torch.no_grad():
         merged = encoder.layers[2].downsample(x.permute(0, 2, 3, 1)).flatten(1, 2)
     torch.testing.assert_close(merged, wanted, rtol=1e-5, atol=1e-5)

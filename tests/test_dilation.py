@@ -8,7 +8,8 @@ from torch import Tensor
 import swinx
 from swinx.config import VARIANTS, SwinConfig
 
-SMALL_T = SwinConfig(96, (1, 1, 2, 2), (3, 6, 12, 24), 7, 0.2)  # swinx_t with one block in each stage that dilation leaves alone, two in the others
+# swinx_t with one block in each stage that dilation leaves alone and two in the others
+SMALL_T = SwinConfig(96, (1, 1, 2, 2), (3, 6, 12, 24), 7, 0.2)
 # 67 x 101 is a size that smp's Unet lets through and that is ragged at every stage.
 SIZES = [(224, 224), (256, 256), (352, 480), (360, 480), (464, 464), (67, 101)]
 

@@ -1,7 +1,7 @@
-"""Window plans as operators of their own, for torch.compile.
+"""Window plans as an operator of their own, for torch.compile.
 
-Traced op by op, the integer arithmetic of a plan is inlined into every gather that reads it: the compiler spends minutes
-on simplifying it and the kernel repeats it for every channel. As one opaque operator it is computed once per stage.
+Traced op by op, the integer arithmetic of a plan is inlined into every gather that reads it: the compiler takes minutes
+to simplify it, and the kernel repeats it for every channel. As one opaque operator it is computed once per stage.
 Exported programs hold the plain operations instead, so that they run without swinx.
 
 Shapes: B images, H W grid, N tokens in a window, M windows of one image.
@@ -16,24 +16,25 @@ from swinx import windows
 from swinx.windows import WindowPlan
 
 
-def _pair(values: Sequence[int]) -> tuple[int, int]:
-    return values[0], values[1]
-
-
-@torch.library.custom_op("swinx::gather_index", mutates_args=())
-def _gather_index(
+@torch.library.custom_op("swinx::window_plan", mutates_args=())
+def _window_plan(
     batch: int,
     height: int,
     width: int,
     window_size: Sequence[int],
     shift: Sequence[int],
     dilation: int,
+    shifted: bool,
     device: torch.device,
-) -> Tensor:
-    return windows.gather_index(batch, height, width, _pair(window_size), _pair(shift), dilation, device)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """gather (B * M * N,), scatter (B * H * W,) and visible (B * M, N, N), which is empty without a shift."""
+    window, amount = (window_size[0], window_size[1]), (shift[0], shift[1])
+    plan = windows.window_plan(batch, height, width, window, amount, dilation, shifted, True, True, device)
+    visible = torch.empty(0, dtype=torch.bool, device=device) if plan.visible is None else plan.visible
+    return plan.gather, plan.scatter, visible
 
 
-@_gather_index.register_fake
+@_window_plan.register_fake
 def _(
     batch: int,
     height: int,
@@ -41,64 +42,17 @@ def _(
     window_size: Sequence[int],
     shift: Sequence[int],
     dilation: int,
+    shifted: bool,
     device: torch.device,
-) -> Tensor:
-    count = windows.window_count(batch, height, width, _pair(window_size), dilation)
-    return torch.empty(count * window_size[0] * window_size[1], dtype=torch.int64, device=device)
-
-
-@torch.library.custom_op("swinx::scatter_index", mutates_args=())
-def _scatter_index(
-    batch: int,
-    height: int,
-    width: int,
-    window_size: Sequence[int],
-    shift: Sequence[int],
-    dilation: int,
-    device: torch.device,
-) -> Tensor:
-    return windows.scatter_index(batch, height, width, _pair(window_size), _pair(shift), dilation, device)
-
-
-@_scatter_index.register_fake
-def _(
-    batch: int,
-    height: int,
-    width: int,
-    window_size: Sequence[int],
-    shift: Sequence[int],
-    dilation: int,
-    device: torch.device,
-) -> Tensor:
-    return torch.empty(batch * height * width, dtype=torch.int64, device=device)
-
-
-@torch.library.custom_op("swinx::visible_pairs", mutates_args=())
-def _visible_pairs(
-    batch: int,
-    height: int,
-    width: int,
-    window_size: Sequence[int],
-    shift: Sequence[int],
-    dilation: int,
-    device: torch.device,
-) -> Tensor:
-    return windows.visible_pairs(batch, height, width, _pair(window_size), _pair(shift), dilation, True, device)
-
-
-@_visible_pairs.register_fake
-def _(
-    batch: int,
-    height: int,
-    width: int,
-    window_size: Sequence[int],
-    shift: Sequence[int],
-    dilation: int,
-    device: torch.device,
-) -> Tensor:
-    count = windows.window_count(batch, height, width, _pair(window_size), dilation)
+) -> tuple[Tensor, Tensor, Tensor]:
+    count = windows.window_count(batch, height, width, (window_size[0], window_size[1]), dilation)
     tokens = window_size[0] * window_size[1]
-    return torch.empty(count, tokens, tokens, dtype=torch.bool, device=device)
+    visible = (count, tokens, tokens) if shifted else (0,)
+    return (
+        torch.empty(count * tokens, dtype=torch.int64, device=device),
+        torch.empty(batch * height * width, dtype=torch.int64, device=device),
+        torch.empty(visible, dtype=torch.bool, device=device),
+    )
 
 
 def window_plan(
@@ -111,7 +65,6 @@ def window_plan(
     shifted: bool,
     device: torch.device,
 ) -> WindowPlan:
-    """`swinx.windows.window_plan` with attended padding, through the operators."""
-    geometry = (batch, height, width, window_size, shift, dilation)
-    visible = _visible_pairs(*geometry, device) if shifted else None
-    return WindowPlan(_gather_index(*geometry, device), _scatter_index(*geometry, device), visible, True)
+    """`swinx.windows.window_plan` with attended padding, through the operator."""
+    gather, scatter, visible = _window_plan(batch, height, width, window_size, shift, dilation, shifted, device)
+    return WindowPlan(gather, scatter, visible if shifted else None, True)
