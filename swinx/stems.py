@@ -35,15 +35,14 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, dim, PATCH_SIZE, PATCH_SIZE)
         self.norm = nn.LayerNorm(dim)
 
-    def embed(self, image: Tensor, stride: int) -> Tensor:
+    def project(self, image: Tensor, stride: int) -> Tensor:
         """Patches at the given stride: (B, I, H, W) -> (B, ceil(H / stride), ceil(W / stride), C)."""
-        patches = F.conv2d(_pad_end(image), self.proj.weight, self.proj.bias, stride)
-        return self.norm(patches.permute(0, 2, 3, 1))
+        return F.conv2d(_pad_end(image), self.proj.weight, self.proj.bias, stride).permute(0, 2, 3, 1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, I, H, W) -> level 1 (B, C1, ceil(H / 2), ceil(W / 2)) and tokens (B, ceil(H / 4), ceil(W / 4), C)."""
         size = ((image.shape[2] + 1) // 2, (image.shape[3] + 1) // 2)
-        return image.new_zeros(image.shape[0], 0, size[0], size[1]), self.embed(image, 4)
+        return image.new_zeros(image.shape[0], 0, size[0], size[1]), self.norm(self.project(image, 4))
 
     @torch.jit.unused
     def input_convolutions(self) -> list[nn.Conv2d]:
@@ -61,8 +60,9 @@ class SharedStem(PatchEmbed):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """See `PatchEmbed.forward`; C1 = C."""
-        level1 = self.embed(image, 2)
-        return level1.permute(0, 3, 1, 2), level1[:, ::2, ::2].contiguous()
+        patches = self.project(image, 2)
+        # Normalised apart: where no decoder reads level 1, training does not go back through its norm.
+        return self.norm(patches).permute(0, 3, 1, 2), self.norm(patches[:, ::2, ::2])
 
 
 class ConvNormAct(nn.Module):
@@ -92,7 +92,7 @@ class BranchStem(PatchEmbed):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """See `PatchEmbed.forward`; C1 = C // 2."""
         level1 = self.conv2(self.conv1(image.contiguous(memory_format=torch.channels_last)))
-        return level1, self.embed(image, 4)
+        return level1, self.norm(self.project(image, 4))
 
     @torch.jit.unused
     def input_convolutions(self) -> list[nn.Conv2d]:

@@ -36,12 +36,12 @@ def window_attention(
         lattices = torch.roll(lattices, (-shift[0], -shift[1]), dims=(1, 2))
     q, k, v = rearrange(lattices, "l (i a) (j b) s h D -> s (l i j) h (a b) D", i=count_h, j=count_w)
 
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + bias
     if shifted or pad_qkv is None:
         visible = windows.visible_pairs(1, height, width, window_size, shift, d, pad_qkv is not None, qkv.device)
-        per_image = scores.unflatten(0, (-1, visible.shape[0]))  # (B, M, h, N, N)
-        scores = per_image.masked_fill(~visible[:, None], float("-inf")).flatten(0, 1)
+        bias = bias.masked_fill(~visible[:, None], float("-inf"))  # (M, h, N, N) for the M windows of an image
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    scores = rearrange(rearrange(scores, "(B M) h n m -> B M h n m", B=qkv.shape[0]) + bias, "B M h n m -> (B M) h n m")
     out = scores.softmax(dim=-1).to(v.dtype) @ v
 
     lattices = rearrange(
