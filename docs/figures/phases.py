@@ -6,14 +6,12 @@ python docs/figures/phases.py
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "phases"  # the same file at every run
-matplotlib.rcParams["font.size"] = 9
-
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+
+matplotlib.rcParams["svg.hashsalt"] = "phases"  # the same file at every run
+matplotlib.rcParams["font.size"] = 9
 
 PHASE_COLORS = {(0, 0): "#1f77b4", (0, 1): "#ff7f0e", (1, 0): "#2ca02c", (1, 1): "#9467bd"}
 SIZE, WINDOW = 8, 2

@@ -4,8 +4,8 @@
     python tests/benchmarks/encoder_table.py encoder.json
 
 The machine's speed drifts, so every round times the baseline first and ours right after; the ratio of a row is the
-median over rounds of baseline / ours. Nothing here asserts a time. Batch 2, random weights, stem "shared" (which makes a
-level 1 of full width, where tu-swin makes none) unless the row says otherwise.
+median over rounds of baseline / ours. Nothing here asserts a time. Batch 2, random weights. Stem "shared"
+makes a level 1 of full width, where tu-swin makes none.
 """
 
 import gc
