@@ -27,7 +27,7 @@ from experiments.data import SegmentationData, load_camvid, load_folder, make_sc
 from experiments.training import Budget
 
 # Steps of the default budget: about 100 s for each default decoder on scenes, on two CPU cores.
-DEFAULT_STEPS = 300
+DEFAULT_STEPS = 250
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Options:
     seeds: tuple[int, ...] = (0,)
     """each seed is a training run of its own"""
     steps: int | None = None
-    """training steps of each cell (default 300, unless --minutes is given)"""
+    """training steps of each cell (default 250, unless --minutes is given)"""
     minutes: float | None = None
     """training time of each cell, instead of --steps"""
     batch_size: int = 8
