@@ -25,6 +25,7 @@ from experiments import comparison
 from experiments.cells import Cell, check_image_size, grid
 from experiments.data import SegmentationData, load_camvid, load_folder, make_scenes, read_class_names
 from experiments.training import Budget
+from experiments.training.optim import class_weights
 
 # Steps of the default budget: about 100 s for each default decoder on scenes, on two CPU cores.
 DEFAULT_STEPS = 250
@@ -48,8 +49,8 @@ class Options:
     """id in the masks that counts as unlabelled, for folder (default 255)"""
     size: tuple[int, int] | None = None
     """height and width to resize images to (scenes: to generate)"""
-    data_seed: int = 0
-    """seed that scenes are generated from"""
+    data_seed: int | None = None
+    """seed that scenes are generated from (default 0)"""
     decoders: tuple[str, ...] = ("DeepLabV3Plus", "Unet", "FPN", "PAN")
     """decoders of segmentation_models_pytorch"""
     encoders: tuple[str, ...] = ("swinx_n",)
@@ -79,15 +80,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cells, data, settings = prepare(options, console)
     except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        _complain(str(error))
         return 2
     try:
         rows = comparison.run(cells, data, settings, options.output, console)
+    except OSError as error:
+        _complain(f"{error}; finished cells are kept, and the same command continues after them")
+        return 2
     except KeyboardInterrupt:
         console.print("interrupted; the same command continues with the cell that was cut off")
         return 130
     console.print(f"report: {options.output / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
-    return int(any(row["status"] != "ok" for row in rows))
+    asked = {cell.id for cell in cells}
+    return int(any(row["status"] != "ok" for row in rows if row["cell"] in asked))
+
+
+def _complain(message: str) -> None:
+    Console(stderr=True).print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
 def prepare(options: Options, console: Console) -> tuple[list[Cell], SegmentationData, comparison.Settings]:
@@ -128,8 +137,10 @@ def prepare(options: Options, console: Console) -> tuple[list[Cell], Segmentatio
         raise ValueError(
             f"--batch-size must not exceed the number of training images, {count}, got {options.batch_size}"
         )
+    class_weights(data.train.masks, len(data.class_names), data.ignore_index)  # refuses masks of a single class
     with console.status("building every model once"):
         comparison.check_models(cells, data)
+    comparison.check_writable(options.output)
     return cells, data, settings
 
 
@@ -149,13 +160,15 @@ def _load(options: Options) -> SegmentationData:
     misplaced = [name for name, value in folder_only.items() if value is not None and options.data != "folder"]
     if misplaced:
         raise ValueError(f"{', '.join(misplaced)}: only for --data folder, got --data {options.data}")
+    if options.data_seed is not None and options.data != "scenes":
+        raise ValueError(f"--data-seed: only for --data scenes, got --data {options.data}")
     if options.size is not None and min(options.size) < 1:
         raise ValueError(f"--size must be height and width of at least 1, got {options.size[0]} {options.size[1]}")
     if options.data == "scenes":
         if options.root is not None:
             raise ValueError(f"--root: scenes are generated and read no folder, got {options.root}")
         height, width = options.size or (128, 160)
-        return make_scenes(seed=options.data_seed, height=height, width=width)
+        return make_scenes(seed=options.data_seed or 0, height=height, width=width)
     if options.root is None:
         raise ValueError(f"--data {options.data} needs --root, the folder with images/ and masks/")
     if options.data == "camvid":

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,8 +47,9 @@ class Settings:
 
 
 def data_id(data: SegmentationData) -> str:
-    """Digest of all images and masks: equal for equal data, wherever it came from."""
+    """Digest of classes, images and masks: equal for equal data, wherever it came from."""
     digest = hashlib.sha256()
+    digest.update(repr((data.class_names, data.ignore_index, data.thin_classes)).encode())
     for split in (data.train, data.val, data.test):
         for tensor in (split.images, split.masks):
             digest.update(str(tuple(tensor.shape)).encode())
@@ -85,6 +87,13 @@ def check_output(output: Path, known: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def check_writable(output: Path) -> None:
+    """Create the folder and a file in it: raises OSError, naming the path, where that cannot be done."""
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=output):
+        pass
+
+
 def check_models(cells: Sequence[Cell], data: SegmentationData) -> None:
     """Build every model once and run it on one blank image: raises ValueError listing the cells that fail, and why."""
     image = data.test.images[:1].new_zeros(1, *data.test.images.shape[1:])
@@ -110,6 +119,7 @@ def run(cells: Sequence[Cell], data: SegmentationData, settings: Settings, outpu
     A cell's side files are in place before its row, and a row is appended whole: an interruption at any moment loses
     the cell in progress and nothing else.
     """
+    provenance(torch.device(settings.device))  # reads the commit now: later edits did not train these cells
     rows = check_output(output, asdict(settings))
     done = {row["cell"] for row in rows}
     todo = [cell for cell in cells if cell.id not in done]

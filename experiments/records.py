@@ -5,6 +5,7 @@ The rows of a JSON Lines file are the truth of an experiment; reports are render
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import platform
@@ -139,6 +140,7 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+@functools.cache  # the code that runs is the code that was there at the start
 def _git_state() -> tuple[str | None, bool | None]:
     """Commit of the checkout that tracks this file, and whether it has uncommitted changes; (None, None) otherwise."""
     here = Path(__file__).resolve()

@@ -84,11 +84,11 @@ def _read(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def convert_state_dict(state_dict: Mapping[str, Any], encoder: SwinXEncoder) -> dict[str, Tensor]:
+def convert_state_dict(state_dict: Mapping[str, Any], encoder: SwinXEncoder, strict: bool = True) -> dict[str, Tensor]:
     """A state dict in any known layout as one that fits the encoder key by key.
 
     What a foreign checkpoint cannot hold (norms of levels, convolutions of a stem) keeps the encoder's present values.
-    Stages beyond the encoder's depth are left out.
+    Stages beyond the encoder's depth are left out. Without strict, entries may be missing or unexpected.
 
     Raises:
         ValueError: another family or size, or missing, unexpected or misshapen entries (all are listed).
@@ -109,7 +109,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], encoder: SwinXEncoder) -> 
                 weights.setdefault(key, target[key])
     weights = _resize_tables(weights, encoder)
     weights = _adapt_input(weights, encoder)
-    _check_complete(weights, target)
+    _check_complete(weights, target, strict)
     return weights
 
 
@@ -123,10 +123,9 @@ def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
         places = " or ".join(repr(wrapper) for wrapper in _WRAPPERS)
         begin = list(state_dict)[:5]
         raise ValueError(f"the checkpoint holds no tensors, bare or under {places}: it begins with {begin}")
-    for prefix in _PREFIXES:
-        inner = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-        if inner:
-            weights = inner
+    while found := [prefix for prefix in _PREFIXES if any(key.startswith(prefix) for key in weights)]:
+        prefix = found[0]
+        weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
     return weights
 
 
@@ -263,9 +262,9 @@ def _adapt_input(weights: dict[str, Tensor], encoder: SwinXEncoder) -> dict[str,
     return adapted
 
 
-def _check_complete(weights: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    problems = [f"missing {key}" for key in target if key not in weights]
-    problems += [f"unexpected {key}" for key in weights if key not in target]
+def _check_complete(weights: Mapping[str, Tensor], target: Mapping[str, Tensor], strict: bool) -> None:
+    problems = [f"missing {key}" for key in target if strict and key not in weights]
+    problems += [f"unexpected {key}" for key in weights if strict and key not in target]
     problems += [
         f"{key} has shape {tuple(weights[key].shape)}, the encoder's {tuple(value.shape)}"
         for key, value in target.items()

@@ -160,7 +160,7 @@ class SwinXEncoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp ships 
         Raises:
             ValueError: weights of another family or size, or incomplete ones; the message lists every mismatch.
         """
-        converted = convert_state_dict(state_dict, self)
+        converted = convert_state_dict(state_dict, self, strict)
         return super().load_state_dict(converted, strict=strict, assign=assign)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -215,6 +215,8 @@ def _check_output_stride(output_stride: int) -> None:
 
 def set_attention(model: nn.Module, impl: AttentionImpl) -> None:
     """Choose the attention implementation of every swinx encoder inside a model: see `swinx.window_attention`.
+
+    TorchScript knows no choice: scripted models run sdpa.
 
     Raises:
         ValueError: unknown name, or no swinx encoder in the model.

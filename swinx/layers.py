@@ -81,9 +81,9 @@ class Mlp(nn.Module):
 class SwinBlock(nn.Module):
     """x + attention(norm1(x)), then x + mlp(norm2(x)), with stochastic depth on both branches.
 
-    Stochastic depth (Huang et al. 2016) regularises the training of this block, so it is off where the block's weights
-    are frozen: smp's `freeze_encoder` leaves the encoder in training mode even after `model.eval()`, and a frozen
-    encoder must give the same features twice.
+    Stochastic depth (Huang et al. 2016) regularises the training of a branch, so it is off where the first projection
+    of the branch is frozen: smp's `freeze_encoder` leaves the encoder in training mode even after `model.eval()`, and a
+    frozen encoder must give the same features twice.
     """
 
     def __init__(self, dim: int, num_heads: int, window_size: tuple[int, int], drop_path_rate: float) -> None:

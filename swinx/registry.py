@@ -79,12 +79,15 @@ def register_encoder(name: str, *, base: str, **changes: Any) -> None:
         raise ValueError(f"changes must be among {', '.join(known)}, got {', '.join(unknown)}")
     if not name or name.startswith(("tu-", "timm-")):
         raise ValueError(f"name must not be empty nor begin with 'tu-' or 'timm-', smp's own for timm, got {name!r}")
-    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
     config = replace(entry["params"]["config"], **changes)
-    if name in encoders and encoders[name]["params"].get("config") != config:
-        raise ValueError(f"name must be new: {name!r} is registered with another configuration")
     keeps_weights = all(getattr(config, key) == getattr(entry["params"]["config"], key) for key in _FIXED_FOR_WEIGHTS)
-    _add(name, config, entry["pretrained_settings"] if keeps_weights else {})
+    pretrained = entry["pretrained_settings"] if keeps_weights else {}
+    if name in encoders:
+        taken = encoders[name]
+        if taken["params"].get("config") != config or taken["pretrained_settings"] != pretrained:
+            raise ValueError(f"name must be new: {name!r} is registered with another configuration or other weights")
+        return
+    _add(name, config, pretrained)
 
 
 def get_preprocessing_fn(encoder_name: str, weights: str = "imagenet") -> Callable[..., Any]:

@@ -77,10 +77,10 @@ class SwinStage(nn.Module):
     def _plan(self, x: Tensor, shift: tuple[int, int], shifted: bool) -> WindowPlan:
         batch, height, width, _ = x.shape
         window, period = self.window_size, self.period
-        traced = torch.compiler.is_compiling()
-        if traced and not torch.compiler.is_exporting():
+        compiled = torch.compiler.is_compiling()
+        if compiled and not torch.compiler.is_exporting():
             return plan_ops.window_plan(batch, height, width, window, shift, period, shifted, x.device)
-        padded = traced or windows.needs_padding(height, width, window, period)
+        padded = compiled or torch.jit.is_tracing() or windows.needs_padding(height, width, window, period)
         return windows.window_plan(batch, height, width, window, shift, period, shifted, True, padded, x.device)
 
     @torch.jit.unused
@@ -89,7 +89,7 @@ class SwinStage(nn.Module):
         recording = torch.is_grad_enabled() and trained
         planned = resolve_implementation(self.impl, x.device, recording) == "sdpa"
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if x.device.type == "cpu" and not (self.training or recording or traced):
+        if x.device.type == "cpu" and not (self.training or recording or traced or self._hooked()):
             return self._infer(x, planned)
         geometries = self.geometries(x, planned)
         for index, block in enumerate(self.blocks):
@@ -98,6 +98,11 @@ class SwinStage(nn.Module):
             else:
                 x = block(x, geometries[index % 2])
         return x
+
+    @torch.jit.unused
+    def _hooked(self) -> bool:
+        """Whether somebody listens to a module inside: hooks must see whole grids."""
+        return any(module._forward_hooks or module._forward_pre_hooks for module in self.blocks.modules())
 
     @torch.jit.unused
     def _infer(self, x: Tensor, planned: bool) -> Tensor:

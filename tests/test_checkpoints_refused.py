@@ -222,7 +222,7 @@ def test_a_model_in_place_of_its_encoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"encoder must be a SwinXEncoder \(of an smp model: model.encoder\), got FPN"):
         swinx.load_checkpoint(model, path)
     with pytest.raises(TypeError, match="got str"):
-        swinx.load_checkpoint("swinx_n", path)  # type: ignore[arg-type]
+        swinx.load_checkpoint("swinx_n", path)
 
 
 def test_a_state_dict_given_to_load_state_dict_is_refused_the_same_way() -> None:

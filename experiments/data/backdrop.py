@@ -60,7 +60,7 @@ def ground(canvas: Canvas, leaves: Array) -> None:
     colour = (1 + rough) * road
     if not flat:
         ragged = across + np.float32(0.25) * grain(coarse, 0.4)
-        tufts = foliage_tone(canvas, canvas.noise("leaf", window) + grain(fine, 0.15), grass, 0.7)
+        tufts = foliage_tone(canvas.noise("leaf", window) + grain(fine, 0.15), grass, 0.7)
         np.copyto(colour, (1 + rough) * verge, where=np.abs(across) > half)
         np.copyto(colour, tufts, where=np.abs(ragged) > half + kerb)
     if rng.random() < 0.65:

@@ -16,7 +16,7 @@ STEELS = ((0.22, 0.22, 0.24), (0.47, 0.47, 0.47), (0.62, 0.62, 0.60), (0.33, 0.2
 Ground = tuple[float, float]  # (X, Z) in metres
 
 
-def foliage_tone(canvas: Canvas, leaf: Array, colour: Array, height: Array | float) -> Array:
+def foliage_tone(leaf: Array, colour: Array, height: Array | float) -> Array:
     """(3, h, w) leaves, or grass: clumps (leaf noise) lit from above; height 1 at the top, 0 at the foot."""
     tone = np.clip(0.72 + 0.30 * leaf + 0.3 * (np.asarray(height, np.float32) - 0.5), 0.12, 1.9)
     return np.asarray(tone * colour, np.float32)
@@ -31,7 +31,7 @@ def crown(canvas: Canvas, x: float, y: float, rx: float, ry: float, colour: Arra
     reach = px * px + py * py
     for bx, by, size in rng.uniform((-0.7, -0.6, 0.4), (0.7, 0.6, 0.7), (5, 3)).astype(np.float32):
         reach = np.minimum(reach, ((px - bx) ** 2 + (py - by) ** 2) / (size * size))
-    surface = foliage_tone(canvas, leaf, colour, 0.5 - 0.6 * py)
+    surface = foliage_tone(leaf, colour, 0.5 - 0.6 * py)
     canvas.paint(window, reach.astype(np.float32) < 0.95 + 0.4 * leaf, surface, FOLIAGE, depth)
 
 
@@ -64,7 +64,7 @@ def hedge(canvas: Canvas, start: Ground, end: Ground, high: float, colour: Array
         return
     leaf = 0.8 * canvas.noise("leaf", panel.window) + 0.4 * canvas.noise("fine", panel.window)
     top = high * (1 + 0.25 * canvas.noise("broad", panel.window)[:1]) + leaf * np.minimum(0.25 * high, 4 / panel.scale)
-    surface = foliage_tone(canvas, leaf, colour, panel.v / np.float32(high))
+    surface = foliage_tone(leaf, colour, panel.v / np.float32(high))
     canvas.paint(panel.window, (panel.v >= -0.15) & (panel.v <= top), surface, FOLIAGE, (start[1] + end[1]) / 2)
 
 

@@ -122,7 +122,7 @@ def fit(
         trainer = lightning.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=[device.index or 0] if device.type == "cuda" else 1,
-            precision=PRECISIONS[precision],  # type: ignore[arg-type]
+            precision=PRECISIONS[precision],  # type: ignore[arg-type]  # Lightning wants literals
             max_steps=steps,
             max_epochs=1,
             gradient_clip_val=GRADIENT_CLIP,

@@ -82,7 +82,7 @@ def window_attention(
     _check(qkv, bias, window_size, shift, dilation, pad_qkv)
     batch, height, width, _, heads, head_dim = qkv.shape
     if qkv.numel() == 0:
-        return qkv.new_empty(batch, height, width, heads * head_dim)
+        return qkv[:, :, :, 2].reshape(batch, height, width, heads * head_dim)  # empty, and still part of the graph
     shifted = shift != (0, 0)
     tensors = [qkv, bias] if pad_qkv is None else [qkv, bias, pad_qkv]
     recording = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
@@ -102,12 +102,14 @@ def _check(
     dilation: int,
     pad_qkv: Tensor | None,
 ) -> None:
+    if not isinstance(qkv, Tensor) or not isinstance(bias, Tensor):
+        raise ValueError(f"qkv and bias must be tensors, got {type(qkv).__name__} and {type(bias).__name__}")
     if qkv.ndim != 6 or qkv.shape[3] != 3 or qkv.shape[5] == 0:
         raise ValueError(f"qkv must be (B, H, W, 3, heads, head_dim), got shape {tuple(qkv.shape)}")
     if not qkv.is_floating_point():
         raise ValueError(f"qkv must have a floating dtype, got {qkv.dtype}")
     for name, pair in (("window_size", window_size), ("shift", shift)):
-        if len(pair) != 2 or any(type(side) is not int for side in pair):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or any(type(side) is not int for side in pair):
             raise ValueError(f"{name} must be two integers, got {pair!r}")
     if min(window_size) < 1:
         raise ValueError(f"window_size must be positive, got {window_size}")

@@ -76,7 +76,7 @@ def test_image_side_rule() -> None:
 def test_bad_choices_name_the_option_and_the_choices(changes: dict[str, list[object]], message: str) -> None:
     choice = {"decoders": ["Unet"], "encoders": ["swinx_n"], "output_strides": [], "stems": [], "seeds": [0]}
     with pytest.raises(ValueError, match=message):
-        grid(**(choice | changes))  # type: ignore[arg-type]
+        grid(**(choice | changes))
 
 
 @pytest.mark.parametrize("decoder", sorted(DECODERS))

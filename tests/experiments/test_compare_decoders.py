@@ -110,7 +110,7 @@ def test_interrupted_cell_leaves_the_others_and_continues(
     original = comparison.evaluation.save_predictions
 
     def interrupt(folder: Path, cell_id: str, *rest: object) -> None:
-        original(folder, cell_id, *rest)  # type: ignore[arg-type]
+        original(folder, cell_id, *rest)
         if "Unet" in cell_id:
             raise KeyboardInterrupt
 

@@ -101,7 +101,7 @@ def test_attention_is_counted_and_the_model_left_as_it_was() -> None:
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal linear
-        fan_in = module.weight[0].numel()  # type: ignore[union-attr, operator]
+        fan_in = module.weight[0].numel()
         linear += 2 * fan_in * output.numel()
 
     for module in model.modules():

@@ -36,7 +36,7 @@ def tree(tmp_path: Path) -> Path:
 
 def problems_of(root: Path, **options: object) -> tuple[str, ...]:
     with pytest.raises(DataError) as caught:
-        load_folder(root, NAMES, **options)  # type: ignore[arg-type]
+        load_folder(root, NAMES, **options)
     assert str(root) in str(caught.value)
     return caught.value.problems
 
@@ -176,7 +176,7 @@ def test_long_lists_show_twenty_and_count_the_rest(tree: Path) -> None:
 )
 def test_bad_arguments_are_named(tree: Path, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_folder(tree, **({"class_names": NAMES} | arguments))  # type: ignore[arg-type]
+        load_folder(tree, **({"class_names": NAMES} | arguments))
 
 
 def test_class_names_from_a_file(tmp_path: Path) -> None:

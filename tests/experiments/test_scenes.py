@@ -128,4 +128,4 @@ def test_colour_alone_tells_little(data: SegmentationData) -> None:
 )
 def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        make_scenes(**arguments)  # type: ignore[arg-type]
+        make_scenes(**arguments)

@@ -117,8 +117,8 @@ def test_norms_biases_and_bias_tables_are_not_decayed() -> None:
     assert decayed["weight_decay"] == 0.05
     assert plain["weight_decay"] == 0.0
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed_names = {names[id(parameter)] for parameter in decayed["params"]}  # type: ignore[attr-defined]
-    plain_names = {names[id(parameter)] for parameter in plain["params"]}  # type: ignore[attr-defined]
+    decayed_names = {names[id(parameter)] for parameter in decayed["params"]}
+    plain_names = {names[id(parameter)] for parameter in plain["params"]}
     assert decayed_names | plain_names == set(names.values())
     assert not decayed_names & plain_names
     tables = {name for name in names.values() if "bias_table" in name}
