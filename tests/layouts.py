@@ -146,6 +146,11 @@ LAYOUTS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     "ours": (ours, (0, 1, 2, 3)),
     "ours in an smp model": (ours_in_smp, (0, 1, 2, 3)),
     "ours, data parallel": (lambda: {"state_dict": prefixed("module.", ours_in_smp())}, (0, 1, 2, 3)),
+    "ours, Lightning around a wrapper": (
+        lambda: {"state_dict": prefixed("model.model.", ours_in_smp())},
+        (0, 1, 2, 3),
+    ),
+    "ours, compiled, data parallel": (lambda: prefixed("_orig_mod.module.", ours_in_smp()), (0, 1, 2, 3)),
     "ours, Lightning, compiled": (lambda: {"state_dict": prefixed("model._orig_mod.", ours_in_smp())}, (0, 1, 2, 3)),
 }
 

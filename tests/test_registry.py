@@ -146,6 +146,13 @@ def refused(message: str, *args: Any, **kwargs: Any) -> None:
     assert encoders == before
 
 
+def test_a_published_name_keeps_its_weights() -> None:
+    before = encoders["swinx_b_w12"]["pretrained_settings"]
+    with pytest.raises(ValueError, match="registered with another configuration or other weights"):
+        swinx.register_encoder("swinx_b_w12", base="swinx_b", window_size=12)
+    assert encoders["swinx_b_w12"]["pretrained_settings"] is before
+
+
 def test_a_taken_name_is_refused() -> None:
     for name in ("swinx_t", "resnet34", "mit_b0"):
         refused(f"name must be new: {name!r}", name, base="swinx_t", window_size=8)
@@ -174,7 +181,7 @@ def test_an_unknown_field_is_refused_with_the_choices() -> None:
         ({"window_size": 0}, "window_size must be a positive integer or a pair of them, got 0"),
         ({"window_size": (7, 7, 7)}, "window_size must be a positive integer or a pair of them, got (7, 7, 7)"),
         ({"depths": (2, 2, 2)}, "depths must be four positive integers, one per stage, got (2, 2, 2)"),
-        ({"embed_dim": -96}, "embed_dim must be a positive integer, got -96"),
+        ({"embed_dim": -96}, "embed_dim must be an integer of at least 2, got -96"),
         ({"num_heads": (5, 6, 12, 24)}, "num_heads must divide the channels of each stage: stage 1 has 96 channels"),
         ({"drop_path_rate": 1.0}, "drop_path_rate must be at least 0 and below 1, got 1.0"),
     ],

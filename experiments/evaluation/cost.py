@@ -1,6 +1,7 @@
 """What a model costs: parameters, operations, latency, memory."""
 
 import contextlib
+import copy
 import resource
 import sys
 import time
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+import swinx
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
@@ -29,10 +32,12 @@ def parameters(model: nn.Module) -> int:
 def flops(model: nn.Module, image: Tensor) -> int:
     """Floating-point operations, two per multiply-add, of model in eval mode on image (1, 3, H, W).
 
-    Counted by torch: matrix products and convolutions count, pointwise work does not. Fused attention, which torch
-    counts as nothing on the CPU, is taken apart into its products.
+    Counted by torch on a copy: matrix products and convolutions count, pointwise work does not. Fused attention, which
+    torch counts as nothing on the CPU, is taken apart into its products, that of swinx by its reference implementation.
     """
-    model.eval()
+    model = copy.deepcopy(model).eval()
+    if any(isinstance(module, swinx.SwinXEncoder) for module in model.modules()):
+        swinx.set_attention(model, "reference")
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(image)
     return int(counter.get_total_flops())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from experiments import compare_decoders, comparison
 from experiments.compare_decoders import main
-from experiments.data import SegmentationData
+from experiments.data import SegmentationData, Split
 from experiments.records import read_rows
 from experiments.training import Segmenter
 
@@ -83,10 +83,11 @@ def test_another_configuration_is_refused_before_work(
     monkeypatch.setattr(comparison, "fit", lambda *_, **__: pytest.fail("must be refused before training"))
     assert main([*ONE, "--steps", "3", "--output", str(output)]) == 2
     assert "holds results of another configuration (steps 1 there, 3 now)" in capsys.readouterr().err
-    other = SegmentationData(**(vars(toy) | {"test": toy.val}))
-    monkeypatch.setattr(compare_decoders, "make_scenes", lambda **_: other)
-    assert main([*ONE, "--output", str(output)]) == 2
-    assert "data_id" in capsys.readouterr().err
+    for change in ({"test": toy.val}, {"class_names": ("grey", "dark", "bright <&>")}, {"ignore_index": 254}):
+        other = SegmentationData(**(vars(toy) | change))
+        monkeypatch.setattr(compare_decoders, "make_scenes", lambda other=other, **_: other)
+        assert main([*ONE, "--output", str(output)]) == 2
+        assert "data_id" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == contents
 
 
@@ -220,6 +221,7 @@ def test_other_strides_stems_and_encoders(tmp_path: Path) -> None:
         (["--data", "folder", "--root", "x", "--classes", "missing.txt"], "missing.txt"),
         (["--size", "0", "5"], "--size must be height and width of at least 1, got 0 5"),
         (["--precision", "16", "--device", "cpu"], "--precision 16 needs --device cuda"),
+        (["--data", "camvid", "--root", "x", "--data-seed", "3"], "--data-seed: only for --data scenes"),
     ],
 )
 def test_bad_input_is_refused_before_work(
@@ -231,6 +233,35 @@ def test_bad_input_is_refused_before_work(
     assert error.startswith("error: ")
     assert message in error
     assert not output.exists()
+
+
+def test_masks_of_one_class_are_refused_before_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, toy: SegmentationData
+) -> None:
+    blank = Split(toy.train.images, torch.zeros_like(toy.train.masks), toy.train.names)
+    monkeypatch.setattr(compare_decoders, "make_scenes", lambda **_: SegmentationData(**(vars(toy) | {"train": blank})))
+    assert main([*ONE, "--output", str(tmp_path / "out")]) == 2
+    assert "at least two classes besides the ignored pixels, got ids [0]" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "fit", lambda *_, **__: pytest.fail("must be refused before training"))
+    assert main([*ONE, "--output", "/dev/null/out"]) == 2
+    assert "/dev/null" in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_with_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(comparison, "append_row", full)
+    assert main([*ONE, "--output", str(tmp_path / "out")]) == 2
+    assert "No space left on device; finished cells are kept" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

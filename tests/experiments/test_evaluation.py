@@ -115,6 +115,14 @@ def test_attention_is_counted_and_the_model_left_as_it_was() -> None:
     assert counted == pytest.approx(linear + attention, rel=1e-6)
 
 
+def test_fused_attention_of_other_models_is_counted() -> None:
+    class Attention(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+
+    assert flops(Attention(), torch.zeros(2, 3, 13, 8)) == 2 * 2 * 2 * 3 * 13 * 13 * 8
+
+
 def test_latency_percentiles_are_ordered_and_positive() -> None:
     p20, p50, p80 = latency(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 32, 32), "32", warmup=1, runs=20)
     assert 0 < p20 <= p50 <= p80 < 1000
