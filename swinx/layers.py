@@ -113,7 +113,8 @@ class SwinBlock(nn.Module):
         cache, where a whole one would be fresh memory from the operating system at every block.
         """
         x += self.attn(self.norm1(x), geometry)
-        for tokens in x.view(-1, x.shape[-1]).split(TOKENS_PER_SLICE):
+        rows = x.view(-1, x.shape[-1])
+        for tokens in rows.chunk(-(-len(rows) // TOKENS_PER_SLICE)):
             tokens += self.mlp(self.norm2(tokens))
 
 
@@ -135,8 +136,14 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 2C) strided, (B, H, W, 2C) dense."""
         e = self.spacing
-        # Padding an even grid too adds nothing: its last window would need two more rows.
-        x = F.pad(x, (0, 0, 0, e, 0, e))
+        # Padding an even grid too adds nothing, as its last 2 x 2 would need two more rows; traced code must not ask.
+        if torch.jit.is_scripting() or self._pads(x):
+            x = F.pad(x, (0, 0, 0, e, 0, e))
         taps = x.unfold(1, e + 1, self.stride)[..., ::e].unfold(2, e + 1, self.stride)[..., ::e]
         x = taps.permute(0, 1, 2, 5, 4, 3).flatten(3)  # (B, H', W', C, row, column) -> (..., column, row, C)
         return self.reduction(self.norm(x))
+
+    @torch.jit.unused
+    def _pads(self, x: Tensor) -> bool:
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return traced or self.stride == 1 or x.shape[1] % 2 == 1 or x.shape[2] % 2 == 1

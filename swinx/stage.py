@@ -3,6 +3,7 @@
 Shapes: B images, H W grid, C channels. Grids are channels last, (B, H, W, C).
 """
 
+import functools
 from typing import cast
 
 import torch
@@ -17,6 +18,23 @@ from swinx.windows import WindowGeometry, WindowPlan
 
 # Values of a grid that attention takes at once in evaluation on the CPU: their queries, keys and values take 12 MB.
 VALUES_PER_SLICE = 2**20
+
+
+@functools.lru_cache(maxsize=16)  # the stages of two image sizes
+def _eager_plan(
+    batch: int,
+    height: int,
+    width: int,
+    window_size: tuple[int, int],
+    shift: tuple[int, int],
+    period: int,
+    shifted: bool,
+    device: torch.device,
+) -> WindowPlan:
+    """A plan kept for the next call: small images spend 2 % of their time on making it."""
+    padded = windows.needs_padding(height, width, window_size, period)
+    with torch.inference_mode(False):  # a plan made in inference mode could not be used in training
+        return windows.window_plan(batch, height, width, window_size, shift, period, shifted, True, padded, device)
 
 
 class SwinStage(nn.Module):
@@ -80,8 +98,9 @@ class SwinStage(nn.Module):
         compiled = torch.compiler.is_compiling()
         if compiled and not torch.compiler.is_exporting():
             return plan_ops.window_plan(batch, height, width, window, shift, period, shifted, x.device)
-        padded = compiled or torch.jit.is_tracing() or windows.needs_padding(height, width, window, period)
-        return windows.window_plan(batch, height, width, window, shift, period, shifted, True, padded, x.device)
+        if compiled or torch.jit.is_tracing():
+            return windows.window_plan(batch, height, width, window, shift, period, shifted, True, True, x.device)
+        return _eager_plan(batch, height, width, window, shift, period, shifted, x.device)
 
     @torch.jit.unused
     def _run(self, x: Tensor) -> Tensor:
@@ -107,7 +126,8 @@ class SwinStage(nn.Module):
     @torch.jit.unused
     def _infer(self, x: Tensor, planned: bool) -> Tensor:
         """Blocks on a few images at a time, see `SwinBlock.infer_`."""
-        x = x.clone(memory_format=torch.contiguous_format)  # the grid belongs to the caller
+        if isinstance(self.downsample, nn.Identity):
+            x = x.clone(memory_format=torch.contiguous_format)  # the grid belongs to the caller
         fitting = max(VALUES_PER_SLICE // max(x[0].numel(), 1), 1)
         images = max(count for count in range(1, fitting + 1) if x.shape[0] % count == 0)
         geometries = self.geometries(x[:images], planned)
