@@ -8,7 +8,8 @@ Trains every cell (decoder, encoder, output stride, stem, seed) from scratch and
 per cell), report.html (self-contained), report.md, summary.csv, class_iou.csv. The same command on the same folder
 continues where it stopped.
 
-TODO before release: hardware, wall time and expected scores of the default command, from a recorded run.
+The default command took 6.5 minutes and 1.6 GB on two cores of an AMD EPYC (2026-11-22, seed 0) and reached 43.3 %
+test mIoU with DeepLabV3Plus, 41.3 with Unet, 40.2 with PAN and 39.4 with FPN: docs/benchmarks has the rows.
 """
 
 import sys
@@ -27,7 +28,7 @@ from experiments.data import SegmentationData, load_camvid, load_folder, make_sc
 from experiments.training import Budget
 from experiments.training.optim import class_weights
 
-# Steps of the default budget: about 100 s for each default decoder on scenes, on two CPU cores.
+# Steps of the default budget: one to two minutes for each default decoder on scenes, on two CPU cores.
 DEFAULT_STEPS = 250
 
 
