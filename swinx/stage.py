@@ -98,7 +98,7 @@ class SwinStage(nn.Module):
         compiled = torch.compiler.is_compiling()
         if compiled and not torch.compiler.is_exporting():
             return plan_ops.window_plan(batch, height, width, window, shift, period, shifted, x.device)
-        if compiled or torch.jit.is_tracing():
+        if compiled or torch.jit.is_tracing() or type(x) is not Tensor:  # a fake tensor's plan must not be kept
             return windows.window_plan(batch, height, width, window, shift, period, shifted, True, True, x.device)
         return _eager_plan(batch, height, width, window, shift, period, shifted, x.device)
 

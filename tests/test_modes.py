@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import swinx
 from swinx import layers, stage
@@ -80,6 +81,14 @@ def test_features_from_inference_mode_do_not_spoil_training(encoder: swinx.SwinX
     encoder.train()
     sum(level.square().mean() for level in encoder(x)[1:]).backward()
     assert all(parameter.grad is not None for parameter in encoder.parameters())
+
+
+@torch.no_grad()
+def test_a_run_on_fake_tensors_leaves_nothing_behind(encoder: swinx.SwinXEncoder) -> None:
+    x = torch.randn(1, 3, 71, 83)  # a size that no other test asks for
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        shapes = [level.shape for level in encoder(mode.from_tensor(x))]
+    assert [level.shape for level in encoder(x)] == shapes
 
 
 def test_an_empty_grid_stays_part_of_the_graph() -> None:
