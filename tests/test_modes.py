@@ -88,7 +88,9 @@ def test_a_run_on_fake_tensors_leaves_nothing_behind(encoder: swinx.SwinXEncoder
     x = torch.randn(1, 3, 71, 83)  # a size that no other test asks for
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         shapes = [level.shape for level in encoder(mode.from_tensor(x))]
-    assert [level.shape for level in encoder(x)] == shapes
+    levels = encoder(x)
+    assert [level.shape for level in levels] == shapes
+    assert {type(level) for level in levels} == {Tensor}
 
 
 def test_an_empty_grid_stays_part_of_the_graph() -> None:
