@@ -83,14 +83,14 @@ def test_features_from_inference_mode_do_not_spoil_training(encoder: swinx.SwinX
     assert all(parameter.grad is not None for parameter in encoder.parameters())
 
 
-@torch.no_grad()
 def test_a_run_on_fake_tensors_leaves_nothing_behind(encoder: swinx.SwinXEncoder) -> None:
     x = torch.randn(1, 3, 71, 83)  # a size that no other test asks for
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        shapes = [level.shape for level in encoder(mode.from_tensor(x))]
-    levels = encoder(x)
-    assert [level.shape for level in levels] == shapes
-    assert {type(level) for level in levels} == {Tensor}
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        encoder(mode.from_tensor(x))
+    with torch.no_grad():
+        levels = encoder(x)
+    for got, want in zip(levels, plain(encoder, x), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_an_empty_grid_stays_part_of_the_graph() -> None:
