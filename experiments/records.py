@@ -111,7 +111,7 @@ def provenance(device: torch.device) -> Row:
     commit and dirty are None where this file is not tracked by git. time is UTC, ISO 8601. host names the processor or
     GPU that did the work, and the cores in sight.
     """
-    commit, dirty = _git_state()
+    commit, dirty = _git_state(Path(__file__).resolve())
     return {
         "commit": commit,
         "dirty": dirty,
@@ -141,9 +141,8 @@ def _processor_name() -> str:
 
 
 @functools.cache  # the code that runs is the code that was there at the start
-def _git_state() -> tuple[str | None, bool | None]:
-    """Commit of the checkout that tracks this file, and whether it has uncommitted changes; (None, None) otherwise."""
-    here = Path(__file__).resolve()
+def _git_state(here: Path) -> tuple[str | None, bool | None]:
+    """Commit of the checkout that tracks the file here, and whether it has uncommitted changes; (None, None) otherwise."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(here.parent), *arguments]
