@@ -142,7 +142,7 @@ def _processor_name() -> str:
 
 @functools.cache  # the code that runs is the code that was there at the start
 def _git_state(here: Path) -> tuple[str | None, bool | None]:
-    """Commit of the checkout that tracks the file here, and whether it has uncommitted changes; (None, None) otherwise."""
+    """Commit of the checkout that tracks a file, and whether it has uncommitted changes; (None, None) otherwise."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(here.parent), *arguments]
