@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from experiments import evaluation
 from experiments.cells import Cell, build_model, refuse
 from experiments.data import SegmentationData
-from experiments.records import Row, append_row, provenance, read_rows, write_whole
+from experiments.records import Row, append_row, now, provenance, read_rows, write_whole
 from experiments.report import write_report
 from experiments.training import Budget, NonFiniteLossError, Segmenter, Training, fit
 
@@ -119,7 +119,7 @@ def run(cells: Sequence[Cell], data: SegmentationData, settings: Settings, outpu
     A cell's side files are in place before its row, and a row is appended whole: an interruption at any moment loses
     the cell in progress and nothing else.
     """
-    provenance(torch.device(settings.device))  # reads the commit now: later edits did not train these cells
+    origin = provenance(torch.device(settings.device))  # before any training: later edits did not train these cells
     rows = check_output(output, asdict(settings))
     done = {row["cell"] for row in rows}
     todo = [cell for cell in cells if cell.id not in done]
@@ -129,7 +129,7 @@ def run(cells: Sequence[Cell], data: SegmentationData, settings: Settings, outpu
         if cell not in todo:
             _say(console, f"{name}: finished before, skipped")
             continue
-        row = run_cell(cell, data, settings, output, name, console)
+        row = {**run_cell(cell, data, settings, output, name, console), **origin, "time": now()}
         append_row(output / RESULTS, row)
         rows.append(row)
         write_report(output)
@@ -145,7 +145,7 @@ def run(cells: Sequence[Cell], data: SegmentationData, settings: Settings, outpu
 
 
 def run_cell(cell: Cell, data: SegmentationData, settings: Settings, output: Path, name: str, console: Console) -> Row:
-    """Train and evaluate one cell, write its side files and return its row.
+    """Train and evaluate one cell, write its side files and return its row but for where it comes from.
 
     status is "ok", or "diverged" where the loss stopped being finite; then error says so and the results are None.
     """
@@ -183,7 +183,6 @@ def run_cell(cell: Cell, data: SegmentationData, settings: Settings, output: Pat
         **asdict(settings),
         "threads": torch.get_num_threads(),
         **results,
-        **provenance(device),
     }
 
 

@@ -5,7 +5,6 @@ The rows of a JSON Lines file are the truth of an experiment; reports are render
 
 import contextlib
 import fcntl
-import functools
 import json
 import os
 import platform
@@ -116,12 +115,17 @@ def provenance(device: torch.device) -> Row:
         "commit": commit,
         "dirty": dirty,
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": now(),
         "host": host_name(device),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "swinx": swinx.__version__,
     }
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def host_name(device: torch.device) -> str:
@@ -140,7 +144,6 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-@functools.cache  # the code that runs is the code that was there at the start
 def _git_state(here: Path) -> tuple[str | None, bool | None]:
     """Commit of the checkout that tracks a file, and whether it has uncommitted changes; (None, None) otherwise."""
 
