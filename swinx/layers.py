@@ -4,18 +4,29 @@ Shapes: B images, H W grid, C channels, h heads, D = C // h head_dim, N tokens i
 Grids are channels last, (B, H, W, C). Parameter names are timm's, so that its checkpoints load by name.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 from swinx import windows
-from swinx.attention import reference, sdpa
-from swinx.windows import WindowGeometry
+from swinx.attention import gathered, reference
+from swinx.windows import WindowGeometry, WindowPlan
 
-# Tokens that the MLP takes at once in evaluation on the CPU, chosen on 32 MB of last-level cache: at 96 channels their
-# hidden layer takes 3 MB.
-TOKENS_PER_SLICE = 2048
+
+class BlockWindows(NamedTuple):
+    """What the blocks of a stage with the same shift need to know of their windows.
+
+    geometry: sizes. shifted: whether the shift can be other than (0, 0); under compilation it is a symbol that must not
+    be asked. impl: implementation of attention, never "auto". plan: index tensors, for every impl but "reference".
+    """
+
+    geometry: WindowGeometry
+    shifted: bool
+    impl: str
+    plan: WindowPlan | None
 
 
 class WindowAttention(nn.Module):
@@ -41,28 +52,27 @@ class WindowAttention(nn.Module):
         """(h, N, N), gathered from the table."""
         return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
 
-    def forward(self, x: Tensor, geometry: WindowGeometry) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C), through sdpa where the geometry has a plan and the reference where not."""
-        batch, height, width, dim = x.shape
-        head_dim = dim // self.num_heads
-        bias = self.position_bias()
-        plan = geometry.plan
-        if plan is not None:
-            tokens = x.reshape(-1, dim)
-            if plan.padded:
-                tokens = F.pad(tokens, (0, 0, 0, 1))  # the padding token
-            rows = self.qkv(tokens).view(-1, 3, self.num_heads, head_dim)
-            out = sdpa.attend_rows(rows, bias, plan).view(batch, height, width, dim)
-        else:
-            qkv = self.qkv(x).view(batch, height, width, 3, self.num_heads, head_dim)
-            out = self._reference(qkv, bias, geometry)
-        return self.proj(out)
+    def forward(self, x: Tensor, block_windows: BlockWindows) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        plan = block_windows.plan
+        if plan is None:
+            return self._reference(x, block_windows)
+        tokens = x.reshape(-1, x.shape[-1])
+        if plan.padded:
+            rows = self.qkv(F.pad(tokens, (0, 0, 0, 1)))  # the padding token
+            slots = rows.index_select(0, plan.gather)  # whole rows: one copy each
+        else:  # gathered before the projection, which makes them three times as wide
+            slots = self.qkv(tokens.index_select(0, plan.gather))
+        slots = slots.view(slots.shape[0], 3, self.num_heads, x.shape[-1] // self.num_heads)
+        out = gathered.attend_slots(slots, self.position_bias(), plan.visible, block_windows.impl == "bmm")
+        return self.proj(out.index_select(0, plan.scatter)).view(x.shape)
 
     @torch.jit.unused  # TorchScript has no einops
-    def _reference(self, qkv: Tensor, bias: Tensor, geometry: WindowGeometry) -> Tensor:
-        window_size, shift, dilation, shifted, _ = geometry
+    def _reference(self, x: Tensor, block_windows: BlockWindows) -> Tensor:
+        qkv = self.qkv(x).view(*x.shape[:3], 3, self.num_heads, -1)
         pad_qkv = self.qkv.bias.view(qkv.shape[3:])
-        return reference.window_attention(qkv, bias, window_size, shift, dilation, pad_qkv, shifted)
+        bias, (geometry, shifted, _, _) = self.position_bias(), block_windows
+        return self.proj(reference.window_attention(qkv, bias, geometry, pad_qkv, shifted))
 
 
 class Mlp(nn.Module):
@@ -94,9 +104,9 @@ class SwinBlock(nn.Module):
         self.mlp = Mlp(dim)
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor, geometry: WindowGeometry) -> Tensor:
+    def forward(self, x: Tensor, block_windows: BlockWindows) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        attention = self.attn(self.norm1(x), geometry)
+        attention = self.attn(self.norm1(x), block_windows)
         if self.attn.qkv.weight.requires_grad:
             attention = self.drop_path(attention)
         x = x + attention
@@ -104,18 +114,6 @@ class SwinBlock(nn.Module):
         if self.mlp.fc1.weight.requires_grad:
             mlp = self.drop_path(mlp)
         return x + mlp
-
-    @torch.jit.unused
-    def infer_(self, x: Tensor, geometry: WindowGeometry) -> None:
-        """`forward` for evaluation without gradients on the CPU, in place on a contiguous x.
-
-        The MLP runs on a slice of tokens at a time: its hidden layer, the largest tensor of the network, then stays in
-        cache, where a whole one would be fresh memory from the operating system at every block.
-        """
-        x += self.attn(self.norm1(x), geometry)
-        rows = x.view(-1, x.shape[-1])
-        for tokens in rows.chunk(-(-len(rows) // TOKENS_PER_SLICE)):
-            tokens += self.mlp(self.norm2(tokens))
 
 
 class PatchMerging(nn.Module):

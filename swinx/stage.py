@@ -3,38 +3,17 @@
 Shapes: B images, H W grid, C channels. Grids are channels last, (B, H, W, C).
 """
 
-import functools
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from swinx import windows
+from swinx import inference, windows
 from swinx.attention import plan_ops
 from swinx.attention.api import AttentionImpl, resolve_implementation
-from swinx.layers import PatchMerging, SwinBlock
+from swinx.layers import BlockWindows, PatchMerging, SwinBlock
 from swinx.windows import WindowGeometry, WindowPlan
-
-# Values of a grid that attention takes at once in evaluation on the CPU: their queries, keys and values take 12 MB.
-VALUES_PER_SLICE = 2**20
-
-
-@functools.lru_cache(maxsize=16)  # the stages of two image sizes
-def _eager_plan(
-    batch: int,
-    height: int,
-    width: int,
-    window_size: tuple[int, int],
-    shift: tuple[int, int],
-    period: int,
-    shifted: bool,
-    device: torch.device,
-) -> WindowPlan:
-    """A plan kept for the next call: small images spend 2 % of their time on making it."""
-    padded = windows.needs_padding(height, width, window_size, period)
-    with torch.inference_mode(False):  # a plan made in inference mode could not be used in training
-        return windows.window_plan(batch, height, width, window_size, shift, period, shifted, True, padded, device)
 
 
 class SwinStage(nn.Module):
@@ -44,6 +23,7 @@ class SwinStage(nn.Module):
         self, dim: int, num_heads: int, window_size: tuple[int, int], drop_path_rates: list[float], merge: bool
     ) -> None:
         super().__init__()
+        self.num_heads = num_heads
         self.window_size = window_size
         self.period = 1
         self.impl: AttentionImpl = "auto"
@@ -63,18 +43,24 @@ class SwinStage(nn.Module):
         """(B, H, W, C) -> (B, H', W', C')."""
         x = self.downsample(x)
         if torch.jit.is_scripting():
-            geometries = self.geometries(x, planned=True)
+            windows_of = self.block_windows(x, "sdpa")
             for index, block in enumerate(self.blocks):
-                x = block(x, geometries[index % 2])
+                x = block(x, windows_of[index % 2])
             return x
         return self._run(x)
 
-    def geometries(self, x: Tensor, planned: bool) -> list[WindowGeometry]:
-        """Window geometry on the grid x of the blocks without shift and of those with one."""
-        return [self.geometry(x, False, planned), self.geometry(x, True, planned)]
+    def block_windows(self, x: Tensor, impl: str) -> list[BlockWindows]:
+        """Windows on the grid x of the blocks without shift and of those with one."""
+        plain, shifted = self.geometry(x, False), self.geometry(x, True)
+        if impl == "reference":
+            return [BlockWindows(plain, False, impl, None), BlockWindows(shifted, True, impl, None)]
+        return [
+            BlockWindows(plain, False, impl, self._plan(plain, False, x)),
+            BlockWindows(shifted, True, impl, self._plan(shifted, True, x)),
+        ]
 
-    def geometry(self, x: Tensor, shifted: bool, planned: bool) -> WindowGeometry:
-        """Window geometry on the grid x, with a plan where planned."""
+    def geometry(self, x: Tensor, shifted: bool) -> WindowGeometry:
+        """Window geometry on the grid x."""
         batch, height, width, _ = x.shape
         window, period = self.window_size, self.period
         shift = (0, 0)
@@ -83,55 +69,67 @@ class SwinStage(nn.Module):
                 windows.cyclic_shift(height, window[0], period),
                 windows.cyclic_shift(width, window[1], period),
             )
-        plan: WindowPlan | None = None
-        if planned and torch.jit.is_scripting():
-            padded = windows.needs_padding(height, width, window, period)
-            plan = windows.window_plan(batch, height, width, window, shift, period, shifted, True, padded, x.device)
-        elif planned:
-            plan = self._plan(x, shift, shifted)
-        return WindowGeometry(window, shift, period, shifted, plan)
+        return WindowGeometry(batch, height, width, window, shift, period)
+
+    def _plan(self, geometry: WindowGeometry, shifted: bool, x: Tensor) -> WindowPlan:
+        if torch.jit.is_scripting():
+            return windows.window_plan(geometry, shifted, True, windows.needs_padding(geometry), x.device)
+        return self._python_plan(geometry, shifted, x)
 
     @torch.jit.unused
-    def _plan(self, x: Tensor, shift: tuple[int, int], shifted: bool) -> WindowPlan:
-        batch, height, width, _ = x.shape
-        window, period = self.window_size, self.period
+    def _python_plan(self, geometry: WindowGeometry, shifted: bool, x: Tensor) -> WindowPlan:
         compiled = torch.compiler.is_compiling()
         if compiled and not torch.compiler.is_exporting():
-            return plan_ops.window_plan(batch, height, width, window, shift, period, shifted, x.device)
-        if compiled or torch.jit.is_tracing() or type(x) is not Tensor:  # a fake tensor's plan must not be kept
-            return windows.window_plan(batch, height, width, window, shift, period, shifted, True, True, x.device)
-        return _eager_plan(batch, height, width, window, shift, period, shifted, x.device)
+            return plan_ops.window_plan(geometry, shifted, x.device)
+        if _traced(x):
+            return windows.window_plan(geometry, shifted, True, True, x.device)
+        return plan_ops.kept_window_plan(geometry, shifted, x.device)
 
     @torch.jit.unused
     def _run(self, x: Tensor) -> Tensor:
         trained = x.requires_grad or any(parameter.requires_grad for parameter in self.blocks.parameters())
         recording = torch.is_grad_enabled() and trained
-        planned = resolve_implementation(self.impl, x.device, recording) == "sdpa"
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if x.device.type == "cpu" and not (self.training or recording or traced or self._hooked()):
-            return self._infer(x, planned)
-        geometries = self.geometries(x, planned)
+        sliced = x.device.type == "cpu" and self.impl != "reference" and not (self.training or recording)
+        if sliced and _compiled(x) and inference.original(self.blocks):
+            geometries = [self.geometry(x, False), self.geometry(x, True)]
+            return inference.infer_compiled(x, self._blocks(), geometries, self.impl)
+        if sliced and not (_traced(x) or inference.hooked(self.blocks)):
+            return self._infer(x)
+        impl = self._resolved(x, recording)
+        windows_of = self.block_windows(x, impl)
         for index, block in enumerate(self.blocks):
             if self.grad_checkpointing and recording:
-                x = checkpoint(block, x, geometries[index % 2], use_reentrant=False)
+                x = checkpoint(block, x, windows_of[index % 2], use_reentrant=False)
             else:
-                x = block(x, geometries[index % 2])
+                x = block(x, windows_of[index % 2])
         return x
 
     @torch.jit.unused
-    def _hooked(self) -> bool:
-        """Whether somebody listens to a module inside: hooks must see whole grids."""
-        return any(module._forward_hooks or module._forward_pre_hooks for module in self.blocks.modules())
+    def _resolved(self, x: Tensor, recording: bool) -> AttentionImpl:
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        return resolve_implementation(self.impl, x.device, dtype, self.window_size[0] * self.window_size[1], recording)
 
     @torch.jit.unused
-    def _infer(self, x: Tensor, planned: bool) -> Tensor:
-        """Blocks on a few images at a time, see `SwinBlock.infer_`."""
+    def _blocks(self) -> list[SwinBlock]:
+        return [cast(SwinBlock, block) for block in self.blocks]
+
+    @torch.jit.unused
+    def _infer(self, x: Tensor) -> Tensor:
         if isinstance(self.downsample, nn.Identity):
             x = x.clone(memory_format=torch.contiguous_format)  # the grid belongs to the caller
-        fitting = max(VALUES_PER_SLICE // max(x[0].numel(), 1), 1)
-        images = max(count for count in range(1, fitting + 1) if x.shape[0] % count == 0)
-        geometries = self.geometries(x[:images], planned)
-        for part in x.split(images):
-            for index, block in enumerate(self.blocks):
-                cast(SwinBlock, block).infer_(part, geometries[index % 2])
+        layers = [inference.block_layers(block) for block in self._blocks()]
+        geometries = self.geometry(x, False), self.geometry(x, True)
+        inference.infer_blocks_(x, layers, self.num_heads, geometries, self._resolved(x, False) == "bmm")
         return x
+
+
+def _compiled(x: Tensor) -> bool:
+    """Whether the operator may stand for the blocks: in compiled code, which keeps no autocast, but not in exports."""
+    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return compiling and not torch.is_autocast_enabled(x.device.type)
+
+
+def _traced(x: Tensor) -> bool:
+    """Whether x stands for other tensors: nothing made from it may be kept, and its sizes must not be asked."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor

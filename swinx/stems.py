@@ -61,8 +61,9 @@ class SharedStem(PatchEmbed):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """See `PatchEmbed.forward`; C1 = C."""
         patches = self.project(image, 2)
-        # Normalised apart: where no decoder reads level 1, training does not go back through its norm.
-        return self.norm(patches).permute(0, 3, 1, 2), self.norm(patches[:, ::2, ::2])
+        # Made apart in training: where no decoder reads level 1, the backward pass leaves it out.
+        tokens = self.project(image, 4) if self.training else patches[:, ::2, ::2]
+        return self.norm(patches).permute(0, 3, 1, 2), self.norm(tokens)
 
 
 class ConvNormAct(nn.Module):

@@ -20,18 +20,6 @@ def windows_per_lattice(size: int, window: int, dilation: int) -> int:
     return (extent + window - 1) // window
 
 
-def window_count(batch: int, height: int, width: int, window_size: tuple[int, int], dilation: int) -> int:
-    """Windows of a batch, over all its lattices: B * M."""
-    count_h = windows_per_lattice(height, window_size[0], dilation)
-    count_w = windows_per_lattice(width, window_size[1], dilation)
-    return batch * dilation * dilation * count_h * count_w
-
-
-def needs_padding(height: int, width: int, window_size: tuple[int, int], dilation: int) -> bool:
-    """Whether the windows of a grid have more slots than it has tokens."""
-    return window_count(1, height, width, window_size, dilation) * window_size[0] * window_size[1] > height * width
-
-
 def cyclic_shift(size: int, window: int, dilation: int) -> int:
     """Shift of a shifted block along one axis: window // 2, or 0 where a single window covers the lattice.
 
@@ -41,16 +29,49 @@ def cyclic_shift(size: int, window: int, dilation: int) -> int:
     return (window // 2) * (1 - 1 // count)  # 1 // count is 1 for a single window, else 0: no branch on a size
 
 
-def slot_coordinates(
-    slots: Tensor, height: int, width: int, window_size: tuple[int, int], shift: tuple[int, int], dilation: int
-) -> tuple[Tensor, Tensor, Tensor]:
+class WindowGeometry(NamedTuple):
+    """The windows of a batch of grids: B, H, W, (wh, ww), (sh, sw) in lattice tokens, and the period d."""
+
+    batch: int
+    height: int
+    width: int
+    window_size: tuple[int, int]
+    shift: tuple[int, int]
+    dilation: int
+
+
+def lattice_windows(geometry: WindowGeometry) -> tuple[int, int]:
+    """Windows along the two axes of one lattice: (n_h, n_w)."""
+    return (
+        windows_per_lattice(geometry.height, geometry.window_size[0], geometry.dilation),
+        windows_per_lattice(geometry.width, geometry.window_size[1], geometry.dilation),
+    )
+
+
+def window_count(geometry: WindowGeometry) -> int:
+    """Windows of a batch, over all its lattices: B * M."""
+    count_h, count_w = lattice_windows(geometry)
+    return geometry.batch * geometry.dilation * geometry.dilation * count_h * count_w
+
+
+def slot_count(geometry: WindowGeometry) -> int:
+    """Slots of a batch: B * M * N."""
+    return window_count(geometry) * geometry.window_size[0] * geometry.window_size[1]
+
+
+def needs_padding(geometry: WindowGeometry) -> bool:
+    """Whether the windows have more slots than the grids have tokens."""
+    return slot_count(geometry) > geometry.batch * geometry.height * geometry.width
+
+
+def slot_coordinates(slots: Tensor, geometry: WindowGeometry) -> tuple[Tensor, Tensor, Tensor]:
     """Where window slots read from: image, grid row and grid column of each, (S,) int64 each.
 
     Token (a, b) of window (i, j) of phase (p, q) holds lattice row (i * wh + a + sh) mod (n_h * wh): the lattice is
     padded at its end to a multiple of the window and then rolled by the shift. A row >= H or column >= W is padding.
     """
-    count_h = windows_per_lattice(height, window_size[0], dilation)
-    count_w = windows_per_lattice(width, window_size[1], dilation)
+    _, _, _, window_size, shift, dilation = geometry
+    count_h, count_w = lattice_windows(geometry)
     rest, b = _divmod(slots, window_size[1])
     rest, a = _divmod(rest, window_size[0])
     rest, j = _divmod(rest, count_w)
@@ -62,16 +83,14 @@ def slot_coordinates(
     return image, p + dilation * row, q + dilation * column
 
 
-def slot_regions(
-    slots: Tensor, height: int, width: int, window_size: tuple[int, int], shift: tuple[int, int], dilation: int
-) -> Tensor:
+def slot_regions(slots: Tensor, geometry: WindowGeometry) -> Tensor:
     """Region of each window slot, (S,) int64: tokens of one window see each other inside one region only.
 
     The roll wraps the first `shift` rows of a lattice to its end, where they share the last window with rows they do
     not touch in the image. With shift 0 no window holds two regions.
     """
-    count_h = windows_per_lattice(height, window_size[0], dilation)
-    count_w = windows_per_lattice(width, window_size[1], dilation)
+    _, _, _, window_size, shift, _ = geometry
+    count_h, count_w = lattice_windows(geometry)
     rest, b = _divmod(slots, window_size[1])
     rest, a = _divmod(rest, window_size[0])
     rest, j = _divmod(rest, count_w)
@@ -86,49 +105,30 @@ def _divmod(value: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
     return quotient, value - quotient * divisor
 
 
-def gather_index(
-    batch: int,
-    height: int,
-    width: int,
-    window_size: tuple[int, int],
-    shift: tuple[int, int],
-    dilation: int,
-    device: torch.device,
-) -> Tensor:
+def gather_index(geometry: WindowGeometry, device: torch.device) -> Tensor:
     """Flat token number (image * H + y) * W + x of every window slot; B * H * W marks a padding token.
 
     Returns:
         (B * M * N,) int64.
     """
-    slots = all_slots(batch, height, width, window_size, dilation, device)
-    image, y, x = slot_coordinates(slots, height, width, window_size, shift, dilation)
+    batch, height, width = geometry.batch, geometry.height, geometry.width
+    image, y, x = slot_coordinates(all_slots(geometry, device), geometry)
     return torch.where((y < height) & (x < width), (image * height + y) * width + x, batch * height * width)
 
 
-def all_slots(
-    batch: int, height: int, width: int, window_size: tuple[int, int], dilation: int, device: torch.device
-) -> Tensor:
+def all_slots(geometry: WindowGeometry, device: torch.device) -> Tensor:
     """Numbers of all window slots of a batch: (B * M * N,) int64."""
-    windows = window_count(batch, height, width, window_size, dilation)
-    return torch.arange(windows * window_size[0] * window_size[1], device=device)
+    return torch.arange(slot_count(geometry), device=device)
 
 
-def scatter_index(
-    batch: int,
-    height: int,
-    width: int,
-    window_size: tuple[int, int],
-    shift: tuple[int, int],
-    dilation: int,
-    device: torch.device,
-) -> Tensor:
+def scatter_index(geometry: WindowGeometry, device: torch.device) -> Tensor:
     """Inverse of `gather_index`: the slot that holds each token.
 
     Returns:
         (B * H * W,) int64.
     """
-    count_h = windows_per_lattice(height, window_size[0], dilation)
-    count_w = windows_per_lattice(width, window_size[1], dilation)
+    batch, height, width, window_size, shift, dilation = geometry
+    count_h, count_w = lattice_windows(geometry)
     rest, x = _divmod(torch.arange(batch * height * width, device=device), width)
     image, y = _divmod(rest, height)
     row, p = _divmod(y, dilation)
@@ -141,16 +141,7 @@ def scatter_index(
     return (window * window_size[0] + a) * window_size[1] + b
 
 
-def visible_pairs(
-    batch: int,
-    height: int,
-    width: int,
-    window_size: tuple[int, int],
-    shift: tuple[int, int],
-    dilation: int,
-    attend_padding: bool,
-    device: torch.device,
-) -> Tensor:
+def visible_pairs(geometry: WindowGeometry, attend_padding: bool, device: torch.device) -> Tensor:
     """Whether slot i of a window attends to slot j.
 
     Where padding is not attended it forms a region of its own: no query is left without a key, so no row of the
@@ -159,12 +150,12 @@ def visible_pairs(
     Returns:
         (B * M, N, N) bool.
     """
-    slots = all_slots(batch, height, width, window_size, dilation, device)
-    regions = slot_regions(slots, height, width, window_size, shift, dilation)
+    slots = all_slots(geometry, device)
+    regions = slot_regions(slots, geometry)
     if not attend_padding:
-        _, y, x = slot_coordinates(slots, height, width, window_size, shift, dilation)
-        regions = torch.where((y < height) & (x < width), regions, -1)
-    regions = regions.view(-1, window_size[0] * window_size[1])
+        _, y, x = slot_coordinates(slots, geometry)
+        regions = torch.where((y < geometry.height) & (x < geometry.width), regions, -1)
+    regions = regions.view(-1, geometry.window_size[0] * geometry.window_size[1])
     return regions[:, :, None] == regions[:, None, :]
 
 
@@ -182,43 +173,14 @@ class WindowPlan(NamedTuple):
     padded: bool
 
 
-class WindowGeometry(NamedTuple):
-    """What the blocks of a stage with the same shift need to know of their windows.
-
-    window_size: (wh, ww). shift: (sh, sw). dilation: period of the grid. shifted: whether shift can be other than
-    (0, 0); under compilation shift is a symbol that must not be asked. plan: the same as index tensors, where the
-    attention implementation reads those.
-    """
-
-    window_size: tuple[int, int]
-    shift: tuple[int, int]
-    dilation: int
-    shifted: bool
-    plan: WindowPlan | None
-
-
 def window_plan(
-    batch: int,
-    height: int,
-    width: int,
-    window_size: tuple[int, int],
-    shift: tuple[int, int],
-    dilation: int,
-    shifted: bool,
-    attend_padding: bool,
-    padded: bool,
-    device: torch.device,
+    geometry: WindowGeometry, shifted: bool, attend_padding: bool, padded: bool, device: torch.device
 ) -> WindowPlan:
     """Index tensors for one geometry. shifted: whether shift can be other than (0, 0); a symbol must not be asked."""
     visible: Tensor | None = None
     if shifted or not attend_padding:
-        visible = visible_pairs(batch, height, width, window_size, shift, dilation, attend_padding, device)
-    return WindowPlan(
-        gather_index(batch, height, width, window_size, shift, dilation, device),
-        scatter_index(batch, height, width, window_size, shift, dilation, device),
-        visible,
-        padded,
-    )
+        visible = visible_pairs(geometry, attend_padding, device)
+    return WindowPlan(gather_index(geometry, device), scatter_index(geometry, device), visible, padded)
 
 
 def relative_position_index(window_size: tuple[int, int]) -> Tensor:

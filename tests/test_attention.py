@@ -9,7 +9,7 @@ import swinx
 from swinx import windows
 from swinx.attention.api import resolve_implementation
 
-IMPLEMENTATIONS = ["reference", "sdpa"]
+IMPLEMENTATIONS = ["reference", "bmm", "sdpa"]
 # (height, width, window, shift, dilation): grids below, at and above the window, distinct primes, ragged lattices.
 GEOMETRIES = [
     (1, 1, (4, 4), (0, 0), 1),
@@ -139,7 +139,7 @@ def test_low_precision_error_stays_within_twice_that_of_the_reference(dtype: tor
         ({"shift": (-1, 0)}, "shift must be at least 0"),
         ({"dilation": 0}, "dilation must be a positive integer, got 0"),
         ({"pad_qkv": torch.zeros(3, 2, 5)}, "pad_qkv must be"),
-        ({"impl": "flash"}, "impl must be one of auto, reference, sdpa, triton, got 'flash'"),
+        ({"impl": "flash"}, "impl must be one of auto, reference, bmm, sdpa, triton, got 'flash'"),
     ],
 )
 def test_bad_input_names_argument_rule_and_value(changes: dict, message: str) -> None:
@@ -150,19 +150,26 @@ def test_bad_input_names_argument_rule_and_value(changes: dict, message: str) ->
 
 
 def test_triton_is_refused_with_a_plain_sentence() -> None:
-    with pytest.raises(NotImplementedError, match="no fused kernel yet; choose 'auto', 'reference' or 'sdpa'"):
+    with pytest.raises(NotImplementedError, match="no fused kernel yet; choose 'auto', 'reference', 'bmm' or 'sdpa'"):
         swinx.window_attention(torch.zeros(1, 3, 3, 3, 1, 4), torch.zeros(1, 9, 9), window_size=(3, 3), impl="triton")
 
 
-def test_auto_follows_its_written_rule() -> None:
+def test_auto_follows_its_written_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert resolve_implementation("auto", cpu, recording=False) == "sdpa"
-    assert resolve_implementation("auto", cpu, recording=True) == "reference"
-    assert resolve_implementation("auto", cuda, recording=True) == "sdpa"
-    assert resolve_implementation("reference", cuda, recording=False) == "reference"
+    fp32, bf16 = torch.float32, torch.bfloat16
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert resolve_implementation("auto", cpu, fp32, 49, recording=True) == "bmm"
+    assert resolve_implementation("auto", cpu, bf16, 144, recording=True) == "bmm"
+    assert resolve_implementation("auto", cpu, fp32, 64, recording=False) == "bmm"
+    assert resolve_implementation("auto", cpu, fp32, 65, recording=False) == "sdpa"
+    assert resolve_implementation("auto", cpu, bf16, 49, recording=False) == "sdpa"
+    assert resolve_implementation("auto", cuda, fp32, 49, recording=True) == "sdpa"
+    assert resolve_implementation("reference", cuda, fp32, 49, recording=False) == "reference"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert resolve_implementation("auto", cpu, fp32, 49, recording=False) == "sdpa"
 
     def compiled(x: Tensor) -> Tensor:
-        return x + (1 if resolve_implementation("auto", x.device, recording=True) == "sdpa" else 2)
+        return x + (1 if resolve_implementation("auto", x.device, fp32, 49, recording=True) == "sdpa" else 2)
 
     assert torch.compile(compiled, backend="eager", fullgraph=True)(torch.zeros(())) == 1
 
@@ -172,12 +179,12 @@ def test_gather_and_scatter_are_inverse(
     height: int, width: int, window: tuple[int, int], shift: tuple[int, int], dilation: int
 ) -> None:
     device, batch = torch.device("cpu"), 3
-    gather = windows.gather_index(batch, height, width, window, shift, dilation, device)
-    scatter = windows.scatter_index(batch, height, width, window, shift, dilation, device)
+    geometry = windows.WindowGeometry(batch, height, width, window, shift, dilation)
+    gather, scatter = windows.gather_index(geometry, device), windows.scatter_index(geometry, device)
     tokens = batch * height * width
     assert torch.equal(gather[scatter], torch.arange(tokens))
     assert (gather == tokens).sum() == gather.numel() - tokens
-    assert gather.numel() > tokens or not windows.needs_padding(height, width, window, dilation)
+    assert gather.numel() > tokens or not windows.needs_padding(geometry)
 
 
 def test_shift_is_half_a_window_unless_one_window_covers_the_lattice() -> None:

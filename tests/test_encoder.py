@@ -246,7 +246,7 @@ def test_present_number_of_channels_changes_nothing() -> None:
     assert module.out_channels[0] == 3
 
 
-@pytest.mark.parametrize("impl", ["reference", "sdpa"])
+@pytest.mark.parametrize("impl", ["reference", "bmm", "sdpa"])
 def test_checkpointing_gives_the_same_loss_and_gradients(impl: str) -> None:
     plain, saving = (encoder("branch", drop_path=0.5, output_stride=16).train() for _ in range(2))
     saving.set_grad_checkpointing()
@@ -299,7 +299,7 @@ def test_a_corner_of_a_large_image_does_not_reach_the_opposite_one() -> None:
 def test_attention_is_chosen_for_every_stage_and_gives_the_same_features() -> None:
     model, x = nn.Sequential(encoder(output_stride=8)), image(1, 3, 67, 71).double()
     expected = levels(model, x)
-    for impl in ("reference", "sdpa", "auto"):
+    for impl in ("reference", "bmm", "sdpa", "auto"):
         swinx.set_attention(model, impl)
         assert {stage.impl for stage in model[0].layers} == {impl}
         for level, same in zip(levels(model, x), expected, strict=True):
@@ -309,9 +309,11 @@ def test_attention_is_chosen_for_every_stage_and_gives_the_same_features() -> No
 def test_wrong_attention_is_refused_and_changes_nothing() -> None:
     module = encoder()
     swinx.set_attention(module, "reference")
-    with pytest.raises(ValueError, match=r"impl must be one of auto, reference, sdpa, triton, got 'flash'"):
+    with pytest.raises(ValueError, match=r"impl must be one of auto, reference, bmm, sdpa, triton, got 'flash'"):
         swinx.set_attention(module, "flash")
-    with pytest.raises(NotImplementedError, match=r"'triton'.*no fused kernel yet; choose 'auto', 'ref.*' or 'sdpa'"):
+    with pytest.raises(
+        NotImplementedError, match=r"'triton'.*no fused kernel yet; choose 'auto', 'ref.*', 'bmm' or 'sdpa'"
+    ):
         swinx.set_attention(module, "triton")
     assert {stage.impl for stage in module.layers} == {"reference"}
     with pytest.raises(ValueError, match=r"model must contain a SwinXEncoder, got Linear"):
@@ -327,7 +329,7 @@ def test_single_and_double_precision_agree() -> None:
         torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("impl", ["auto", "reference", "sdpa"])
+@pytest.mark.parametrize("impl", ["auto", "reference", "bmm", "sdpa"])
 def test_autocast_to_bfloat16_stays_near_single_precision_and_trains(impl: str) -> None:
     module = encoder("inline", output_stride=16).float()
     swinx.set_attention(module, impl)

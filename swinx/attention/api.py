@@ -8,11 +8,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from swinx.attention import reference, sdpa
-from swinx.windows import needs_padding, window_plan
+from swinx.attention import gathered, reference
+from swinx.windows import WindowGeometry, needs_padding, window_plan
 
-AttentionImpl = Literal["auto", "reference", "sdpa", "triton"]
+AttentionImpl = Literal["auto", "reference", "bmm", "sdpa", "triton"]
 IMPLEMENTATIONS: tuple[str, ...] = get_args(AttentionImpl)
+MAX_BMM_TOKENS = 64  # measured: bmm wins at 49 tokens, SDPA at 144
 
 
 def check_implementation(impl: str) -> None:
@@ -26,22 +27,29 @@ def check_implementation(impl: str) -> None:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     if impl == "triton":
         raise NotImplementedError(
-            "impl='triton': this release has no fused kernel yet; choose 'auto', 'reference' or 'sdpa'"
+            "impl='triton': this release has no fused kernel yet; choose 'auto', 'reference', 'bmm' or 'sdpa'"
         )
 
 
-def resolve_implementation(impl: AttentionImpl, device: torch.device, recording: bool) -> AttentionImpl:
+def resolve_implementation(
+    impl: AttentionImpl, device: torch.device, dtype: torch.dtype, window_tokens: int, recording: bool
+) -> AttentionImpl:
     """The implementation that runs: impl itself, or what `auto` stands for.
 
-    auto is sdpa under torch.compile and torch.export, on every device but the CPU, and on the CPU where no gradient is
-    recorded; reference on the CPU where one is, because eager SDPA with a bias that needs a gradient falls back to a
-    slower decomposition there.
+    auto is sdpa on every device but the CPU, and in exported programs. On the CPU it is bmm where gradients are
+    recorded, as SDPA with a bias that needs a gradient falls back to slower products. Without gradients it is bmm for
+    windows of up to 64 tokens in float32 or float64, in compiled code, which fuses bias, mask and softmax, and on
+    several threads, of which SDPA makes little use; else sdpa.
     """
     if impl != "auto":
         return impl
-    if torch.compiler.is_compiling() or device.type != "cpu":
+    if device.type != "cpu" or torch.compiler.is_compiling():
         return "sdpa"
-    return "reference" if recording else "sdpa"
+    if recording:
+        return "bmm"
+    if dtype not in (torch.float32, torch.float64) or window_tokens > MAX_BMM_TOKENS:
+        return "sdpa"
+    return "bmm" if torch.get_num_threads() > 1 else "sdpa"
 
 
 def window_attention(
@@ -69,10 +77,11 @@ def window_attention(
         dilation: period d of the grid.
         pad_qkv: (3, h, D), what a padding token projects to; padding is then attended, as in the official
             segmentation code. None: padding is not attended.
-        impl: "auto", "reference", "sdpa" or "triton"; `resolve_implementation` says what auto takes.
+        impl: "auto", "reference" (the readable one), "bmm" (batched products), "sdpa" or "triton";
+            `resolve_implementation` says what auto takes.
 
     Returns:
-        (B, H, W, h * D), dtype of qkv. Softmax runs in at least float32 in the reference; sdpa follows torch.
+        (B, H, W, h * D), dtype of qkv. Softmax runs in at least float32; sdpa follows torch.
 
     Raises:
         ValueError: a shape, dtype, device or value outside these rules.
@@ -86,12 +95,12 @@ def window_attention(
     shifted = shift != (0, 0)
     tensors = [qkv, bias] if pad_qkv is None else [qkv, bias, pad_qkv]
     recording = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if resolve_implementation(impl, qkv.device, recording) == "reference":
-        return reference.window_attention(qkv, bias, window_size, shift, dilation, pad_qkv, shifted)
-    padded = needs_padding(height, width, window_size, dilation)
-    attended = pad_qkv is not None
-    plan = window_plan(batch, height, width, window_size, shift, dilation, shifted, attended, padded, qkv.device)
-    return sdpa.window_attention(qkv, bias, plan, pad_qkv)
+    geometry = WindowGeometry(batch, height, width, window_size, shift, dilation)
+    resolved = resolve_implementation(impl, qkv.device, qkv.dtype, bias.shape[1], recording)
+    if resolved == "reference":
+        return reference.window_attention(qkv, bias, geometry, pad_qkv, shifted)
+    plan = window_plan(geometry, shifted, pad_qkv is not None, needs_padding(geometry), qkv.device)
+    return gathered.window_attention(qkv, bias, plan, pad_qkv, resolved == "bmm")
 
 
 def _check(

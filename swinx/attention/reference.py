@@ -11,25 +11,19 @@ from einops import rearrange
 from torch import Tensor
 
 from swinx import windows
+from swinx.windows import WindowGeometry
 
 
 def window_attention(
-    qkv: Tensor,
-    bias: Tensor,
-    window_size: tuple[int, int],
-    shift: tuple[int, int],
-    dilation: int,
-    pad_qkv: Tensor | None,
-    shifted: bool,
+    qkv: Tensor, bias: Tensor, geometry: WindowGeometry, pad_qkv: Tensor | None, shifted: bool
 ) -> Tensor:
-    """See `swinx.window_attention` for the contract. shifted: whether shift can be other than (0, 0).
+    """See `swinx.window_attention` for the contract. shifted: whether the shift can be other than (0, 0).
 
     Mixed precision: scores and the product with v are computed in the dtype of qkv, bias, mask and softmax in at least
     float32, and probabilities are rounded to the dtype of qkv.
     """
-    height, width, d = qkv.shape[1], qkv.shape[2], dilation
-    count_h = windows.windows_per_lattice(height, window_size[0], d)
-    count_w = windows.windows_per_lattice(width, window_size[1], d)
+    batch, height, width, window_size, shift, d = geometry
+    count_h, count_w = windows.lattice_windows(geometry)
     grid = _pad(qkv, d * count_h * window_size[0], d * count_w * window_size[1], pad_qkv)
     lattices = rearrange(grid, "B (y p) (x q) s h D -> (B p q) y x s h D", p=d, q=d)
     if shifted:
@@ -37,11 +31,12 @@ def window_attention(
     q, k, v = rearrange(lattices, "l (i a) (j b) s h D -> s (l i j) h (a b) D", i=count_h, j=count_w)
 
     if shifted or pad_qkv is None:
-        visible = windows.visible_pairs(1, height, width, window_size, shift, d, pad_qkv is not None, qkv.device)
+        image = WindowGeometry(1, height, width, window_size, shift, d)
+        visible = windows.visible_pairs(image, pad_qkv is not None, qkv.device)
         bias = bias.masked_fill(~visible[:, None], float("-inf"))  # (M, h, N, N) for the M windows of an image
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    scores = rearrange(rearrange(scores, "(B M) h n m -> B M h n m", B=qkv.shape[0]) + bias, "B M h n m -> (B M) h n m")
+    scores = rearrange(rearrange(scores, "(B M) h n m -> B M h n m", B=batch) + bias, "B M h n m -> (B M) h n m")
     out = scores.softmax(dim=-1).to(v.dtype) @ v
 
     lattices = rearrange(

@@ -26,9 +26,13 @@ def table(path: Path) -> str:
         lines.append(
             f"| {info['what']} | {info['dtype']} | {info['size']}² | {info['threads']} | {info['baseline_ms']:.0f} "
             f"| {1e3 * entry['stats']['median']:.0f} | **{info['ratio']:.2f}** "
-            f"| {info['baseline_mb']:.0f} | {info['mb']:.0f} |"
+            f"| {_megabytes(info['baseline_mb'])} | {_megabytes(info['mb'])} |"
         )
     return "\n".join(lines)
+
+
+def _megabytes(value: float | None) -> str:
+    return "—" if value is None else f"{value:.0f}"
 
 
 if __name__ == "__main__":
