@@ -36,10 +36,10 @@ def resolve_implementation(
 ) -> AttentionImpl:
     """The implementation that runs: impl itself, or what `auto` stands for.
 
-    auto is sdpa on every device but the CPU, and in exported programs. On the CPU it is bmm where gradients are
-    recorded, as SDPA with a bias that needs a gradient falls back to slower products. Without gradients it is bmm for
-    windows of up to 64 tokens in float32 or float64, in compiled code, which fuses bias, mask and softmax, and on
-    several threads, of which SDPA makes little use; else sdpa.
+    auto is sdpa on every device but the CPU, and in compiled and exported code (compiled evaluation of an encoder on
+    the CPU asks again when it runs). In eager code on the CPU it is bmm where gradients are recorded, as SDPA with a
+    bias that needs a gradient falls back to slower products. Without gradients it is bmm for windows of up to 64 tokens
+    in float32 or float64 on several threads, of which SDPA makes little use; else sdpa.
     """
     if impl != "auto":
         return impl
