@@ -19,6 +19,7 @@ from experiments.cells import Cell, build_model, refuse
 from experiments.data import SegmentationData
 from experiments.records import Row, append_row, now, provenance, read_rows, write_whole
 from experiments.report import write_report
+from experiments.report.tables import COST, SPREAD
 from experiments.training import Budget, NonFiniteLossError, Segmenter, Training, fit
 
 RESULTS = "results.jsonl"
@@ -186,22 +187,7 @@ def run_cell(cell: Cell, data: SegmentationData, settings: Settings, output: Pat
     }
 
 
-RESULT_FIELDS = (
-    "images_seen",
-    "train_minutes",
-    "val_miou",
-    "test_miou",
-    "thin_miou",
-    "class_iou",
-    "pixel_accuracy",
-    "params_m",
-    "gflops",
-    "latency_ms_p20",
-    "latency_ms_p50",
-    "latency_ms_p80",
-    "peak_memory_mb",
-    "peak_memory_scope",
-)
+RESULT_FIELDS = (*SPREAD, "class_iou", *COST, "peak_memory_scope")
 
 
 def _measure(

@@ -84,9 +84,13 @@ def block_layers(block: SwinBlock) -> BlockLayers:
 
 
 def original(blocks: nn.Module) -> bool:
-    """Whether blocks hold the modules they were made of and nobody listens: only then do weights say what they do."""
+    """Whether blocks hold the modules and plain parameters they were made of, and nobody listens.
+
+    Only then do their weights say what they compute: a replaced layer or a quantised weight has a type of its own.
+    """
     ours = (nn.ModuleList, SwinBlock, WindowAttention, Mlp, nn.LayerNorm, nn.Linear, DropPath)
-    return not hooked(blocks) and all(type(module) in ours for module in blocks.modules())
+    plain = all(type(parameter) is nn.Parameter for parameter in blocks.parameters())
+    return plain and not hooked(blocks) and all(type(module) in ours for module in blocks.modules())
 
 
 def hooked(blocks: nn.Module) -> bool:
