@@ -220,7 +220,7 @@ def set_attention(model: nn.Module, impl: AttentionImpl) -> None:
 
     Raises:
         ValueError: unknown name, or no swinx encoder in the model.
-        NotImplementedError: "triton".
+        NotImplementedError: "triton" without the package; what else it does not take shows when it runs.
     """
     check_implementation(impl)
     stages = [module for module in model.modules() if isinstance(module, SwinStage)]

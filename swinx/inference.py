@@ -129,7 +129,8 @@ def _infer_blocks(
     blocks = [
         _layers_of(list(weights[i * len(WEIGHTS) : (i + 1) * len(WEIGHTS)]), bias) for i, bias in enumerate(biases)
     ]
-    resolved = resolve_implementation(impl, x.device, x.dtype, window[0] * window[1], recording=False)  # type: ignore[arg-type]
+    head_dim = x.shape[3] // len(biases[0])
+    resolved = resolve_implementation(impl, x.device, x.dtype, window, head_dim, recording=False)  # type: ignore[arg-type]
     out = x.clone(memory_format=torch.contiguous_format)
     infer_blocks_(out, blocks, len(biases[0]), (plain, plain._replace(shift=(shift[0], shift[1]))), resolved == "bmm")
     return out

@@ -12,7 +12,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from swinx import windows
-from swinx.attention import gathered, reference
+from swinx.attention import gathered, ops, reference
 from swinx.windows import WindowGeometry, WindowPlan
 
 
@@ -20,7 +20,7 @@ class BlockWindows(NamedTuple):
     """What the blocks of a stage with the same shift need to know of their windows.
 
     geometry: sizes. shifted: whether the shift can be other than (0, 0); under compilation it is a symbol that must not
-    be asked. impl: implementation of attention, never "auto". plan: index tensors, for every impl but "reference".
+    be asked. impl: implementation of attention, never "auto". plan: index tensors, for "bmm" and "sdpa".
     """
 
     geometry: WindowGeometry
@@ -56,7 +56,7 @@ class WindowAttention(nn.Module):
         """(B, H, W, C) -> (B, H, W, C)."""
         plan = block_windows.plan
         if plan is None:
-            return self._reference(x, block_windows)
+            return self._on_grid(x, block_windows)
         tokens = x.reshape(-1, x.shape[-1])
         if plan.padded:
             rows = self.qkv(F.pad(tokens, (0, 0, 0, 1)))  # the padding token
@@ -67,11 +67,14 @@ class WindowAttention(nn.Module):
         out = gathered.attend_slots(slots, self.position_bias(), plan.visible, block_windows.impl == "bmm")
         return self.proj(out.index_select(0, plan.scatter)).view(x.shape)
 
-    @torch.jit.unused  # TorchScript has no einops
-    def _reference(self, x: Tensor, block_windows: BlockWindows) -> Tensor:
+    @torch.jit.unused  # TorchScript has no einops and no Triton
+    def _on_grid(self, x: Tensor, block_windows: BlockWindows) -> Tensor:
         qkv = self.qkv(x).view(*x.shape[:3], 3, self.num_heads, -1)
         pad_qkv = self.qkv.bias.view(qkv.shape[3:])
-        bias, (geometry, shifted, _, _) = self.position_bias(), block_windows
+        bias, (geometry, shifted, impl, _) = self.position_bias(), block_windows
+        if impl == "triton":
+            rule = geometry.window_size, geometry.shift, geometry.dilation
+            return self.proj(ops.window_attention(qkv, bias, pad_qkv, *rule)[0])
         return self.proj(reference.window_attention(qkv, bias, geometry, pad_qkv, shifted))
 
 

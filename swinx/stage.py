@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from swinx import inference, windows
 from swinx.attention import plan_ops
-from swinx.attention.api import AttentionImpl, resolve_implementation
+from swinx.attention.api import AttentionImpl, attention_dtype, resolve_implementation
 from swinx.layers import BlockWindows, PatchMerging, SwinBlock
 from swinx.windows import WindowGeometry, WindowPlan
 
@@ -52,7 +52,7 @@ class SwinStage(nn.Module):
     def block_windows(self, x: Tensor, impl: str) -> list[BlockWindows]:
         """Windows on the grid x of the blocks without shift and of those with one."""
         plain, shifted = self.geometry(x, False), self.geometry(x, True)
-        if impl == "reference":
+        if impl == "reference" or impl == "triton":
             return [BlockWindows(plain, False, impl, None), BlockWindows(shifted, True, impl, None)]
         return [
             BlockWindows(plain, False, impl, self._plan(plain, False, x)),
@@ -89,7 +89,9 @@ class SwinStage(nn.Module):
     def _run(self, x: Tensor) -> Tensor:
         trained = x.requires_grad or any(parameter.requires_grad for parameter in self.blocks.parameters())
         recording = torch.is_grad_enabled() and trained
-        sliced = x.device.type == "cpu" and self.impl != "reference" and not (self.training or recording)
+        sliced = (
+            x.device.type == "cpu" and self.impl not in ("reference", "triton") and not (self.training or recording)
+        )
         if sliced and _compiled(x) and inference.original(self.blocks):
             geometries = [self.geometry(x, False), self.geometry(x, True)]
             return inference.infer_compiled(x, self._blocks(), geometries, self.impl)
@@ -106,9 +108,8 @@ class SwinStage(nn.Module):
 
     @torch.jit.unused
     def _resolved(self, x: Tensor, recording: bool) -> AttentionImpl:
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        return resolve_implementation(self.impl, x.device, dtype, self.window_size[0] * self.window_size[1], recording)
+        head_dim = x.shape[3] // self.num_heads
+        return resolve_implementation(self.impl, x.device, attention_dtype(x), self.window_size, head_dim, recording)
 
     @torch.jit.unused
     def _blocks(self) -> list[SwinBlock]:

@@ -7,7 +7,9 @@ from torch import Tensor
 
 import swinx
 from swinx import windows
+from swinx.attention import ops
 from swinx.attention.api import resolve_implementation
+from swinx.config import VARIANTS
 
 IMPLEMENTATIONS = ["reference", "bmm", "sdpa"]
 # (height, width, window, shift, dilation): grids below, at and above the window, distinct primes, ragged lattices.
@@ -149,29 +151,54 @@ def test_bad_input_names_argument_rule_and_value(changes: dict, message: str) ->
         swinx.window_attention(qkv, bias, **arguments)
 
 
-def test_triton_is_refused_with_a_plain_sentence() -> None:
-    with pytest.raises(NotImplementedError, match="no fused kernel yet; choose 'auto', 'reference', 'bmm' or 'sdpa'"):
+def test_triton_without_the_package_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "triton_missing", lambda: "the package triton is not installed")
+    message = "impl='triton': the package triton is not installed; choose 'auto', 'reference', 'bmm' or 'sdpa'"
+    with pytest.raises(NotImplementedError, match=message):
         swinx.window_attention(torch.zeros(1, 3, 3, 3, 1, 4), torch.zeros(1, 9, 9), window_size=(3, 3), impl="triton")
+    with pytest.raises(NotImplementedError, match=message):
+        swinx.set_attention(swinx.SwinXEncoder(VARIANTS["swinx_n"]), "triton")
 
 
 def test_auto_follows_its_written_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     fp32, bf16 = torch.float32, torch.bfloat16
+    w7, w8, w9, w12 = (7, 7), (8, 8), (13, 5), (12, 12)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert resolve_implementation("auto", cpu, fp32, 49, recording=True) == "bmm"
-    assert resolve_implementation("auto", cpu, bf16, 144, recording=True) == "bmm"
-    assert resolve_implementation("auto", cpu, fp32, 64, recording=False) == "bmm"
-    assert resolve_implementation("auto", cpu, fp32, 65, recording=False) == "sdpa"
-    assert resolve_implementation("auto", cpu, bf16, 49, recording=False) == "sdpa"
-    assert resolve_implementation("auto", cuda, fp32, 49, recording=True) == "sdpa"
-    assert resolve_implementation("reference", cuda, fp32, 49, recording=False) == "reference"
+    assert resolve_implementation("auto", cpu, fp32, w7, 32, recording=True) == "bmm"
+    assert resolve_implementation("auto", cpu, bf16, w12, 32, recording=True) == "bmm"
+    assert resolve_implementation("auto", cpu, fp32, w8, 32, recording=False) == "bmm"
+    assert resolve_implementation("auto", cpu, fp32, w9, 32, recording=False) == "sdpa"
+    assert resolve_implementation("auto", cpu, bf16, w7, 32, recording=False) == "sdpa"
+    assert resolve_implementation("auto", torch.device("mps"), fp32, w7, 32, recording=True) == "sdpa"
+    assert resolve_implementation("reference", cuda, fp32, w7, 32, recording=False) == "reference"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert resolve_implementation("auto", cpu, fp32, 49, recording=False) == "sdpa"
+    assert resolve_implementation("auto", cpu, fp32, w7, 32, recording=False) == "sdpa"
 
     def compiled(x: Tensor) -> Tensor:
-        return x + (1 if resolve_implementation("auto", x.device, fp32, 49, recording=True) == "sdpa" else 2)
+        return x + (1 if resolve_implementation("auto", x.device, fp32, w7, 32, recording=True) == "sdpa" else 2)
 
     assert torch.compile(compiled, backend="eager", fullgraph=True)(torch.zeros(())) == 1
+
+
+def test_auto_takes_the_kernels_on_a_gpu_where_they_take_the_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, capability = torch.device("cuda"), (9, 0)
+    monkeypatch.setattr(ops, "triton_missing", lambda: None)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    cases = [(torch.bfloat16, (7, 7), 32, True), (torch.float64, (7, 7), 32, True), (torch.float16, (17, 7), 32, True)]
+    cases += [(torch.float32, (12, 12), 129, True), (torch.float32, (12, 12), 128, False)]
+    chosen = [
+        resolve_implementation("auto", cuda, dtype, window, head_dim, recording=True, contiguous=contiguous)
+        for dtype, window, head_dim, contiguous in cases
+    ]
+    assert chosen == ["triton", "sdpa", "sdpa", "sdpa", "sdpa"]
+    capability = (7, 5)
+    assert resolve_implementation("auto", cuda, torch.float16, (7, 7), 32, recording=True) == "sdpa"
+    with pytest.raises(NotImplementedError, match=r"compute capability \(8, 0\) and above, got \(7, 5\)"):
+        resolve_implementation("triton", cuda, torch.float16, (7, 7), 32, recording=True)
+    with pytest.raises(NotImplementedError, match=r"it takes tensors on an NVIDIA GPU .*, got mps"):
+        resolve_implementation("triton", torch.device("mps"), torch.float16, (7, 7), 32, recording=True)
 
 
 @pytest.mark.parametrize(("height", "width", "window", "shift", "dilation"), GEOMETRIES)

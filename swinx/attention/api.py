@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from swinx.attention import gathered, reference
+from swinx.attention import gathered, ops, reference
 from swinx.windows import WindowGeometry, needs_padding, window_plan
 
 AttentionImpl = Literal["auto", "reference", "bmm", "sdpa", "triton"]
@@ -17,39 +17,60 @@ MAX_BMM_TOKENS = 64  # measured: bmm wins at 49 tokens, SDPA at 144
 
 
 def check_implementation(impl: str) -> None:
-    """Refuse a name that is no implementation, and one that is not there yet.
+    """Refuse a name that is no implementation, and one that cannot run here whatever the input.
 
     Raises:
         ValueError: unknown name.
-        NotImplementedError: "triton".
+        NotImplementedError: "triton" without the package.
     """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
-    if impl == "triton":
-        raise NotImplementedError(
-            "impl='triton': this release has no fused kernel yet; choose 'auto', 'reference', 'bmm' or 'sdpa'"
-        )
+    missing = ops.triton_missing() if impl == "triton" else None
+    if missing is not None:
+        raise NotImplementedError(f"impl='triton': {missing}; choose 'auto', 'reference', 'bmm' or 'sdpa'")
 
 
 def resolve_implementation(
-    impl: AttentionImpl, device: torch.device, dtype: torch.dtype, window_tokens: int, recording: bool
+    impl: AttentionImpl,
+    device: torch.device,
+    dtype: torch.dtype,
+    window_size: tuple[int, int],
+    head_dim: int,
+    recording: bool,
+    contiguous: bool = True,
 ) -> AttentionImpl:
     """The implementation that runs: impl itself, or what `auto` stands for.
 
-    auto is sdpa on every device but the CPU, and in compiled and exported code (compiled evaluation of an encoder on
-    the CPU asks again when it runs). In eager code on the CPU it is bmm where gradients are recorded, as SDPA with a
-    bias that needs a gradient falls back to slower products. Without gradients it is bmm for windows of up to 64 tokens
-    in float32 or float64 on several threads, of which SDPA makes little use; else sdpa.
+    auto is triton on a GPU, where the kernels take the case (`swinx.attention.ops.unsupported`) and the code is not to
+    be exported, and else sdpa on every device but the CPU, and in compiled and exported code (compiled evaluation of an
+    encoder on the CPU asks again when it runs). In eager code on the CPU it is bmm where gradients are recorded, as
+    SDPA with a bias that needs a gradient falls back to slower products. Without gradients it is bmm for windows of up
+    to 64 tokens in float32 or float64 on several threads, of which SDPA makes little use; else sdpa.
+
+    Raises:
+        NotImplementedError: impl="triton" for a case that the kernels do not take.
     """
+    if impl == "triton":
+        reason = ops.unsupported(device, dtype, window_size, head_dim, contiguous)
+        if reason is not None:
+            raise NotImplementedError(f"impl='triton': {reason}")
     if impl != "auto":
         return impl
+    if device.type == "cuda" and not torch.compiler.is_exporting():
+        return "sdpa" if ops.unsupported(device, dtype, window_size, head_dim, contiguous) else "triton"
     if device.type != "cpu" or torch.compiler.is_compiling():
         return "sdpa"
     if recording:
         return "bmm"
-    if dtype not in (torch.float32, torch.float64) or window_tokens > MAX_BMM_TOKENS:
+    if dtype not in (torch.float32, torch.float64) or window_size[0] * window_size[1] > MAX_BMM_TOKENS:
         return "sdpa"
     return "bmm" if torch.get_num_threads() > 1 else "sdpa"
+
+
+def attention_dtype(x: Tensor) -> torch.dtype:
+    """What attention computes in: the dtype of x, or that of autocast."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def window_attention(
@@ -81,11 +102,12 @@ def window_attention(
             `resolve_implementation` says what auto takes.
 
     Returns:
-        (B, H, W, h * D), dtype of qkv. Softmax runs in at least float32; sdpa follows torch.
+        (B, H, W, h * D), dtype of qkv (under autocast, for sdpa and triton, that of autocast). Softmax runs in at least
+        float32; sdpa follows torch.
 
     Raises:
         ValueError: a shape, dtype, device or value outside these rules.
-        NotImplementedError: impl="triton".
+        NotImplementedError: impl="triton" for a case that the kernels do not take, or without the package.
     """
     check_implementation(impl)
     _check(qkv, bias, window_size, shift, dilation, pad_qkv)
@@ -96,9 +118,14 @@ def window_attention(
     tensors = [qkv, bias] if pad_qkv is None else [qkv, bias, pad_qkv]
     recording = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     geometry = WindowGeometry(batch, height, width, window_size, shift, dilation)
-    resolved = resolve_implementation(impl, qkv.device, qkv.dtype, bias.shape[1], recording)
+    contiguous = qkv.stride(5) == 1 or head_dim == 1
+    dtype = attention_dtype(qkv)
+    resolved = resolve_implementation(impl, qkv.device, dtype, window_size, head_dim, recording, contiguous)
     if resolved == "reference":
         return reference.window_attention(qkv, bias, geometry, pad_qkv, shifted)
+    if resolved == "triton":
+        out: Tensor = ops.window_attention(qkv, bias, pad_qkv, window_size, shift, dilation)[0]
+        return out
     plan = window_plan(geometry, shifted, pad_qkv is not None, needs_padding(geometry), qkv.device)
     return gathered.window_attention(qkv, bias, plan, pad_qkv, resolved == "bmm")
 

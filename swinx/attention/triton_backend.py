@@ -1,0 +1,139 @@
+"""Launches the Triton kernels of window attention. Imported only when they run.
+
+Shapes: B images, H W grid, h heads, D head_dim, N tokens in a window.
+"""
+
+import math
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from swinx import windows
+from swinx.attention import triton_launch
+from swinx.attention.triton_backward import backward_kernel
+from swinx.attention.triton_backward_tiled import key_kernel, query_kernel
+from swinx.attention.triton_forward import forward_kernel
+from swinx.attention.triton_launch import ONE_TILE, Kernel, Tiles
+from swinx.windows import WindowGeometry
+
+WIDE_FROM = 2**31  # elements
+
+
+def forward(qkv: Tensor, bias: Tensor, pad_qkv: Tensor | None, geometry: WindowGeometry) -> tuple[Tensor, Tensor]:
+    """out (B, H, W, h * D), and for the backward pass of windows of more than ONE_TILE tokens lse (B, H, W, h).
+
+    lse is the log2 of the sum of exp2 of a query's scores in units of log2; empty for smaller windows.
+    """
+    batch, height, width, _, heads, head_dim = qkv.shape
+    out = _empty(qkv, batch, height, width, heads * head_dim)
+    sums = (batch, height, width, heads) if bias.shape[1] > ONE_TILE else (0,)
+    lse = _empty(qkv, *sums, dtype=_accumulator(qkv))
+    if qkv.numel() > 0:
+        call = _Call(qkv, bias, pad_qkv, geometry)
+        tile, (first, second) = call.tiles
+        grid, numbers = call.numbers("forward", -(-call.tokens // tile))
+        forward_kernel[grid](
+            qkv, bias.contiguous(), call.padding, out, lse, *numbers, **call.constants,
+            QT=tile, K0=first, K1=second, STORE_LSE=call.tokens > ONE_TILE, **call.options("forward"),
+        )  # fmt: skip
+    return out, lse
+
+
+def backward(
+    grad_out: Tensor,
+    qkv: Tensor,
+    bias: Tensor,
+    pad_qkv: Tensor | None,
+    out: Tensor | None,
+    lse: Tensor | None,
+    geometry: WindowGeometry,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of qkv (contiguous), bias, and pad_qkv (empty without one). Large windows need out and lse."""
+    grad_qkv = _empty(qkv, *qkv.shape)
+    grad_pad = qkv.new_zeros(0) if pad_qkv is None else torch.zeros_like(pad_qkv, memory_format=torch.contiguous_format)
+    if qkv.numel() == 0:
+        return grad_qkv, torch.zeros_like(bias), grad_pad
+    call = _Call(qkv, bias, pad_qkv, geometry)
+    bias, grad_out = bias.contiguous(), grad_out.contiguous()
+    tile, (first, second) = call.tiles
+    own_tiles = -(-call.tokens // tile)
+    kernel: Kernel = "backward" if out is None or lse is None else "query"
+    grid, numbers = call.numbers(kernel, own_tiles)
+    bias_shares = call.new_shares(grid[-1], *bias.shape)
+    if out is None or lse is None:
+        padding_shares = call.new_shares(grid[-1], 2, *qkv.shape[4:])
+        backward_kernel[grid[0], grid[2]](
+            qkv, bias, call.padding, grad_out, grad_qkv, bias_shares, padding_shares, *numbers, **call.constants,
+            T=tile, **call.options("backward"),
+        )  # fmt: skip
+    else:
+        delta = _empty(lse, *lse.shape)
+        query_kernel[grid](
+            qkv, bias, call.padding, out, lse, grad_out, grad_qkv, bias_shares, delta, *numbers, **call.constants,
+            T=tile, S0=first, S1=second, **call.options("query"),
+        )  # fmt: skip
+        grid, numbers = call.numbers("key", own_tiles)
+        padding_shares = call.new_shares(grid[-1] * own_tiles, 2, *qkv.shape[4:])
+        key_kernel[grid](
+            qkv, bias, call.padding, lse, delta, grad_out, grad_qkv, padding_shares, *numbers, **call.constants,
+            T=tile, S0=first, S1=second, **call.options("key"),
+        )  # fmt: skip
+    if pad_qkv is not None and call.constants["PADDED"]:
+        grad_pad[1:] = padding_shares.sum(0)
+    return grad_qkv, bias_shares.sum(0).to(bias.dtype), grad_pad
+
+
+def _empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory that a kernel fills: every element of it, which the tests see by poisoning it here."""
+    return like.new_empty(shape, dtype=dtype)
+
+
+def _accumulator(qkv: Tensor) -> torch.dtype:
+    return torch.promote_types(qkv.dtype, torch.float32)
+
+
+class _Call:
+    """What all kernels take of one call: everything but the tensors and the tiles."""
+
+    def __init__(self, qkv: Tensor, bias: Tensor, pad_qkv: Tensor | None, geometry: WindowGeometry) -> None:
+        _, height, width, _, heads, head_dim = qkv.shape
+        self.qkv, self.geometry, self.tokens = qkv, geometry, bias.shape[1]
+        self.tiles: Tiles = triton_launch.tiles(self.tokens)
+        self.padding = qkv if pad_qkv is None else pad_qkv.to(qkv.dtype).contiguous()
+        strides = [abs(stride) for stride in qkv.stride()]
+        span = max((height - 1) * strides[1] + (width - 1) * strides[2], 3 * height * width * heads * head_dim)
+        tf32 = qkv.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+        self.constants: dict[str, Any] = {
+            "N": self.tokens,
+            "WH": geometry.window_size[0],
+            "WW": geometry.window_size[1],
+            "D": head_dim,
+            "DP": triton_launch.next_power_of_2(head_dim),
+            "PADDED": windows.needs_padding(geometry),
+            "ATTENDED": pad_qkv is not None,
+            "SHIFTED": geometry.shift != (0, 0),
+            "WIDE": span >= WIDE_FROM,
+            "SCALE": 1 / math.sqrt(head_dim),
+            "PRECISION": "tf32" if tf32 else "ieee",
+            "ACC": tl.float64 if qkv.dtype == torch.float64 else tl.float32,
+        }
+
+    def numbers(self, kernel: Kernel, own_tiles: int) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+        """Launch grid (heads, tiles, splits), and the integers of a kernel in their order."""
+        _, height, width, _, shift, dilation = self.geometry
+        heads, count = self.qkv.shape[4], windows.window_count(self.geometry)
+        splits = triton_launch.splits(kernel, heads, own_tiles, count)
+        counts = windows.lattice_windows(self.geometry)
+        numbers = (count, splits, heads, height, width, *counts, *shift, dilation, *self.qkv.stride()[:5])
+        return (heads, own_tiles, splits), numbers
+
+    def options(self, kernel: Kernel) -> dict[str, int | None]:
+        """Launch parameters in Triton's words."""
+        warps, stages, registers = triton_launch.launch(kernel, self.tokens, self.qkv.dtype)
+        return {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
+
+    def new_shares(self, *shape: int) -> Tensor:
+        """Memory for what each program adds to a sum."""
+        return _empty(self.qkv, *shape, dtype=_accumulator(self.qkv))

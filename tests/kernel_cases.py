@@ -1,0 +1,107 @@
+"""Cases for the Triton kernels: inputs between NaNs, exact results, and how large an error may be.
+
+Shape letters: B images, H W grid, h heads, D head_dim, N tokens in a window.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from oracles import naive_window_attention
+from torch import Tensor
+
+import swinx
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# bfloat16 products are wrong in Triton's interpreter, float64 has no kernel on a GPU.
+DTYPES = [torch.float32, torch.float16, torch.bfloat16 if DEVICE == "cuda" else torch.float64]
+LAYOUTS = ("contiguous", "transposed", "sliced")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of window_attention."""
+
+    height: int
+    width: int
+    window: tuple[int, int]
+    shift: tuple[int, int] = (0, 0)
+    dilation: int = 1
+    batch: int = 1
+    heads: int = 2
+    head_dim: int = 16
+    attended: bool = True
+    layout: str = "contiguous"
+    dtype: torch.dtype = torch.float32
+
+    def inputs(self) -> list[Tensor | None]:
+        """qkv in the case's dtype; bias and pad_qkv in at least float32, as the parameters that they come from."""
+        generator = torch.Generator().manual_seed(hash((self.height, self.width, self.dilation)) % 2**31)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        tokens = self.window[0] * self.window[1]
+        qkv = random(self.batch, self.height, self.width, 3, self.heads, self.head_dim)
+        bias = 2 * random(self.heads, tokens, tokens)
+        pad = random(3, self.heads, self.head_dim) if self.attended else None
+        parameters = torch.promote_types(self.dtype, torch.float32)
+        placed = self._place(qkv.to(DEVICE, self.dtype))
+        # pad_qkv is rounded to qkv's dtype by every implementation: start from what survives that.
+        kept = None if pad is None else between_nans(pad.to(self.dtype).to(DEVICE, parameters))
+        return [placed, between_nans(bias.to(DEVICE, parameters)), kept]
+
+    def _place(self, qkv: Tensor) -> Tensor:
+        """The same values under other strides; whatever is read beside them is NaN."""
+        if self.layout == "transposed":
+            return between_nans(qkv.permute(4, 2, 0, 3, 1, 5).contiguous()).permute(2, 4, 1, 3, 0, 5)
+        if self.layout == "sliced":
+            batch, height, width, _, heads, head_dim = qkv.shape
+            wide = qkv.new_full((batch + 1, height + 2, width + 1, 5, heads + 1, head_dim + 8), torch.nan)
+            inner = wide[:batch, 1:-1, :width, 1:4, 1:, :head_dim]
+            return inner.copy_(qkv)
+        return between_nans(qkv)
+
+    def run(self, impl: str, inputs: list[Tensor | None], cotangent: Tensor) -> dict[str, Tensor]:
+        """Output and gradients, in float64 on the CPU."""
+        leaves = [None if t is None else t.detach().requires_grad_() for t in inputs]
+        qkv, bias, pad = leaves
+        rule = {"window_size": self.window, "shift": self.shift, "dilation": self.dilation}
+        if impl == "exact":
+            out = naive_window_attention(qkv, bias, self.window, self.shift, self.dilation, pad)
+        else:
+            out = swinx.window_attention(qkv, bias, pad_qkv=pad, impl=impl, **rule)
+            assert out.dtype == self.dtype
+            assert impl == "reference" or out.is_contiguous()
+        out.backward(cotangent.to(out))
+        names = ("qkv", "bias", "pad_qkv")
+        gradients = {name: leaf.grad for name, leaf in zip(names, leaves, strict=True) if leaf is not None}
+        zeros = {name: torch.zeros_like(leaf) for name, leaf in zip(names, leaves, strict=True) if leaf is not None}
+        results = {"out": out.detach()}
+        results |= {name: zeros[name] if grad is None else grad for name, grad in gradients.items()}
+        return {name: value.double().cpu() for name, value in results.items()}
+
+    def check(self) -> None:
+        """Error against float64 at most twice (gradients: three times) the eager reference's, and rounding."""
+        inputs = self.inputs()
+        generator = torch.Generator().manual_seed(7)
+        shape = (self.batch, self.height, self.width, self.heads * self.head_dim)
+        cotangent = torch.randn(shape, generator=generator, dtype=torch.float64).to(self.dtype)
+        exact = self.run("exact", [None if t is None else t.detach().cpu().double() for t in inputs], cotangent.cpu())
+        reference = self.run("reference", inputs, cotangent.to(DEVICE))
+        ours = self.run("triton", inputs, cotangent.to(DEVICE))
+        for name, value in exact.items():
+            if value.numel() == 0:
+                assert ours[name].shape == value.shape
+                continue
+            # The gradients of bias and padding are sums over the whole batch, kept in the parameters' dtype.
+            band = 4 * torch.finfo(self.dtype).eps * value.abs().max()
+            allowed = (2 if name == "out" else 3) * (reference[name] - value).abs().max() + band
+            error = (ours[name] - value).abs().max()
+            assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}, in {self}"
+
+
+def between_nans(values: Tensor) -> Tensor:
+    """A contiguous copy with NaN before and after it in memory."""
+    margin = 256  # elements: keeps the alignment that a fresh tensor has
+    flat = values.new_full((values.numel() + 2 * margin,), torch.nan)
+    return flat[margin:-margin].view(values.shape).copy_(values)

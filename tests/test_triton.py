@@ -1,0 +1,214 @@
+"""The Triton kernels against float64: in Triton's interpreter, or on a GPU where there is one.
+
+SWINX_SWEEP=full runs every grid of the sweep; else a sample, always the same, keeps the tests short.
+"""
+
+import itertools
+import os
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from kernel_cases import DEVICE, DTYPES, LAYOUTS, Case, between_nans
+from torch import Tensor
+
+import swinx
+from swinx.attention import triton_backend, triton_launch
+
+WINDOWS = [(4, 4), (7, 7), (8, 8), (12, 12), (4, 5)]
+FULL = os.environ.get("SWINX_SWEEP") == "full"
+
+
+def sweep() -> list[Case]:
+    """All grids of each window; the other factors take turns, with periods that share no divisor with one another."""
+    cases = []
+    for window in WINDOWS:
+        heights = [1, window[0] - 1, window[0], window[0] + 1, 13, 17, 29]
+        widths = [1, window[1] - 1, window[1], window[1] + 1, 13, 17, 29]
+        for number, (height, width) in enumerate(itertools.product(heights, widths)):
+            shifts = [(0, 0), (window[0] // 2, window[1] // 2), (1, 0), (0, window[1] - 1), (window[0] // 2, 1)]
+            case = Case(
+                height,
+                width,
+                window,
+                shifts[number % 5],
+                dilation=1 + number // 2 % 4,
+                batch=(1, 3)[number % 3 == 0 and height * width < 200],
+                heads=1 + number % 2,
+                head_dim=(32, 16)[number % 11 < 6],
+                attended=number % 3 != 2,
+                layout=LAYOUTS[number // 3 % 3],
+                dtype=DTYPES[number // 2 % 3],
+            )
+            cases.append(case)
+    return cases if FULL else random.Random(0).sample(cases, 36)
+
+
+def name(case: Case) -> str:
+    return "-".join(str(value).replace(", ", "x").removeprefix("torch.") for value in vars(case).values())
+
+
+@pytest.mark.parametrize("case", sweep(), ids=name)
+def test_output_and_gradients_are_as_exact_as_the_reference(case: Case) -> None:
+    case.check()
+
+
+@pytest.mark.parametrize("window", [(1, 1), (2, 3), (3, 16), (5, 5), (6, 6), (9, 9), (10, 10), (11, 11), (16, 16)])
+@pytest.mark.parametrize("head_dim", [16, 40])
+def test_windows_and_head_dims_that_no_tile_is_made_for(window: tuple[int, int], head_dim: int) -> None:
+    shift = (window[0] // 2, window[1] // 2)
+    Case(window[0] + 1, window[1] + 2, window, shift, heads=1, head_dim=head_dim, dtype=DTYPES[2]).check()
+
+
+@pytest.mark.parametrize("head_dim", [1, 5, 64, 96, 128])
+def test_head_dims_from_1_to_128(head_dim: int) -> None:
+    Case(5, 3, (4, 4), (2, 2), head_dim=head_dim, attended=head_dim != 5).check()
+
+
+@pytest.mark.parametrize("tokens", range(1, 257))
+def test_tiles_cover_every_window(tokens: int) -> None:
+    own, (first, second) = triton_launch.tiles(tokens)
+    assert first + second >= tokens
+    assert second == 0 or first < tokens  # kernels take the first of two tiles to be full
+    assert all(side == 0 or (side >= 16 and side & (side - 1) == 0) for side in (own, first, second))
+    assert second > 0 or tokens > triton_launch.ONE_TILE or own == first
+
+
+@pytest.fixture
+def guarded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
+    """Results start as NaN, between canaries; gives (whole memory, result) of each."""
+    buffers: list[tuple[Tensor, Tensor]] = []
+
+    def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        size = torch.Size(shape).numel()
+        memory = torch.full((size + 512,), 12345.0, dtype=dtype or like.dtype, device=like.device)
+        memory[256:-256] = torch.nan
+        buffers.append((memory, memory[256:-256].view(shape)))
+        return buffers[-1][1]
+
+    monkeypatch.setattr(triton_backend, "_empty", empty)
+    return buffers
+
+
+@pytest.mark.parametrize("window", [(4, 5), (7, 7), (9, 9)])
+@pytest.mark.parametrize("attended", [True, False])
+def test_all_of_every_result_is_written_and_nothing_else(
+    guarded: list[tuple[Tensor, Tensor]], window: tuple[int, int], attended: bool
+) -> None:
+    case = Case(13, 10, window, (2, 1), dilation=2, head_dim=16, attended=attended)
+    inputs = case.inputs()
+    case.run("triton", inputs, torch.ones(1, 13, 10, 32, device=DEVICE))
+    assert len(guarded) >= 5
+    for memory, result in guarded:
+        assert memory[:256].eq(12345).all()
+        assert memory[-256:].eq(12345).all()
+        assert attended is False or not result.isnan().any()
+    out, grad_qkv = guarded[0][1], next(result for _, result in guarded if result.ndim == 6)
+    assert not out.isnan().any()
+    assert not grad_qkv.isnan().any()
+
+
+@pytest.mark.parametrize("window", [(7, 7), (9, 10)])
+def test_twenty_runs_give_the_same_bits(window: tuple[int, int]) -> None:
+    case = Case(window[0] + 4, 5, window, (3, 2), heads=1, dtype=torch.float16)
+    inputs, cotangent = case.inputs(), torch.randn(1, window[0] + 4, 5, 16).to(DEVICE)
+    first = case.run("triton", inputs, cotangent)
+    for _ in range(19):
+        again = case.run("triton", inputs, cotangent)
+        assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+@pytest.mark.parametrize("window", [(4, 5), (9, 9)])
+def test_an_image_does_not_depend_on_its_batch(window: tuple[int, int]) -> None:
+    case = Case(11, 7, window, (2, 2), dilation=2, batch=3)
+    qkv, bias, pad = case.inputs()
+    rule = {"window_size": window, "shift": (2, 2), "dilation": 2, "pad_qkv": pad, "impl": "triton"}
+    together = swinx.window_attention(qkv, bias, **rule)
+    for index in range(3):
+        assert torch.equal(swinx.window_attention(qkv[index : index + 1], bias, **rule)[0], together[index])
+
+
+@pytest.mark.parametrize("attended", [True, False])
+def test_nan_stays_in_its_window(attended: bool) -> None:
+    qkv, bias, pad = Case(13, 17, (4, 5), batch=2, attended=attended).inputs()
+    rule = {"window_size": (4, 5), "shift": (2, 2), "pad_qkv": pad, "impl": "triton"}
+    clean = swinx.window_attention(qkv, bias, **rule)
+    qkv[0, 3, 7] = torch.nan
+    dirty = swinx.window_attention(qkv, bias, **rule)
+    expected = torch.zeros(2, 13, 17, dtype=torch.bool, device=DEVICE)
+    expected[0, 2:6, 7:12] = True  # shift 2 starts windows at rows 2, 6, 10 and columns 2, 7, 12
+    assert torch.equal(dirty.isnan().any(-1), expected)
+    assert torch.equal(dirty[~expected], clean[~expected])
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 7), (2, 0, 7), (2, 5, 0)])
+@pytest.mark.parametrize("window", [(3, 3), (9, 9)])
+def test_empty_batch_and_empty_grid_give_empty_results(shape: tuple[int, int, int], window: tuple[int, int]) -> None:
+    tokens = window[0] * window[1]
+    qkv = torch.empty(*shape, 3, 2, 16, device=DEVICE, requires_grad=True)
+    bias = torch.zeros(2, tokens, tokens, device=DEVICE, requires_grad=True)
+    pad = torch.zeros(3, 2, 16, device=DEVICE, requires_grad=True)
+    out = swinx.window_attention(qkv, bias, window_size=window, pad_qkv=pad, impl="triton")
+    assert out.shape == (*shape, 32)
+    out.sum().backward()
+    out, _ = torch.ops.swinx.window_attention(qkv, bias, pad, window, (0, 0), 1)
+    gradients = torch.autograd.grad(out.sum(), (qkv, bias, pad))
+    assert [gradient.shape for gradient in gradients] == [qkv.shape, bias.shape, pad.shape]
+    assert all(gradient.eq(0).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("stride", ["row", "image"])
+def test_offsets_beyond_32_bits(stride: str) -> None:
+    """Two rows, or two images, lie 2^31 elements apart in memory that is reserved and hardly touched."""
+    window, far = (4, 5), 2**31 + 64
+    near = Case(5, 6, window, (2, 2), batch=2, dtype=torch.float16)
+    qkv, bias, pad = near.inputs()
+    strides = list(qkv.stride())
+    strides[0 if stride == "image" else 1] = far if stride == "image" else far // 3
+    memory = torch.empty(far * 2 + 4 * qkv.numel(), dtype=torch.float16, device=DEVICE)
+    wide = memory.as_strided(qkv.shape, strides).copy_(qkv)
+    if stride == "row":
+        strides[0] = 8 * qkv.numel()
+        wide = memory.as_strided(qkv.shape, strides).copy_(qkv)
+    results = []
+    for variant in (qkv, wide):
+        leaf = variant.detach().requires_grad_()
+        out = swinx.window_attention(leaf, bias, window_size=window, shift=(2, 2), pad_qkv=pad, impl="triton")
+        (gradient,) = torch.autograd.grad(out.square().sum(), leaf)
+        results.append((out, gradient))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_wide_addresses_give_what_narrow_ones_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    for window in ((4, 5), (9, 9)):
+        case = Case(13, 10, window, (2, 1), dilation=2)
+        inputs, cotangent = case.inputs(), torch.randn(1, 13, 10, 32).to(DEVICE)
+        narrow = case.run("triton", inputs, cotangent)
+        with monkeypatch.context() as patch:
+            patch.setattr(triton_backend, "WIDE_FROM", 0)
+            wide = case.run("triton", inputs, cotangent)
+        assert all(torch.equal(narrow[key], wide[key]) for key in narrow)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"window": (17, 4)}, r"windows of up to 16 tokens a side, got \(17, 4\)"),
+        ({"head_dim": 129}, "head_dim of up to 128, got 129"),
+        ({"dtype": torch.bfloat16 if DEVICE == "cpu" else torch.float64}, "it takes float16, float32, .*, got torch"),
+    ],
+)
+def test_what_the_kernels_do_not_take_is_refused_with_the_reason(changes: dict, message: str) -> None:
+    case = replace(Case(5, 7, (4, 4)), **changes)
+    qkv, bias, pad = case.inputs()
+    with pytest.raises(NotImplementedError, match="impl='triton': .*" + message):
+        swinx.window_attention(qkv, bias, window_size=case.window, pad_qkv=pad, impl="triton")
+
+
+def test_channels_must_be_contiguous() -> None:
+    qkv, bias, _ = Case(5, 7, (4, 4)).inputs()
+    turned = between_nans(qkv.transpose(4, 5).contiguous()).transpose(4, 5)
+    with pytest.raises(NotImplementedError, match="last dimension is contiguous"):
+        swinx.window_attention(turned, bias, window_size=(4, 4), impl="triton")
