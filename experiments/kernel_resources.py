@@ -1,0 +1,188 @@
+"""Registers, spills and shared memory of the Triton kernels, compiled for GPUs that need not be there.
+
+    python -m experiments.kernel_resources
+    python -m experiments.kernel_resources --windows 7 8 --dtypes bf16 --capabilities 90 --output resources.jsonl
+
+Compiles each kernel as it is launched on shifted, padded grids, for a cubin, and reads it with the cuobjdump that comes
+with Triton. Prints a Markdown table, and writes one JSON row a kernel with --output. A minute for the default set on two
+CPU cores.
+
+A spill is a local load or store (LDL, STL) in the machine code: a value that found no register.
+"""
+
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import tyro
+
+from swinx.attention.triton_launch import ONE_TILE, Kernel, launch, next_power_of_2, tiles
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one compiled kernel takes of a streaming multiprocessor."""
+
+    kernel: str
+    window: int
+    head_dim: int
+    dtype: str
+    capability: int
+    warps: int
+    stages: int
+    registers: int
+    stack_bytes: int
+    spills: int
+    shared_bytes: int
+    matrix_instructions: int
+    triton: str
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compile the kernels and count what they take."""
+
+    windows: tuple[int, ...] = (7, 8, 12)
+    """sides of square windows"""
+    head_dims: tuple[int, ...] = (32,)
+    """channels of a head"""
+    dtypes: tuple[Literal["bf16", "fp16", "fp32"], ...] = ("bf16", "fp16", "fp32")
+    """type of qkv; the bias is fp32"""
+    capabilities: tuple[int, ...] = (80, 89, 90, 100)
+    """compute capabilities, without the dot"""
+    output: Path | None = None
+    """file for JSON rows"""
+
+
+def compile_kernel(kernel: Kernel, window: int, head_dim: int, dtype: str, capability: int) -> Resources:
+    """Compile one kernel for one case.
+
+    Raises:
+        RuntimeError: TRITON_INTERPRET is set, which leaves nothing to compile.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("TRITON_INTERPRET must be unset: interpreted kernels are not compiled")
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from swinx.attention import triton_backward, triton_backward_tiled, triton_forward
+
+    functions = {
+        "forward": triton_forward.forward_kernel,
+        "backward": triton_backward.backward_kernel,
+        "query": triton_backward_tiled.query_kernel,
+        "key": triton_backward_tiled.key_kernel,
+    }
+    function = functions[kernel]
+    constants = _constants(kernel, window, head_dim)
+    names = function.arg_names
+    pointer = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32"}[dtype]
+    sums = {"bias", "lse", "delta", "delta_out", "grad_bias", "grad_padding"}  # kept in fp32
+    tensors = {"qkv", "pad_qkv", "out", "grad_out", "grad_qkv"}
+    aligned = tensors | sums | {"stride_b", "stride_y", "stride_x", "stride_s", "stride_h"}
+    signature = {
+        name: "constexpr"
+        if name in constants
+        else "*fp32"
+        if name in sums
+        else pointer
+        if name in tensors
+        else "i64"
+        if name == "stride_b"
+        else "i32"
+        for name in names
+    }
+    attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in aligned}
+    source = ASTSource(
+        function, signature, {(names.index(key),): value for key, value in constants.items()}, attributes
+    )
+    warps, stages, registers = launch(kernel, window * window, DTYPES[dtype])
+    options = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    usage, code = _disassemble(binary.asm["cubin"])
+    return Resources(
+        kernel, window, head_dim, dtype, capability, warps, stages,
+        registers=_number(r"REG:(\d+)", usage),
+        stack_bytes=_number(r"STACK:(\d+)", usage),
+        spills=len(re.findall(r"\b(?:LDL|STL)\b", code)),
+        shared_bytes=binary.metadata.shared,
+        matrix_instructions=len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA|DMMA)\b", code)),
+        triton=triton.__version__,
+    )  # fmt: skip
+
+
+def _constants(kernel: Kernel, window: int, head_dim: int) -> dict[str, Any]:
+    import triton.language as tl
+
+    own, (first, second) = tiles(window * window)
+    constants: dict[str, Any] = {"N": window * window, "WH": window, "WW": window, "D": head_dim}
+    constants |= {"DP": next_power_of_2(head_dim), "SCALE": head_dim**-0.5, "PRECISION": "ieee", "ACC": tl.float32}
+    constants |= {"PADDED": True, "ATTENDED": True, "SHIFTED": True, "WIDE": False}
+    if kernel == "forward":
+        return constants | {"QT": own, "K0": first, "K1": second, "STORE_LSE": window * window > ONE_TILE}
+    return constants | ({"T": own} if kernel == "backward" else {"T": own, "S0": first, "S1": second})
+
+
+def _disassemble(cubin: bytes) -> tuple[str, str]:
+    """What cuobjdump says of resources, and the machine code."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage, code = (
+            subprocess.run([tool, option, path], capture_output=True, text=True, check=True).stdout
+            for option in ("-res-usage", "-sass")
+        )
+    return usage, code
+
+
+def _number(pattern: str, text: str) -> int:
+    match = re.search(pattern, text)
+    if match is None:
+        raise RuntimeError(f"cuobjdump must print {pattern}, got {text[:200]!r}")
+    return int(match[1])
+
+
+def cases(options: Options) -> Iterator[Resources]:
+    """Every kernel that runs in every case."""
+    for capability in options.capabilities:
+        for dtype in options.dtypes:
+            for head_dim in options.head_dims:
+                for window in options.windows:
+                    tiled = window * window > ONE_TILE
+                    for kernel in KERNELS:
+                        if kernel == "forward" or (kernel in ("query", "key")) == tiled:
+                            yield compile_kernel(kernel, window, head_dim, dtype, capability)
+
+
+def markdown(rows: list[Resources]) -> str:
+    """One line a kernel."""
+    names = ("capability", "dtype", "window", "head_dim", "kernel", "warps", "registers", "spills", "shared_bytes")
+    lines = ["| " + " | ".join(name.replace("_", " ") for name in names) + " |", "|" + " --- |" * len(names)]
+    lines += ["| " + " | ".join(f"{asdict(row)[name]}" for name in names) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def main(options: Options) -> None:
+    """Compile, print, write."""
+    rows = list(cases(options))
+    print(f"Triton {rows[0].triton}\n\n{markdown(rows)}")
+    if options.output is not None:
+        options.output.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
