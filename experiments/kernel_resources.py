@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 import torch
 import tyro
 
-from swinx.attention.triton_launch import ONE_TILE, Kernel, launch, next_power_of_2, tiles
+from swinx.attention.triton_launch import ONE_TILE, Kernel, launch, next_power_of_2, options, tiles
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
@@ -88,7 +88,7 @@ def compile_kernel(kernel: Kernel, window: int, head_dim: int, dtype: str, capab
     constants = _constants(kernel, window, head_dim)
     names = function.arg_names
     pointer = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32"}[dtype]
-    sums = {"bias", "lse", "delta", "delta_out", "grad_bias", "grad_padding"}  # kept in fp32
+    sums = {"bias", "lse", "delta_in", "delta_out", "grad_bias", "grad_padding"}  # kept in fp32
     tensors = {"qkv", "pad_qkv", "out", "grad_out", "grad_qkv"}
     aligned = tensors | sums | {"stride_b", "stride_y", "stride_x", "stride_s", "stride_h"}
     signature = {
@@ -107,12 +107,11 @@ def compile_kernel(kernel: Kernel, window: int, head_dim: int, dtype: str, capab
     source = ASTSource(
         function, signature, {(names.index(key),): value for key, value in constants.items()}, attributes
     )
-    warps, stages, registers = launch(kernel, window * window, DTYPES[dtype])
-    options = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
-    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    parameters = launch(kernel, window * window, DTYPES[dtype])
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options(parameters))
     usage, code = _disassemble(binary.asm["cubin"])
     return Resources(
-        kernel, window, head_dim, dtype, capability, warps, stages,
+        kernel, window, head_dim, dtype, capability, parameters.warps, parameters.stages,
         registers=_number(r"REG:(\d+)", usage),
         stack_bytes=_number(r"STACK:(\d+)", usage),
         spills=len(re.findall(r"\b(?:LDL|STL)\b", code)),
@@ -125,13 +124,15 @@ def compile_kernel(kernel: Kernel, window: int, head_dim: int, dtype: str, capab
 def _constants(kernel: Kernel, window: int, head_dim: int) -> dict[str, Any]:
     import triton.language as tl
 
-    own, (first, second) = tiles(window * window)
+    own, count, width, last = tiles(window * window)
     constants: dict[str, Any] = {"N": window * window, "WH": window, "WW": window, "D": head_dim}
     constants |= {"DP": next_power_of_2(head_dim), "SCALE": head_dim**-0.5, "PRECISION": "ieee", "ACC": tl.float32}
-    constants |= {"PADDED": True, "ATTENDED": True, "SHIFTED": True, "WIDE": False}
+    constants |= {"PADDED": True, "ATTENDED": True, "SHIFTED": True, "ALIGNED": True, "WIDE": False, "T": own}
+    if kernel != "backward":
+        constants |= {"TILES": count, "WIDTH": width, "LAST": last}
     if kernel == "forward":
-        return constants | {"QT": own, "K0": first, "K1": second, "STORE_LSE": window * window > ONE_TILE}
-    return constants | ({"T": own} if kernel == "backward" else {"T": own, "S0": first, "S1": second})
+        constants |= {"STORE_LSE": window * window > ONE_TILE}
+    return constants
 
 
 def _disassemble(cubin: bytes) -> tuple[str, str]:
@@ -156,12 +157,12 @@ def _number(pattern: str, text: str) -> int:
     return int(match[1])
 
 
-def cases(options: Options) -> Iterator[Resources]:
+def cases(chosen: Options) -> Iterator[Resources]:
     """Every kernel that runs in every case."""
-    for capability in options.capabilities:
-        for dtype in options.dtypes:
-            for head_dim in options.head_dims:
-                for window in options.windows:
+    for capability in chosen.capabilities:
+        for dtype in chosen.dtypes:
+            for head_dim in chosen.head_dims:
+                for window in chosen.windows:
                     tiled = window * window > ONE_TILE
                     for kernel in KERNELS:
                         if kernel == "forward" or (kernel in ("query", "key")) == tiled:
@@ -176,12 +177,12 @@ def markdown(rows: list[Resources]) -> str:
     return "\n".join(lines)
 
 
-def main(options: Options) -> None:
+def main(chosen: Options) -> None:
     """Compile, print, write."""
-    rows = list(cases(options))
+    rows = list(cases(chosen))
     print(f"Triton {rows[0].triton}\n\n{markdown(rows)}")
-    if options.output is not None:
-        options.output.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    if chosen.output is not None:
+        chosen.output.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
 
 
 if __name__ == "__main__":

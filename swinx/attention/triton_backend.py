@@ -15,7 +15,7 @@ from swinx.attention import triton_launch
 from swinx.attention.triton_backward import backward_kernel
 from swinx.attention.triton_backward_tiled import key_kernel, query_kernel
 from swinx.attention.triton_forward import forward_kernel
-from swinx.attention.triton_launch import ONE_TILE, Kernel, Tiles
+from swinx.attention.triton_launch import ONE_TILE, Kernel
 from swinx.windows import WindowGeometry
 
 WIDE_FROM = 2**31  # elements
@@ -32,11 +32,10 @@ def forward(qkv: Tensor, bias: Tensor, pad_qkv: Tensor | None, geometry: WindowG
     lse = _empty(qkv, *sums, dtype=_accumulator(qkv))
     if qkv.numel() > 0:
         call = _Call(qkv, bias, pad_qkv, geometry)
-        tile, (first, second) = call.tiles
-        grid, numbers = call.numbers("forward", -(-call.tokens // tile))
+        grid, numbers = call.numbers("forward")
         forward_kernel[grid](
-            qkv, bias.contiguous(), call.padding, out, lse, *numbers, **call.constants,
-            QT=tile, K0=first, K1=second, STORE_LSE=call.tokens > ONE_TILE, **call.options("forward"),
+            qkv, bias.contiguous(), call.padding, out, lse, *numbers, **call.constants, **call.tiles,
+            STORE_LSE=call.tokens > ONE_TILE, **call.options("forward"),
         )  # fmt: skip
     return out, lse
 
@@ -57,28 +56,26 @@ def backward(
         return grad_qkv, torch.zeros_like(bias), grad_pad
     call = _Call(qkv, bias, pad_qkv, geometry)
     bias, grad_out = bias.contiguous(), grad_out.contiguous()
-    tile, (first, second) = call.tiles
-    own_tiles = -(-call.tokens // tile)
     kernel: Kernel = "backward" if out is None or lse is None else "query"
-    grid, numbers = call.numbers(kernel, own_tiles)
+    grid, numbers = call.numbers(kernel)
     bias_shares = call.new_shares(grid[-1], *bias.shape)
     if out is None or lse is None:
         padding_shares = call.new_shares(grid[-1], 2, *qkv.shape[4:])
         backward_kernel[grid[0], grid[2]](
             qkv, bias, call.padding, grad_out, grad_qkv, bias_shares, padding_shares, *numbers, **call.constants,
-            T=tile, **call.options("backward"),
+            T=call.tiles["T"], **call.options("backward"),
         )  # fmt: skip
     else:
         delta = _empty(lse, *lse.shape)
         query_kernel[grid](
             qkv, bias, call.padding, out, lse, grad_out, grad_qkv, bias_shares, delta, *numbers, **call.constants,
-            T=tile, S0=first, S1=second, **call.options("query"),
+            **call.tiles, **call.options("query"),
         )  # fmt: skip
-        grid, numbers = call.numbers("key", own_tiles)
-        padding_shares = call.new_shares(grid[-1] * own_tiles, 2, *qkv.shape[4:])
+        grid, numbers = call.numbers("key")
+        padding_shares = call.new_shares(grid[1] * grid[2], 2, *qkv.shape[4:])
         key_kernel[grid](
             qkv, bias, call.padding, lse, delta, grad_out, grad_qkv, padding_shares, *numbers, **call.constants,
-            T=tile, S0=first, S1=second, **call.options("key"),
+            **call.tiles, **call.options("key"),
         )  # fmt: skip
     if pad_qkv is not None and call.constants["PADDED"]:
         grad_pad[1:] = padding_shares.sum(0)
@@ -100,7 +97,8 @@ class _Call:
     def __init__(self, qkv: Tensor, bias: Tensor, pad_qkv: Tensor | None, geometry: WindowGeometry) -> None:
         _, height, width, _, heads, head_dim = qkv.shape
         self.qkv, self.geometry, self.tokens = qkv, geometry, bias.shape[1]
-        self.tiles: Tiles = triton_launch.tiles(self.tokens)
+        own, count, width_of_tile, last = triton_launch.tiles(self.tokens)
+        self.tiles = {"T": own, "TILES": count, "WIDTH": width_of_tile, "LAST": last}
         self.padding = qkv if pad_qkv is None else pad_qkv.to(qkv.dtype).contiguous()
         strides = [abs(stride) for stride in qkv.stride()]
         span = max((height - 1) * strides[1] + (width - 1) * strides[2], 3 * height * width * heads * head_dim)
@@ -114,16 +112,24 @@ class _Call:
             "PADDED": windows.needs_padding(geometry),
             "ATTENDED": pad_qkv is not None,
             "SHIFTED": geometry.shift != (0, 0),
+            "ALIGNED": self._aligned(),
             "WIDE": span >= WIDE_FROM,
             "SCALE": 1 / math.sqrt(head_dim),
             "PRECISION": "tf32" if tf32 else "ieee",
             "ACC": tl.float64 if qkv.dtype == torch.float64 else tl.float32,
         }
 
-    def numbers(self, kernel: Kernel, own_tiles: int) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+    def _aligned(self) -> bool:
+        """Whether every token of every head, padding too, starts at a multiple of 16 bytes."""
+        starts = [self.qkv.data_ptr(), self.padding.data_ptr()]
+        steps = [*self.qkv.stride()[:5], self.qkv.shape[5]]
+        return all(start % 16 == 0 for start in starts) and all(s * self.qkv.itemsize % 16 == 0 for s in steps)
+
+    def numbers(self, kernel: Kernel) -> tuple[tuple[int, int, int], tuple[int, ...]]:
         """Launch grid (heads, tiles, splits), and the integers of a kernel in their order."""
         _, height, width, _, shift, dilation = self.geometry
         heads, count = self.qkv.shape[4], windows.window_count(self.geometry)
+        own_tiles = -(-self.tokens // self.tiles["T"])
         splits = triton_launch.splits(kernel, heads, own_tiles, count)
         counts = windows.lattice_windows(self.geometry)
         numbers = (count, splits, heads, height, width, *counts, *shift, dilation, *self.qkv.stride()[:5])
@@ -131,8 +137,7 @@ class _Call:
 
     def options(self, kernel: Kernel) -> dict[str, int | None]:
         """Launch parameters in Triton's words."""
-        warps, stages, registers = triton_launch.launch(kernel, self.tokens, self.qkv.dtype)
-        return {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
+        return triton_launch.options(triton_launch.launch(kernel, self.tokens, self.qkv.dtype))
 
     def new_shares(self, *shape: int) -> Tensor:
         """Memory for what each program adds to a sum."""

@@ -1,8 +1,8 @@
 """Backward kernel of window attention for windows of one tile: all gradients in one launch.
 
 Scores are computed again from qkv and bias, so the forward pass leaves nothing else behind. Each program adds up the
-gradient of its head's bias, and of what padding tokens project to, over its windows in their order, and writes it once:
-the sum over programs has a fixed order too, and equal inputs give equal bits.
+gradient of its head's bias, and of what padding tokens project to, over its windows in their order: the sum over
+programs has a fixed order too, and equal inputs give equal bits.
 
 With P = softmax(S), S = scale * q k^T + bias, O = P v, and dX the gradient of X: dv = P^T dO, dP = dO v^T,
 dS = P * (dP - rowsum(P * dP)), dq = scale * dS k, dk = scale * dS^T q, dbias = dS.
@@ -13,8 +13,21 @@ Shapes: N = WH * WW tokens in a window, T >= N tokens of its tile, DP head_dim D
 import triton
 import triton.language as tl
 
-from swinx.attention.triton_places import load_tokens, row_offsets, store_tokens, token_places, window_place
-from swinx.attention.triton_scores import load_bias, store_bias_gradient, store_padding_gradient, tile_scores
+from swinx.attention.triton_places import (
+    holds_padding,
+    load_tokens,
+    row_offsets,
+    store_tokens,
+    token_places,
+    window_place,
+)
+from swinx.attention.triton_scores import (
+    add_padding_gradient,
+    clear_padding_gradient,
+    load_bias,
+    store_bias_gradient,
+    tile_scores,
+)
 
 
 @triton.jit
@@ -23,67 +36,64 @@ def backward_kernel(
     windows, splits, heads, height, width, count_h, count_w, shift_h, shift_w, dilation,
     stride_b, stride_y, stride_x, stride_s, stride_h,
     N: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, T: tl.constexpr,
-    PADDED: tl.constexpr, ATTENDED: tl.constexpr, SHIFTED: tl.constexpr, WIDE: tl.constexpr,
+    PADDED: tl.constexpr, ATTENDED: tl.constexpr, SHIFTED: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
     SCALE: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Grid: (h, splits). Writes grad_qkv (contiguous), grad_bias (splits, h, N, N), grad_padding (splits, 2, h, D)."""
     head = tl.program_id(0)
     split = tl.program_id(1)
+    grid = (height, width, count_h, count_w, shift_h, shift_w, dilation)
     tokens = tl.arange(0, T)
     channels = tl.arange(0, DP)
     held = tokens < N
     FULL: tl.constexpr = N == T
-    HIDE: tl.constexpr = PADDED and not ATTENDED
     tile_bias = load_bias(bias + head * N * N, tokens[:, None], tokens[None, :], N, ACC)
+    sum_bias = tl.zeros((T, T), dtype=ACC)
     pad_k = pad_qkv + (heads + head) * D
     pad_v = pad_qkv + (2 * heads + head) * D
-    sum_bias = tl.zeros((T, T), dtype=ACC)
     if PADDED and ATTENDED:
-        sum_pad_k = tl.zeros((DP,), dtype=ACC)
-        sum_pad_v = tl.zeros((DP,), dtype=ACC)
+        share_k = grad_padding + (2 * split * heads + head) * D
+        share_v = share_k + heads * D
+        clear_padding_gradient(share_k, share_v, channels, D, DP, ACC)
 
     for step in range(tl.cdiv(windows - split, splits)):
-        image, p, q, i, j = window_place(split + step * splits, count_h, count_w, dilation)
+        image, window = window_place(split + step * splits, grid)
         image = image.to(tl.int64)
         image_q = qkv + image * stride_b + head * stride_h
         image_k = image_q + stride_s
         image_v = image_k + stride_s
-        y, x, in_grid = token_places(
-            tokens, p, q, i, j, height, width, count_h, count_w, shift_h, shift_w, dilation, WH, WW
-        )
+        y, x, in_grid = token_places(tokens, window, grid, WH, WW)
         offsets = row_offsets(y, x, stride_y, stride_x, WIDE)
-        query = load_tokens(image_q, offsets, pad_k, in_grid, held, channels, FULL, PADDED, False, D, DP)
-        key = load_tokens(image_k, offsets, pad_k, in_grid, held, channels, FULL, PADDED, ATTENDED, D, DP)
-        value = load_tokens(image_v, offsets, pad_v, in_grid, held, channels, FULL, PADDED, ATTENDED, D, DP)
+        query = load_tokens(image_q, offsets, pad_k, in_grid, held, channels, FULL, PADDED, False, ALIGNED, D, DP)
+        key = load_tokens(image_k, offsets, pad_k, in_grid, held, channels, FULL, PADDED, ATTENDED, ALIGNED, D, DP)
+        value = load_tokens(image_v, offsets, pad_v, in_grid, held, channels, FULL, PADDED, ATTENDED, ALIGNED, D, DP)
         places = row_offsets(y, x, width, 1, WIDE) * heads * D
         first = image * height * width * heads * D
         image_o = grad_out + first + head * D
-        grad = load_tokens(image_o, places, pad_k, in_grid, held, channels, FULL, PADDED, False, D, DP)
+        grad = load_tokens(image_o, places, pad_k, in_grid, held, channels, FULL, PADDED, False, ALIGNED, D, DP)
 
         scores = tile_scores(
-            query, key, tile_bias, tokens, tokens, in_grid, in_grid, i, j, count_h, count_w, shift_h, shift_w,
-            WH, WW, SHIFTED, HIDE, SCALE, PRECISION,
+            query, key, tile_bias, tokens, tokens, in_grid, in_grid, window, grid,
+            WH, WW, SHIFTED, PADDED and not ATTENDED, SCALE, PRECISION,
         )  # fmt: skip
         powers = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
         probabilities = powers * (1.0 / tl.sum(powers, axis=1))[:, None]
-        grad_p = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
+        # Each gradient is stored as soon as it is known: registers are what this kernel is short of.
+        image_g = grad_qkv + 3 * first + head * D
         grad_v = tl.dot(tl.trans(probabilities.to(grad.dtype)), grad, input_precision=PRECISION)
+        store_tokens(image_g + 2 * heads * D, 3 * places, grad_v, in_grid, held, channels, FULL, PADDED, D, DP)
+        grad_p = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
         delta = tl.sum(probabilities * grad_p, axis=1)
         grad_s = probabilities * (grad_p - delta[:, None])
         sum_bias += grad_s
         rounded = grad_s.to(query.dtype)
         grad_q = tl.dot(rounded, key, input_precision=PRECISION) * SCALE
-        grad_k = tl.dot(tl.trans(rounded), query, input_precision=PRECISION) * SCALE
-
-        image_g = grad_qkv + 3 * first + head * D
         store_tokens(image_g, 3 * places, grad_q, in_grid, held, channels, FULL, PADDED, D, DP)
+        grad_k = tl.dot(tl.trans(rounded), query, input_precision=PRECISION) * SCALE
         store_tokens(image_g + heads * D, 3 * places, grad_k, in_grid, held, channels, FULL, PADDED, D, DP)
-        store_tokens(image_g + 2 * heads * D, 3 * places, grad_v, in_grid, held, channels, FULL, PADDED, D, DP)
         if PADDED and ATTENDED:
-            padding = (held & ~in_grid)[:, None]
-            sum_pad_k += tl.sum(tl.where(padding, grad_k, 0.0), axis=0)
-            sum_pad_v += tl.sum(tl.where(padding, grad_v, 0.0), axis=0)
+            if holds_padding(window, grid, WH, WW):
+                add_padding_gradient(share_k, grad_k, held & ~in_grid, channels, D)
+                add_padding_gradient(share_v, grad_v, held & ~in_grid, channels, D)
 
     store_bias_gradient(grad_bias + (split * heads + head) * N * N, sum_bias, tokens[:, None], tokens[None, :], N)
-    if PADDED and ATTENDED:
-        store_padding_gradient(grad_padding + (2 * split * heads + head) * D, heads, sum_pad_k, sum_pad_v, channels, D)

@@ -18,10 +18,12 @@ PROGRAMS = {"forward": 2112, "backward": 1056, "query": 528, "key": 528}  # aime
 
 
 class Tiles(NamedTuple):
-    """Tokens of the tile that a program owns, and of the two tiles that cover a window (the second may be 0)."""
+    """Tokens of the tile that a program owns; and count tiles of width tokens, the last of last, that cover a window."""
 
     own: int
-    other: tuple[int, int]
+    count: int
+    width: int
+    last: int
 
 
 class Launch(NamedTuple):
@@ -38,15 +40,10 @@ def next_power_of_2(value: int) -> int:
 
 
 def tiles(tokens: int) -> Tiles:
-    """Tiles for windows of 1 to 256 tokens: 49 -> 64, and 144 -> 128 + 16, not 256."""
-    whole = next_power_of_2(tokens)
-    if tokens <= ONE_TILE:
-        return Tiles(whole, (whole, 0))
-    first = whole // 2
-    rest = next_power_of_2(tokens - first)
-    if first + rest == whole and whole <= 128:
-        return Tiles(64, (whole, 0))
-    return Tiles(64, (first, rest))
+    """Tiles for windows of 1 to 256 tokens: 49 in one of 64, and 144 in 64 + 64 + 16, not 256."""
+    own = min(next_power_of_2(tokens), ONE_TILE)
+    count = -(-tokens // own)
+    return Tiles(own, count, own, next_power_of_2(tokens - (count - 1) * own))
 
 
 def splits(kernel: Kernel, heads: int, own_tiles: int, windows: int) -> int:
@@ -62,3 +59,9 @@ def launch(kernel: Kernel, tokens: int, dtype: torch.dtype) -> Launch:
     if tokens <= ONE_TILE:
         return Launch(4, 2, None)
     return Launch(8 if wide or kernel != "forward" else 4, 2, None)
+
+
+def options(parameters: Launch) -> dict[str, int | None]:
+    """Launch parameters in Triton's words. Without fusion of products and sums, kernels need fewer registers."""
+    warps, stages, registers = parameters
+    return {"num_warps": warps, "num_stages": stages, "maxnreg": registers, "enable_fp_fusion": False}

@@ -4,6 +4,8 @@ Padding, lattice and cyclic shift cost a few integer operations for each token a
 
 Shapes: T tokens of one tile (any of a window's N = WH * WW, from a start on; a tile may reach past N), DP head_dim D
 rounded up to a power of two. Everything is int32 but the offsets of images, and of rows where an image is that large.
+The scalars of a launch are one tuple, grid = (height, width, count_h, count_w, shift_h, shift_w, dilation), and those
+of a window another, window = (p, q, i, j): window (i, j) among count_h x count_w of the lattice of phase (p, q).
 """
 
 import triton
@@ -11,25 +13,36 @@ import triton.language as tl
 
 
 @triton.jit
-def window_place(window, count_h, count_w, dilation):
-    """Scalars of one window: image, phase (p, q), and place (i, j) among count_h x count_w windows of its lattice."""
-    j = window % count_w
-    rest = window // count_w
+def window_place(index, grid):
+    """Image of a window of the batch, and (p, q, i, j)."""
+    _, _, count_h, count_w, _, _, dilation = grid
+    j = index % count_w
+    rest = index // count_w
     i = rest % count_h
     rest = rest // count_h
     q = rest % dilation
     rest = rest // dilation
-    return rest // dilation, rest % dilation, q, i, j
+    return rest // dilation, (rest % dilation, q, i, j)
 
 
 @triton.jit
-def token_places(
-    tokens, p, q, i, j, height, width, count_h, count_w, shift_h, shift_w, dilation, WH: tl.constexpr, WW: tl.constexpr
-):
-    """Grid rows and columns of (T,) tokens of window (i, j) of phase (p, q), and whether they are in the grid.
+def tile_tokens(tile: tl.constexpr, N: tl.constexpr, WIDTH: tl.constexpr, LAST: tl.constexpr):
+    """Tokens of a tile of a window: WIDTH of them, or LAST where fewer than WIDTH are left of N."""
+    if (tile + 1) * WIDTH <= N:
+        tokens = tile * WIDTH + tl.arange(0, WIDTH)
+    else:
+        tokens = tile * WIDTH + tl.arange(0, LAST)
+    return tokens
+
+
+@triton.jit
+def token_places(tokens, window, grid, WH: tl.constexpr, WW: tl.constexpr):
+    """Grid rows and columns of (T,) tokens of a window, and whether they are in the grid.
 
     What is not is padding. A token past the window repeats one of its last row: every address and region exists.
     """
+    height, width, count_h, count_w, shift_h, shift_w, dilation = grid
+    p, q, i, j = window
     row = i * WH + tl.minimum(tokens // WW, WH - 1) + shift_h
     column = j * WW + tokens % WW + shift_w
     y = p + dilation * tl.where(row >= count_h * WH, row - count_h * WH, row)
@@ -38,10 +51,21 @@ def token_places(
 
 
 @triton.jit
-def token_regions(tokens, i, j, count_h, count_w, shift_h, shift_w, WH: tl.constexpr, WW: tl.constexpr):
-    """Regions (T,) of tokens: the roll brings the first rows and columns of a lattice into its last windows."""
-    wrapped_row = (i == count_h - 1) & (tl.minimum(tokens // WW, WH - 1) >= WH - shift_h)
-    wrapped_column = (j == count_w - 1) & (tokens % WW >= WW - shift_w)
+def holds_padding(window, grid, WH: tl.constexpr, WW: tl.constexpr):
+    """Whether a window has tokens outside the grid: they follow the last row and column of a lattice."""
+    height, width, count_h, count_w, shift_h, shift_w, dilation = grid
+    p, q, i, j = window
+    row = tl.minimum(i * WH + shift_h, (count_h - 1) * WH) + WH - 1
+    column = tl.minimum(j * WW + shift_w, (count_w - 1) * WW) + WW - 1
+    return (p + dilation * row >= height) | (q + dilation * column >= width)
+
+
+@triton.jit
+def token_wraps(tokens, grid, WH: tl.constexpr, WW: tl.constexpr):
+    """(T,) 2 for tokens whose row the roll brings into the last windows from the start of a lattice, + 1 for columns."""
+    _, _, _, _, shift_h, shift_w, _ = grid
+    wrapped_row = tl.minimum(tokens // WW, WH - 1) >= WH - shift_h
+    wrapped_column = tokens % WW >= WW - shift_w
     return 2 * wrapped_row.to(tl.int32) + wrapped_column.to(tl.int32)
 
 
@@ -58,18 +82,22 @@ def row_offsets(y, x, stride_y, stride_x, WIDE: tl.constexpr):
 @triton.jit
 def load_tokens(
     image, offsets, padding, in_grid, held, channels,
-    FULL: tl.constexpr, PADDED: tl.constexpr, ATTENDED: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    FULL: tl.constexpr, PADDED: tl.constexpr, ATTENDED: tl.constexpr, ALIGNED: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
     """(T, DP) elements of tokens at offsets (T,) from the pointer image.
 
     Padding is read from the pointer padding if ATTENDED, else it is zero. Zero as well: tokens past the window (not
-    held; none where the tile is FULL) and channels past D.
+    held; none where the tile is FULL) and channels past D. ALIGNED: all rows start at multiples of 16 bytes.
     """
     pointers = image + offsets
     rows = held
     if PADDED:
         if ATTENDED:
             pointers = tl.where(in_grid, pointers, padding)
+            if ALIGNED:
+                # Triton 3.9 loses this in the choice between two pointers, and then loads single elements.
+                pointers = tl.multiple_of(pointers, 16)
         else:
             rows = held & in_grid
     pointers = pointers[:, None] + channels[None, :]

@@ -1,6 +1,7 @@
 """Scores of one window inside a kernel: scaled products, bias, and what hides one token from another.
 
-Scores are kept in units of log2, so that the softmax needs no multiplication before its exponential.
+Scores are kept in units of log2, so that the softmax needs no multiplication before its exponential. Kernels are
+compiled without the fusion of products and sums, and say where they want it: equal bits from every version of Triton.
 
 Shapes: R rows and T columns of a tile; queries by keys, or keys by queries in the kernel for the gradients of keys.
 """
@@ -8,7 +9,7 @@ Shapes: R rows and T columns of a tile; queries by keys, or keys by queries in t
 import triton
 import triton.language as tl
 
-from swinx.attention.triton_places import token_regions
+from swinx.attention.triton_places import token_wraps
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -16,27 +17,30 @@ LOG2E = tl.constexpr(1.4426950408889634)
 @triton.jit
 def load_bias(bias, queries, keys, N: tl.constexpr, ACC: tl.constexpr):
     """One head's (N, N) bias at queries and keys that broadcast; -inf for keys past the window."""
-    values = tl.load(bias + queries * N + keys, mask=(queries < N) & (keys < N), other=0.0)
+    values = tl.load(bias + tl.minimum(queries, N - 1) * N + tl.minimum(keys, N - 1))
     return tl.where(keys < N, values.to(ACC) * LOG2E, float("-inf"))
 
 
 @triton.jit
 def tile_scores(
-    left, right, bias, rows, columns, in_grid_rows, in_grid_columns,
-    i, j, count_h, count_w, shift_h, shift_w,
+    left, right, bias, rows, columns, in_grid_rows, in_grid_columns, window, grid,
     WH: tl.constexpr, WW: tl.constexpr, SHIFTED: tl.constexpr, HIDE_PADDING: tl.constexpr,
     SCALE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(R, T) scores of tokens rows by tokens columns of window (i, j); -inf between different regions.
+    """(R, T) scores of tokens rows by tokens columns of one window; -inf between different regions.
 
-    Only windows at the end of a shifted lattice hold more than one region. Padding that is not attended is one more.
+    Only windows at the end of a shifted lattice hold more than one region: its own rows and columns, and those that the
+    roll brings there. Padding that is not attended is one more.
     """
-    scores = tl.dot(left, tl.trans(right), input_precision=PRECISION) * (SCALE * LOG2E) + bias
+    scores = tl.fma(tl.dot(left, tl.trans(right), input_precision=PRECISION), SCALE * LOG2E, bias)
     if SHIFTED:
-        if (i == count_h - 1) | (j == count_w - 1):
-            row_region = token_regions(rows, i, j, count_h, count_w, shift_h, shift_w, WH, WW)
-            column_region = token_regions(columns, i, j, count_h, count_w, shift_h, shift_w, WH, WW)
-            scores = tl.where(row_region[:, None] == column_region[None, :], scores, float("-inf"))
+        _, _, count_h, count_w, _, _, _ = grid
+        _, _, i, j = window
+        ends = 2 * (i == count_h - 1).to(tl.int32) + (j == count_w - 1).to(tl.int32)
+        if ends > 0:
+            row_wraps = token_wraps(rows, grid, WH, WW)
+            column_wraps = token_wraps(columns, grid, WH, WW)
+            scores = tl.where(((row_wraps[:, None] ^ column_wraps[None, :]) & ends) == 0, scores, float("-inf"))
     if HIDE_PADDING:
         scores = tl.where(in_grid_rows[:, None] == in_grid_columns[None, :], scores, float("-inf"))
     return scores
@@ -49,7 +53,19 @@ def store_bias_gradient(grad_bias, values, queries, keys, N: tl.constexpr):
 
 
 @triton.jit
-def store_padding_gradient(grad_padding, heads, grad_k, grad_v, channels, D: tl.constexpr):
-    """Write one program's share for one head's padding key and value, (DP,) each, into (2, h, D)."""
-    tl.store(grad_padding + channels, grad_k, mask=channels < D)
-    tl.store(grad_padding + heads * D + channels, grad_v, mask=channels < D)
+def clear_padding_gradient(share_k, share_v, channels, D: tl.constexpr, DP: tl.constexpr, ACC: tl.constexpr):
+    """Start one program's shares (D,) of the gradients of the padding key and value."""
+    tl.store(share_k + channels, tl.zeros((DP,), dtype=ACC), mask=channels < D)
+    tl.store(share_v + channels, tl.zeros((DP,), dtype=ACC), mask=channels < D)
+    tl.debug_barrier()
+
+
+@triton.jit
+def add_padding_gradient(share, values, padding, channels, D: tl.constexpr):
+    """Add the rows of (T, DP) values that are padding to one program's share (D,) in memory, which it alone writes.
+
+    Few windows hold padding; in registers the sum would push others out. Every window's products synchronise the
+    program between one sum and the next.
+    """
+    total = tl.sum(tl.where(padding[:, None], values, 0.0), axis=0)
+    tl.store(share + channels, tl.load(share + channels, mask=channels < D, other=0.0) + total, mask=channels < D)
