@@ -4,8 +4,8 @@
     python -m experiments.kernel_resources --windows 7 8 --dtypes bf16 --capabilities 90 --output resources.jsonl
 
 Compiles each kernel as it is launched on shifted, padded grids, for a cubin, and reads it with the cuobjdump that comes
-with Triton. Prints a Markdown table, and writes one JSON row a kernel with --output. A minute for the default set on two
-CPU cores.
+with Triton. Prints a Markdown table, and writes one JSON row a kernel with --output. Ten minutes for the default set on
+a CPU core.
 
 A spill is a local load or store (LDL, STL) in the machine code: a value that found no register.
 """
@@ -126,7 +126,7 @@ def _constants(kernel: Kernel, window: int, head_dim: int) -> dict[str, Any]:
 
     own, count, width, last = tiles(window * window)
     constants: dict[str, Any] = {"N": window * window, "WH": window, "WW": window, "D": head_dim}
-    constants |= {"DP": next_power_of_2(head_dim), "SCALE": head_dim**-0.5, "PRECISION": "ieee", "ACC": tl.float32}
+    constants |= {"DP": next_power_of_2(head_dim), "SCALE": head_dim**-0.5, "PRECISION": "tf32x3", "ACC": tl.float32}
     constants |= {"PADDED": True, "ATTENDED": True, "SHIFTED": True, "ALIGNED": True, "WIDE": False, "T": own}
     if kernel != "backward":
         constants |= {"TILES": count, "WIDTH": width, "LAST": last}

@@ -151,9 +151,7 @@ def key_kernel(
         y_k, x_k, grid_k = token_places(keys, window, grid, WH, WW)
         offsets_k = row_offsets(y_k, x_k, stride_y, stride_x, WIDE)
         key = load_tokens(image_k, offsets_k, pad_k, grid_k, held_k, channels, FULL, PADDED, ATTENDED, ALIGNED, D, DP)
-        value = load_tokens(
-            image_v, offsets_k, pad_v, grid_k, held_k, channels, FULL, PADDED, ATTENDED, ALIGNED, D, DP
-        )
+        value = load_tokens(image_v, offsets_k, pad_v, grid_k, held_k, channels, FULL, PADDED, ATTENDED, ALIGNED, D, DP)
         first = image * height * width * heads + head
 
         grad_k = tl.zeros((T, DP), dtype=ACC)

@@ -11,7 +11,14 @@ head_dim D rounded up to a power of two.
 import triton
 import triton.language as tl
 
-from swinx.attention.triton_places import load_tokens, row_offsets, store_tokens, tile_tokens, token_places, window_place
+from swinx.attention.triton_places import (
+    load_tokens,
+    row_offsets,
+    store_tokens,
+    tile_tokens,
+    token_places,
+    window_place,
+)
 from swinx.attention.triton_scores import load_bias, tile_scores
 
 

@@ -18,10 +18,10 @@ PROGRAMS = {"forward": 2112, "backward": 1056, "query": 528, "key": 528}  # aime
 
 
 class Tiles(NamedTuple):
-    """Tokens of the tile that a program owns; and count tiles of width tokens, the last of last, that cover a window."""
+    """Tokens of the tile that a program owns; number tiles of width tokens, the last of last, cover a window."""
 
     own: int
-    count: int
+    number: int
     width: int
     last: int
 

@@ -62,7 +62,7 @@ def holds_padding(window, grid, WH: tl.constexpr, WW: tl.constexpr):
 
 @triton.jit
 def token_wraps(tokens, grid, WH: tl.constexpr, WW: tl.constexpr):
-    """(T,) 2 for tokens whose row the roll brings into the last windows from the start of a lattice, + 1 for columns."""
+    """(T,) 2 for tokens whose row the roll brings into the last windows from the lattice's start, + 1 for columns."""
     _, _, _, _, shift_h, shift_w, _ = grid
     wrapped_row = tl.minimum(tokens // WW, WH - 1) >= WH - shift_h
     wrapped_column = tokens % WW >= WW - shift_w

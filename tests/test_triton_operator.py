@@ -1,0 +1,181 @@
+"""The Triton kernels as an operator of torch: gradients, fakes, compiler, export, autocast, FLOPs, memory."""
+
+import math
+
+import pytest
+import torch
+from kernel_cases import DEVICE, Case
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch.export import Dim
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+import swinx
+
+WINDOWS = [(4, 5), (9, 9)]  # one tile, several tiles
+
+
+def rule(case: Case) -> dict:
+    return {"window_size": case.window, "shift": case.shift, "dilation": case.dilation, "impl": "triton"}
+
+
+def leaves(case: Case) -> list[Tensor]:
+    return [tensor.detach().requires_grad_() for tensor in case.inputs()]
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the kernels take float64 in the interpreter only")
+@pytest.mark.parametrize(("window", "exhaustive"), [((1, 3), True), ((4, 5), False), ((9, 9), False)])
+def test_gradcheck(window: tuple[int, int], exhaustive: bool) -> None:
+    """All elements one by one where the window is small, else along random directions."""
+    shift = (window[0] // 2, window[1] // 2)
+    case = Case(2, 5, window, shift, dilation=1 if exhaustive else 2, heads=1, head_dim=2, dtype=torch.float64)
+
+    def attention(qkv: Tensor, bias: Tensor, pad: Tensor) -> Tensor:
+        return swinx.window_attention(qkv, bias, pad_qkv=pad, **rule(case))
+
+    assert torch.autograd.gradcheck(attention, leaves(case), fast_mode=not exhaustive)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("attended", [True, False])
+def test_opcheck(window: tuple[int, int], attended: bool) -> None:
+    case = Case(6, 5, window, (1, 2), heads=2, head_dim=3, attended=attended)
+    qkv, bias, pad = (None if t is None else t.detach().requires_grad_() for t in case.inputs())
+    torch.library.opcheck(torch.ops.swinx.window_attention, (qkv, bias, pad, list(window), [1, 2], 1))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_opcheck_of_the_backward_operator(window: tuple[int, int]) -> None:
+    qkv, bias, pad = Case(6, 5, window, (1, 2), heads=2, head_dim=3).inputs()
+    operator = torch.ops.swinx.window_attention
+    out, lse = operator(qkv, bias, pad, list(window), [1, 2], 1)
+    saved = (out, lse) if lse.numel() else (None, None)
+    arguments = (torch.ones_like(out), qkv, bias, pad, *saved, list(window), [1, 2], 1)
+    # It has no derivative of its own: a second derivative is refused.
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.swinx.window_attention_backward, arguments, test_utils=tests)
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)])
+def test_gradients_of_some_inputs_alone(wanted: tuple[int, ...]) -> None:
+    case = Case(6, 7, (4, 5), (1, 2), heads=1)
+    complete = leaves(case)
+    swinx.window_attention(complete[0], complete[1], pad_qkv=complete[2], **rule(case)).sum().backward()
+    inputs = case.inputs()
+    for index in wanted:
+        inputs[index].requires_grad_()
+    swinx.window_attention(inputs[0], inputs[1], pad_qkv=inputs[2], **rule(case)).sum().backward()
+    for index, tensor in enumerate(inputs):
+        assert (tensor.grad is not None) == (index in wanted)
+        assert tensor.grad is None or torch.equal(tensor.grad, complete[index].grad)
+
+
+def test_a_second_derivative_is_refused_not_wrong() -> None:
+    case = Case(5, 4, (4, 5), heads=1)
+    qkv, bias, pad = leaves(case)
+    out = swinx.window_attention(qkv, bias, pad_qkv=pad, **rule(case))
+    (gradient,) = torch.autograd.grad(out.square().sum(), qkv, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_one_graph_for_every_size_forward_and_backward(window: tuple[int, int]) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounter()
+
+    def attention(qkv: Tensor, bias: Tensor, pad: Tensor) -> Tensor:
+        return swinx.window_attention(qkv, bias, window_size=window, shift=(1, 2), pad_qkv=pad, impl="triton")
+
+    counted = torch.compile(attention, backend=counter, fullgraph=True, dynamic=True)
+    traced = torch.compile(attention, backend="aot_eager", fullgraph=True, dynamic=True)
+    for batch, height, width in [(2, 5, 7), (3, 8, 4), (4, 3, 9)]:  # torch compiles a batch of 1 apart
+        case = Case(height, width, window, (1, 2), batch=batch, heads=1)
+        eager = case.run("triton", case.inputs(), torch.ones(batch, height, width, 16, device=DEVICE))
+        counted(*case.inputs())
+        inputs = leaves(case)
+        out = traced(*inputs)
+        out.sum().backward()
+        assert torch.equal(out.detach().double().cpu(), eager["out"])
+        for tensor, name in zip(inputs, ("qkv", "bias", "pad_qkv"), strict=True):
+            assert torch.equal(tensor.grad.double().cpu(), eager[name])
+    assert counter.frame_count == 1
+
+
+def test_export_with_dynamic_sizes() -> None:
+    class Attention(torch.nn.Module):
+        def forward(self, qkv: Tensor, bias: Tensor, pad: Tensor) -> Tensor:
+            return swinx.window_attention(qkv, bias, window_size=(4, 5), shift=(2, 2), pad_qkv=pad, impl="triton")
+
+    case = Case(6, 7, (4, 5), (2, 2), batch=2)
+    sizes = {0: Dim("batch"), 1: Dim("height"), 2: Dim("width")}
+    program = torch.export.export(Attention(), tuple(case.inputs()), dynamic_shapes=(sizes, None, None), strict=True)
+    assert "swinx.window_attention" in program.graph_module.code
+    other = Case(9, 5, (4, 5), (2, 2), batch=3).inputs()
+    assert torch.equal(program.module()(*other), Attention()(*other))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_autocast_lowers_qkv_and_keeps_the_bias(window: tuple[int, int]) -> None:
+    """float16 on the CPU too: the interpreter multiplies bfloat16 wrongly."""
+    case = Case(6, 7, window, (1, 2))
+    inputs = leaves(case)
+    with torch.autocast(DEVICE, torch.float16):
+        out = swinx.window_attention(inputs[0], inputs[1], pad_qkv=inputs[2], **rule(case))
+    assert out.dtype == torch.float16
+    lowered = leaves(case)
+    half = swinx.window_attention(lowered[0].half(), lowered[1], pad_qkv=lowered[2], **rule(case))
+    assert torch.equal(out, half)
+    out.float().square().sum().backward()
+    half.float().square().sum().backward()
+    for tensor, other in zip(inputs, lowered, strict=True):
+        assert tensor.grad.dtype == torch.float32
+        assert torch.equal(tensor.grad, other.grad)
+
+
+def test_flops_are_those_of_the_products() -> None:
+    """Padded windows times heads times N * N * D, 2 products forward and 5 backward."""
+    case = Case(6, 7, (4, 5), (1, 2), dilation=2, batch=2)
+    inputs = leaves(case)
+    windows = 2 * 4 * math.ceil(3 / 4) * math.ceil(4 / 5)
+    product = 2 * windows * 2 * 20 * 20 * 16
+    with FlopCounterMode(display=False) as counter:
+        out = swinx.window_attention(inputs[0], inputs[1], pad_qkv=inputs[2], **rule(case))
+        assert counter.get_total_flops() == 2 * product
+        out.sum().backward()
+    assert counter.get_total_flops() == 7 * product
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_checkpointing_and_inference_mode_change_no_bit(window: tuple[int, int]) -> None:
+    case = Case(6, 7, window, (1, 2))
+    plain, kept = leaves(case), leaves(case)
+
+    def attention(qkv: Tensor, bias: Tensor, pad: Tensor) -> Tensor:
+        return swinx.window_attention(qkv, bias, pad_qkv=pad, **rule(case))
+
+    out = attention(*plain)
+    out.sum().backward()
+    checkpoint(attention, *kept, use_reentrant=False).sum().backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain, kept, strict=True))
+    with torch.inference_mode():
+        assert torch.equal(attention(*case.inputs()), out)
+
+
+@pytest.mark.parametrize(("window", "keeps_results"), [((7, 7), False), ((9, 9), True)])
+def test_what_is_saved_for_backward(window: tuple[int, int], keeps_results: bool) -> None:
+    """The inputs alone; for windows of several tiles also the result (which a projection keeps anyway) and lse."""
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.numel() * tensor.itemsize
+        return tensor
+
+    case = Case(window[0] + 1, window[1], window, (2, 1), dtype=torch.float16)
+    inputs = leaves(case)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = swinx.window_attention(inputs[0], inputs[1], pad_qkv=inputs[2], **rule(case))
+    lse_bytes = 4 * 2 * case.height * case.width
+    expected = sum(t.numel() * t.itemsize for t in inputs) + keeps_results * (out.numel() * out.itemsize + lse_bytes)
+    assert sum(saved.values()) == expected
