@@ -73,8 +73,7 @@ class WindowAttention(nn.Module):
         pad_qkv = self.qkv.bias.view(qkv.shape[3:])
         bias, (geometry, shifted, impl, _) = self.position_bias(), block_windows
         if impl == "triton":
-            rule = geometry.window_size, geometry.shift, geometry.dilation
-            return self.proj(ops.window_attention(qkv, bias, pad_qkv, *rule)[0])
+            return self.proj(ops.attend(qkv, bias, pad_qkv, geometry))
         return self.proj(reference.window_attention(qkv, bias, geometry, pad_qkv, shifted))
 
 

@@ -133,10 +133,11 @@ def scatter_index(geometry: WindowGeometry, device: torch.device) -> Tensor:
     image, y = _divmod(rest, height)
     row, p = _divmod(y, dilation)
     column, q = _divmod(x, dilation)
-    # One padded length is added before the remainder, so that it is never taken of a negative number.
-    length_h, length_w = count_h * window_size[0], count_w * window_size[1]
-    i, a = _divmod((row + length_h - shift[0]) % length_h, window_size[0])
-    j, b = _divmod((column + length_w - shift[1]) % length_w, window_size[1])
+    # A choice and not a remainder: torch 2.15 compiles the remainder into a failed assertion where sizes are static.
+    row = torch.where(row < shift[0], row + count_h * window_size[0], row) - shift[0]
+    column = torch.where(column < shift[1], column + count_w * window_size[1], column) - shift[1]
+    i, a = _divmod(row, window_size[0])
+    j, b = _divmod(column, window_size[1])
     window = (((image * dilation + p) * dilation + q) * count_h + i) * count_w + j
     return (window * window_size[0] + a) * window_size[1] + b
 

@@ -66,6 +66,17 @@ def test_inductor_equals_eager() -> None:
         assert_same(compiled(image), model(image))
 
 
+@pytest.mark.parametrize("impl", ["reference", "sdpa"])
+def test_the_operation_alone_compiles_at_a_fixed_size(impl: str) -> None:
+    qkv, bias = torch.randn(1, 9, 11, 3, 2, 8), torch.randn(2, 20, 20)
+
+    def attention(qkv: Tensor, bias: Tensor) -> Tensor:
+        return swinx.window_attention(qkv, bias, window_size=(4, 5), shift=(2, 2), dilation=2, impl=impl)
+
+    compiled = torch.compile(attention, dynamic=False, fullgraph=True)
+    torch.testing.assert_close(compiled(qkv, bias), attention(qkv, bias))
+
+
 def test_inductor_training_step_equals_eager() -> None:
     model = encoder(depth=3).train()
     image = images()[0]

@@ -15,9 +15,17 @@ from torch import Tensor
 
 import swinx
 from swinx.attention import triton_backend, triton_launch
+from swinx.windows import WindowGeometry
 
 WINDOWS = [(4, 4), (7, 7), (8, 8), (12, 12), (4, 5)]
 FULL = os.environ.get("SWINX_SWEEP") == "full"
+PROGRAMS = dict(triton_launch.PROGRAMS)
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several windows for each program, as on grids too large for the interpreter."""
+    monkeypatch.setattr(triton_launch, "PROGRAMS", dict.fromkeys(PROGRAMS, 7))
 
 
 def sweep() -> list[Case]:
@@ -59,6 +67,12 @@ def test_output_and_gradients_are_as_exact_as_the_reference(case: Case) -> None:
 def test_windows_and_head_dims_that_no_tile_is_made_for(window: tuple[int, int], head_dim: int) -> None:
     shift = (window[0] // 2, window[1] // 2)
     Case(window[0] + 1, window[1] + 2, window, shift, heads=1, head_dim=head_dim, dtype=DTYPES[2]).check()
+
+
+@pytest.mark.parametrize("window", [(4, 5), (9, 9)])
+def test_as_many_programs_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, window: tuple[int, int]) -> None:
+    monkeypatch.setattr(triton_launch, "PROGRAMS", PROGRAMS)
+    Case(13, 17, window, (2, 1), dilation=2).check()
 
 
 @pytest.mark.parametrize("head_dim", [1, 5, 64, 96, 128])
@@ -158,19 +172,20 @@ def test_empty_batch_and_empty_grid_give_empty_results(shape: tuple[int, int, in
     assert all(gradient.eq(0).all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("stride", ["row", "image"])
-def test_offsets_beyond_32_bits(stride: str) -> None:
-    """Two rows, or two images, lie 2^31 elements apart in memory that is reserved and hardly touched."""
-    window, far = (4, 5), 2**31 + 64
-    near = Case(5, 6, window, (2, 2), batch=2, dtype=torch.float16)
-    qkv, bias, pad = near.inputs()
+@pytest.mark.parametrize("axis", range(5))
+@pytest.mark.parametrize("window", [(4, 5), (9, 9)])
+def test_offsets_beyond_32_bits(axis: int, window: tuple[int, int]) -> None:
+    """The last element along one axis lies more than 2^31 from the first, in memory reserved and hardly touched.
+
+    One step fits into 32 bits, so that only the products and sums of steps are too large for them.
+    """
+    case = Case(4, 3, window, (2, 2), batch=3, heads=3, dtype=torch.float16)
+    qkv, bias, pad = case.inputs()
+    far = 2**31 // (qkv.shape[axis] - 1) + 64
     strides = list(qkv.stride())
-    strides[0 if stride == "image" else 1] = far if stride == "image" else far // 3
-    memory = torch.empty(far * 2 + 4 * qkv.numel(), dtype=torch.float16, device=DEVICE)
+    strides[axis] = far
+    memory = torch.empty((qkv.shape[axis] - 1) * far + qkv.numel(), dtype=torch.float16, device=DEVICE)
     wide = memory.as_strided(qkv.shape, strides).copy_(qkv)
-    if stride == "row":
-        strides[0] = 8 * qkv.numel()
-        wide = memory.as_strided(qkv.shape, strides).copy_(qkv)
     results = []
     for variant in (qkv, wide):
         leaf = variant.detach().requires_grad_()
@@ -179,6 +194,42 @@ def test_offsets_beyond_32_bits(stride: str) -> None:
         results.append((out, gradient))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("window", [(3, 3), (9, 9)])
+@pytest.mark.parametrize("attended", [True, False])
+def test_a_bias_may_hide_keys(window: tuple[int, int], attended: bool) -> None:
+    """-inf above the diagonal: some queries see one key only, and tokens past the window must not see none."""
+    tokens = window[0] * window[1]
+    qkv, _, pad = Case(window[0] + 1, window[1] + 2, window, heads=1, attended=attended).inputs()
+    for hidden in (torch.ones(tokens, tokens).triu(1).bool(), torch.ones(tokens, tokens).tril(-1).bool()):
+        bias = torch.zeros(1, tokens, tokens).masked_fill(hidden, -torch.inf).to(DEVICE)
+        results = []
+        for impl in ("triton", "reference"):
+            leaf = qkv.detach().requires_grad_()
+            out = swinx.window_attention(leaf, bias, window_size=window, pad_qkv=pad, impl=impl)
+            results.append((out, *torch.autograd.grad(out.square().sum(), leaf)))
+        for ours, theirs in zip(*results, strict=True):
+            assert torch.equal(ours.isnan(), theirs.isnan())
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def test_alignment_is_promised_only_where_it_holds() -> None:
+    """Every start and every step a multiple of 16 bytes: 8 elements of float16."""
+    geometry = WindowGeometry(1, 4, 5, (4, 4), (0, 0), 1)
+
+    def aligned(qkv: Tensor, pad: Tensor) -> bool:
+        call = triton_backend._Call(qkv, torch.zeros(2, 16, 16), pad, geometry)
+        return call.constants["ALIGNED"]
+
+    memory, pad = torch.zeros(4096, dtype=torch.float16), torch.zeros(3, 2, 16, dtype=torch.float16)
+    good = (0, 480, 96, 32, 16, 1)  # strides of qkv (1, 4, 5, 3, 2, 16)
+    assert aligned(memory.as_strided((1, 4, 5, 3, 2, 16), good), pad)
+    assert not aligned(memory[4:].as_strided((1, 4, 5, 3, 2, 16), good), pad)
+    assert not aligned(memory.as_strided((1, 4, 5, 3, 2, 16), good), memory[4:100].view(3, 2, 16))
+    for axis in range(5):
+        strides = [stride + 4 * (place == axis) for place, stride in enumerate(good)]
+        assert not aligned(memory.as_strided((1, 4, 5, 3, 2, 16), strides), pad)
 
 
 def test_wide_addresses_give_what_narrow_ones_give(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,24 @@ def test_gradients_of_some_inputs_alone(wanted: tuple[int, ...]) -> None:
         assert tensor.grad is None or torch.equal(tensor.grad, complete[index].grad)
 
 
+def test_forward_mode_is_refused_not_wrong() -> None:
+    case = Case(5, 4, (4, 5), heads=1)
+    qkv, bias, pad = case.inputs()
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        torch.func.jvp(
+            lambda t: swinx.window_attention(t, bias, pad_qkv=pad, **rule(case)), (qkv,), (torch.ones_like(qkv),)
+        )
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the kernels take float64 in the interpreter only")
+def test_autocast_leaves_float64_alone() -> None:
+    case = Case(5, 4, (4, 5), heads=1, dtype=torch.float64)
+    qkv, bias, pad = case.inputs()
+    plain = swinx.window_attention(qkv, bias, pad_qkv=pad, **rule(case))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(swinx.window_attention(qkv, bias, pad_qkv=pad, **rule(case)), plain)
+
+
 def test_a_second_derivative_is_refused_not_wrong() -> None:
     case = Case(5, 4, (4, 5), heads=1)
     qkv, bias, pad = leaves(case)

@@ -50,7 +50,7 @@ STYLE: dict[Any, Any] = {
 def trade_off(table: pandas.DataFrame, key: str, heading: str) -> str:
     """Test mIoU against a cost (a column of the summary): one labelled point per configuration, bars for ± sd."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(*((11.6, 5.2) if len(table) > CROWDED else (5.6, 3.9)))
+        figure, axes = canvas(*((11.6, 5.2) if len(table) > CROWDED else (5.6, 3.9)))
         points = table.dropna(subset=[key, "test_miou"])
         for _, line in points.iterrows():
             number = int(line["rank"]) - 1
@@ -77,14 +77,14 @@ def trade_off(table: pandas.DataFrame, key: str, heading: str) -> str:
         axes.set_ylabel("test mIoU %")
         figure.draw_without_rendering()
         _label_points(axes, points[key].tolist(), points["test_miou"].tolist(), points["label"].tolist())
-        return _svg(figure, key)
+        return svg(figure, key)
 
 
 def class_bars(classes: pandas.DataFrame, thin: Sequence[str]) -> str:
     """Test IoU by class for the first configurations (columns), at most CLASS_BARS; thin classes are marked."""
     shown = classes.iloc[:, :CLASS_BARS]
     with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(11.6, 3.9)
+        figure, axes = canvas(11.6, 3.9)
         positions = numpy.arange(len(shown))
         width = 0.8 / len(shown.columns)
         for number, label in enumerate(shown.columns):
@@ -96,14 +96,14 @@ def class_bars(classes: pandas.DataFrame, thin: Sequence[str]) -> str:
         axes.grid(False, axis="x")
         axes.set_ylabel("test IoU %")
         axes.set_xlim(-0.6, len(shown) - 0.4)
-        _legend(axes)
-        return _svg(figure, "classes")
+        legend(axes)
+        return svg(figure, "classes")
 
 
 def loss_curves(curves: Sequence[tuple[str, Sequence[Sequence[float]], Sequence[Sequence[float]]]]) -> str:
     """Smoothed training loss by step. curves: (label, steps by seed, losses by seed) per configuration."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(11.6, 3.9)
+        figure, axes = canvas(11.6, 3.9)
         for number, (label, steps_by_seed, losses_by_seed) in enumerate(curves):
             for seed, (steps, losses) in enumerate(zip(steps_by_seed, losses_by_seed, strict=True)):
                 axes.plot(
@@ -118,8 +118,8 @@ def loss_curves(curves: Sequence[tuple[str, Sequence[Sequence[float]], Sequence[
         axes.set_ylabel("cross-entropy, smoothed")
         axes.set_ylim(bottom=0)
         axes.margins(x=0.01)
-        _legend(axes)
-        return _svg(figure, "losses")
+        legend(axes)
+        return svg(figure, "losses")
 
 
 def smooth(losses: Sequence[float]) -> list[float]:
@@ -128,13 +128,13 @@ def smooth(losses: Sequence[float]) -> list[float]:
     return pandas.Series(losses).rolling(window, min_periods=1, center=True).mean().tolist()
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
     longest = max(map(len, axes.get_legend_handles_labels()[1]))
     columns = max(1, 110 // (longest + 6))
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, handlelength=1.2, borderaxespad=0.2)
@@ -168,7 +168,7 @@ def _label_points(axes: Axes, xs: list[float], ys: list[float], names: list[str]
         taken.append(best[2])
 
 
-def _svg(figure: Figure, name: str) -> str:
+def svg(figure: Figure, name: str) -> str:
     """The figure as an SVG element for an HTML page: scalable, colours as CSS variables, no outside reference."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -153,6 +153,7 @@ def _html(
     values = table[keys].astype(object).where(table[keys].notna(), "").values.tolist() if len(table) else []
     return template.render(
         title=f"Decoder comparison on {data['name']}",
+        style=Markup((files("experiments.report") / "style.css").read_text()),
         finding=tables.finding(table),
         note=data["note"],
         columns=columns,

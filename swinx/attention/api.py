@@ -68,9 +68,10 @@ def resolve_implementation(
 
 
 def attention_dtype(x: Tensor) -> torch.dtype:
-    """What attention computes in: the dtype of x, or that of autocast."""
+    """What attention computes in: the dtype of x, or that of autocast, which leaves float64 alone."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    lowered = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if lowered else x.dtype
 
 
 def window_attention(
@@ -102,12 +103,13 @@ def window_attention(
             `resolve_implementation` says what auto takes.
 
     Returns:
-        (B, H, W, h * D), dtype of qkv (under autocast, for sdpa and triton, that of autocast). Softmax runs in at least
-        float32; sdpa follows torch.
+        (B, H, W, h * D), dtype of qkv (for sdpa and triton under autocast that of autocast, which leaves float64
+        alone). Softmax runs in at least float32; sdpa follows torch.
 
     Raises:
         ValueError: a shape, dtype, device or value outside these rules.
-        NotImplementedError: impl="triton" for a case that the kernels do not take, or without the package.
+        NotImplementedError: impl="triton" for a case that the kernels do not take, or without the package; the kernels
+            under forward-mode differentiation.
     """
     check_implementation(impl)
     _check(qkv, bias, window_size, shift, dilation, pad_qkv)
@@ -124,8 +126,7 @@ def window_attention(
     if resolved == "reference":
         return reference.window_attention(qkv, bias, geometry, pad_qkv, shifted)
     if resolved == "triton":
-        out: Tensor = ops.window_attention(qkv, bias, pad_qkv, window_size, shift, dilation)[0]
-        return out
+        return ops.attend(qkv, bias, pad_qkv, geometry)
     plan = window_plan(geometry, shifted, pad_qkv is not None, needs_padding(geometry), qkv.device)
     return gathered.window_attention(qkv, bias, plan, pad_qkv, resolved == "bmm")
 

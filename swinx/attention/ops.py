@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from swinx import windows
@@ -67,6 +68,20 @@ def _device_reason(device: torch.device) -> str | None:
     if capability < MIN_CAPABILITY:
         return f"it takes GPUs of compute capability {MIN_CAPABILITY} and above, got {capability}"
     return None
+
+
+def attend(qkv: Tensor, bias: Tensor, pad_qkv: Tensor | None, geometry: WindowGeometry) -> Tensor:
+    """out (B, H, W, h * D) of the operator.
+
+    Raises:
+        NotImplementedError: forward-mode differentiation, of which the operator would drop the tangents.
+    """
+    if not torch.compiler.is_compiling():
+        tangents = [forward_ad.unpack_dual(tensor).tangent for tensor in (qkv, bias, pad_qkv) if tensor is not None]
+        if any(tangent is not None for tangent in tangents):
+            raise NotImplementedError("impl='triton': it has no forward-mode derivative; choose impl='reference'")
+    out: Tensor = window_attention(qkv, bias, pad_qkv, geometry.window_size, geometry.shift, geometry.dilation)[0]
+    return out
 
 
 @torch.library.custom_op("swinx::window_attention", mutates_args=())

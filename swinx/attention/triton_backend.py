@@ -33,10 +33,11 @@ def forward(qkv: Tensor, bias: Tensor, pad_qkv: Tensor | None, geometry: WindowG
     if qkv.numel() > 0:
         call = _Call(qkv, bias, pad_qkv, geometry)
         grid, numbers = call.numbers("forward")
-        forward_kernel[grid](
-            qkv, bias.contiguous(), call.padding, out, lse, *numbers, **call.constants, **call.tiles,
-            STORE_LSE=call.tokens > ONE_TILE, **call.options("forward"),
-        )  # fmt: skip
+        with torch.cuda.device_of(qkv):
+            forward_kernel[grid](
+                qkv, bias.contiguous(), call.padding, out, lse, *numbers, **call.constants, **call.tiles,
+                STORE_LSE=call.tokens > ONE_TILE, **call.options("forward"),
+            )  # fmt: skip
     return out, lse
 
 
@@ -53,33 +54,49 @@ def backward(
     grad_qkv = _empty(qkv, *qkv.shape)
     grad_pad = qkv.new_zeros(0) if pad_qkv is None else torch.zeros_like(pad_qkv, memory_format=torch.contiguous_format)
     if qkv.numel() == 0:
-        return grad_qkv, torch.zeros_like(bias), grad_pad
+        return grad_qkv, torch.zeros_like(bias, memory_format=torch.contiguous_format), grad_pad
     call = _Call(qkv, bias, pad_qkv, geometry)
     bias, grad_out = bias.contiguous(), grad_out.contiguous()
-    kernel: Kernel = "backward" if out is None or lse is None else "query"
-    grid, numbers = call.numbers(kernel)
-    bias_shares = call.new_shares(grid[-1], *bias.shape)
-    if out is None or lse is None:
-        padding_shares = call.new_shares(grid[-1], 2, *qkv.shape[4:])
-        backward_kernel[grid[0], grid[2]](
-            qkv, bias, call.padding, grad_out, grad_qkv, bias_shares, padding_shares, *numbers, **call.constants,
-            T=call.tiles["T"], **call.options("backward"),
-        )  # fmt: skip
-    else:
-        delta = _empty(lse, *lse.shape)
-        query_kernel[grid](
-            qkv, bias, call.padding, out, lse, grad_out, grad_qkv, bias_shares, delta, *numbers, **call.constants,
-            **call.tiles, **call.options("query"),
-        )  # fmt: skip
-        grid, numbers = call.numbers("key")
-        padding_shares = call.new_shares(grid[1] * grid[2], 2, *qkv.shape[4:])
-        key_kernel[grid](
-            qkv, bias, call.padding, lse, delta, grad_out, grad_qkv, padding_shares, *numbers, **call.constants,
-            **call.tiles, **call.options("key"),
-        )  # fmt: skip
+    with torch.cuda.device_of(qkv):
+        if out is None or lse is None:
+            shares = _backward_one_tile(call, grad_out, bias, grad_qkv)
+        else:
+            shares = _backward_tiled(call, grad_out, bias, out, lse, grad_qkv)
     if pad_qkv is not None and call.constants["PADDED"]:
-        grad_pad[1:] = padding_shares.sum(0)
-    return grad_qkv, bias_shares.sum(0).to(bias.dtype), grad_pad
+        grad_pad[1:] = shares[1].sum(0)
+    return grad_qkv, shares[0].sum(0).to(bias.dtype), grad_pad
+
+
+def _backward_one_tile(call: "_Call", grad_out: Tensor, bias: Tensor, grad_qkv: Tensor) -> tuple[Tensor, Tensor]:
+    """Fills grad_qkv; every program's share of the gradients of bias and padding, along the first dimension."""
+    grid, numbers = call.numbers("backward")
+    bias_shares = call.new_shares(grid[2], *bias.shape)
+    padding_shares = call.new_shares(grid[2], 2, *call.qkv.shape[4:])
+    backward_kernel[grid[0], grid[2]](
+        call.qkv, bias, call.padding, grad_out, grad_qkv, bias_shares, padding_shares, *numbers, **call.constants,
+        T=call.tiles["T"], **call.options("backward"),
+    )  # fmt: skip
+    return bias_shares, padding_shares
+
+
+def _backward_tiled(
+    call: "_Call", grad_out: Tensor, bias: Tensor, out: Tensor, lse: Tensor, grad_qkv: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `_backward_one_tile`, for windows of several tiles."""
+    delta = _empty(lse, *lse.shape)
+    grid, numbers = call.numbers("query")
+    bias_shares = call.new_shares(grid[2], *bias.shape)
+    query_kernel[grid](
+        call.qkv, bias, call.padding, out, lse, grad_out, grad_qkv, bias_shares, delta, *numbers, **call.constants,
+        **call.tiles, **call.options("query"),
+    )  # fmt: skip
+    grid, numbers = call.numbers("key")
+    padding_shares = call.new_shares(grid[1] * grid[2], 2, *call.qkv.shape[4:])
+    key_kernel[grid](
+        call.qkv, bias, call.padding, lse, delta, grad_out, grad_qkv, padding_shares, *numbers, **call.constants,
+        **call.tiles, **call.options("key"),
+    )  # fmt: skip
+    return bias_shares, padding_shares
 
 
 def _empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:

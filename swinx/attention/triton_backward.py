@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from swinx.attention.triton_places import (
+    ANY_SIZE,
     holds_padding,
     load_tokens,
     row_offsets,
@@ -30,7 +31,7 @@ from swinx.attention.triton_scores import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_SIZE)
 def backward_kernel(
     qkv, bias, pad_qkv, grad_out, grad_qkv, grad_bias, grad_padding,
     windows, splits, heads, height, width, count_h, count_w, shift_h, shift_w, dilation,
@@ -59,7 +60,7 @@ def backward_kernel(
     for step in range(tl.cdiv(windows - split, splits)):
         image, window = window_place(split + step * splits, grid)
         image = image.to(tl.int64)
-        image_q = qkv + image * stride_b + head * stride_h
+        image_q = qkv + image * stride_b + head.to(tl.int64) * stride_h
         image_k = image_q + stride_s
         image_v = image_k + stride_s
         y, x, in_grid = token_places(tokens, window, grid, WH, WW)

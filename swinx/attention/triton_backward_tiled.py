@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from swinx.attention.triton_places import (
+    ANY_SIZE,
     holds_padding,
     load_tokens,
     row_offsets,
@@ -30,7 +31,7 @@ from swinx.attention.triton_scores import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_SIZE)
 def query_kernel(
     qkv, bias, pad_qkv, out, lse, grad_out, grad_qkv, grad_bias, delta_out,
     windows, splits, heads, height, width, count_h, count_w, shift_h, shift_w, dilation,
@@ -61,7 +62,7 @@ def query_kernel(
     for step in range(tl.cdiv(windows - split, splits)):
         image, window = window_place(split + step * splits, grid)
         image = image.to(tl.int64)
-        image_q = qkv + image * stride_b + head * stride_h
+        image_q = qkv + image * stride_b + head.to(tl.int64) * stride_h
         y_q, x_q, grid_q = token_places(queries, window, grid, WH, WW)
         offsets_q = row_offsets(y_q, x_q, stride_y, stride_x, WIDE)
         query = load_tokens(image_q, offsets_q, pad_k, grid_q, held_q, channels, FULL, PADDED, False, ALIGNED, D, DP)
@@ -87,7 +88,7 @@ def query_kernel(
                 (tile + 1) * WIDTH <= N or tile * WIDTH + LAST == N, PADDED, ATTENDED, ALIGNED, D, DP,
             )  # fmt: skip
             value = load_tokens(
-                image_q + 2 * stride_s, offsets, pad_v, in_grid, keys < N, channels,
+                image_q + stride_s + stride_s, offsets, pad_v, in_grid, keys < N, channels,
                 (tile + 1) * WIDTH <= N or tile * WIDTH + LAST == N, PADDED, ATTENDED, ALIGNED, D, DP,
             )  # fmt: skip
             scores = tile_scores(
@@ -109,7 +110,7 @@ def query_kernel(
         store_bias_gradient(head_grad, sums[tile], queries[:, None], keys[None, :], N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_SIZE)
 def key_kernel(
     qkv, bias, pad_qkv, lse, delta_in, grad_out, grad_qkv, grad_padding,
     windows, splits, heads, height, width, count_h, count_w, shift_h, shift_w, dilation,
@@ -145,7 +146,7 @@ def key_kernel(
     for step in range(tl.cdiv(windows - split, splits)):
         image, window = window_place(split + step * splits, grid)
         image = image.to(tl.int64)
-        image_q = qkv + image * stride_b + head * stride_h
+        image_q = qkv + image * stride_b + head.to(tl.int64) * stride_h
         image_k = image_q + stride_s
         image_v = image_k + stride_s
         y_k, x_k, grid_k = token_places(keys, window, grid, WH, WW)
@@ -174,8 +175,8 @@ def key_kernel(
             delta = tl.load(delta_in + first + rows, mask=real, other=0.0)
             scores = tile_scores(
                 key, query, biases[tile], keys, queries, grid_k, in_grid, window, grid,
-                WH, WW, SHIFTED, PADDED and not ATTENDED, SCALE, PRECISION,
-            )  # fmt: skip
+                WH, WW, SHIFTED, False, SCALE, PRECISION,
+            )  # fmt: skip  # padding needs no hiding here: no gradient of a padding key is kept, nor any of its queries
             probabilities = tl.exp2(scores - log_sum[None, :])
             grad_v = tl.dot(probabilities.to(grad.dtype), grad, grad_v, input_precision=PRECISION)
             grad_p = tl.dot(value, tl.trans(grad), input_precision=PRECISION)

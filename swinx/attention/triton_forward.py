@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from swinx.attention.triton_places import (
+    ANY_SIZE,
     load_tokens,
     row_offsets,
     store_tokens,
@@ -22,7 +23,7 @@ from swinx.attention.triton_places import (
 from swinx.attention.triton_scores import load_bias, tile_scores
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_SIZE)
 def forward_kernel(
     qkv, bias, pad_qkv, out, lse,
     windows, splits, heads, height, width, count_h, count_w, shift_h, shift_w, dilation,
@@ -49,7 +50,7 @@ def forward_kernel(
     for step in range(tl.cdiv(windows - split, splits)):
         image, window = window_place(split + step * splits, grid)
         image = image.to(tl.int64)
-        image_q = qkv + image * stride_b + head * stride_h
+        image_q = qkv + image * stride_b + head.to(tl.int64) * stride_h
         y_q, x_q, grid_q = token_places(queries, window, grid, WH, WW)
         offsets_q = row_offsets(y_q, x_q, stride_y, stride_x, WIDE)
         query = load_tokens(
@@ -67,7 +68,7 @@ def forward_kernel(
                 (tile + 1) * WIDTH <= N or tile * WIDTH + LAST == N, PADDED, ATTENDED, ALIGNED, D, DP,
             )  # fmt: skip
             value = load_tokens(
-                image_q + 2 * stride_s, offsets, pad_v, in_grid, keys < N, channels,
+                image_q + stride_s + stride_s, offsets, pad_v, in_grid, keys < N, channels,
                 (tile + 1) * WIDTH <= N or tile * WIDTH + LAST == N, PADDED, ATTENDED, ALIGNED, D, DP,
             )  # fmt: skip
             score = tile_scores(

@@ -11,6 +11,9 @@ of a window another, window = (p, q, i, j): window (i, j) among count_h x count_
 import triton
 import triton.language as tl
 
+# Arguments that no kernel is compiled anew for: every image size runs the same machine code.
+ANY_SIZE = ["windows", "splits", "heads", "height", "width", "count_h", "count_w", "shift_h", "shift_w"]
+
 
 @triton.jit
 def window_place(index, grid):

@@ -16,8 +16,11 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def load_bias(bias, queries, keys, N: tl.constexpr, ACC: tl.constexpr):
-    """One head's (N, N) bias at queries and keys that broadcast; -inf for keys past the window."""
-    values = tl.load(bias + tl.minimum(queries, N - 1) * N + tl.minimum(keys, N - 1))
+    """One head's (N, N) bias at queries and keys that broadcast; -inf for keys past the window.
+
+    Queries past it have none: with a bias of -inf they might see no key, and their NaN would reach sums over queries.
+    """
+    values = tl.load(bias + queries * N + tl.minimum(keys, N - 1), mask=queries < N, other=0.0)
     return tl.where(keys < N, values.to(ACC) * LOG2E, float("-inf"))
 
 
