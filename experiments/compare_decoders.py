@@ -8,8 +8,9 @@ Trains every cell (decoder, encoder, output stride, stem, seed) from scratch and
 per cell), report.html (self-contained), report.md, summary.csv, class_iou.csv. The same command on the same folder
 continues where it stopped.
 
-The default command took 6.5 minutes and 1.6 GB on two cores of an AMD EPYC (2026-11-22, seed 0) and reached 43.3 %
-test mIoU with DeepLabV3Plus, 41.3 with Unet, 40.2 with PAN and 39.4 with FPN: docs/benchmarks has the rows.
+The default command took 6.5 to 9.5 minutes and 1.6 GB on two cores of an AMD EPYC (2026-11-22, seed 0) and reached 43.3
+and 44.0 % test mIoU with DeepLabV3Plus on two machines, 41.3 and 41.9 with Unet, 40.2 and 39.9 with PAN, 39.4 and 38.7
+with FPN. docs/benchmarks has more seeds.
 """
 
 import sys

@@ -7,7 +7,8 @@ Compiles each kernel as it is launched on shifted, padded grids, for a cubin, an
 with Triton. Prints a Markdown table, and writes one JSON row a kernel with --output. Ten minutes for the default set on
 a CPU core.
 
-A spill is a local load or store (LDL, STL) in the machine code: a value that found no register.
+A spill is a local load or store (LDL, STL) in the machine code: a value that found no register. loop counts the
+instructions for one window, and narrow the loads of single 8- or 16-bit values, which aligned tokens need none of.
 """
 
 import json
@@ -23,9 +24,11 @@ from typing import Any, Literal, get_args
 import torch
 import tyro
 
-from swinx.attention.triton_launch import ONE_TILE, Kernel, launch, next_power_of_2, options, tiles
+from swinx.attention.triton_launch import ONE_TILE, Kernel, Launch, launch, next_power_of_2, options, tiles
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# Bytes of shared memory that a program may have: CUDA programming guide, technical specifications.
+SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 
 
@@ -44,6 +47,8 @@ class Resources:
     stack_bytes: int
     spills: int
     shared_bytes: int
+    loop_instructions: int
+    narrow_loads: int
     matrix_instructions: int
     triton: str
 
@@ -64,8 +69,10 @@ class Options:
     """file for JSON rows"""
 
 
-def compile_kernel(kernel: Kernel, window: int, head_dim: int, dtype: str, capability: int) -> Resources:
-    """Compile one kernel for one case.
+def compile_kernel(
+    kernel: Kernel, window: int, head_dim: int, dtype: str, capability: int, parameters: Launch | None = None
+) -> Resources:
+    """Compile one kernel for one case, with the launch parameters that it runs with unless others are given.
 
     Raises:
         RuntimeError: TRITON_INTERPRET is set, which leaves nothing to compile.
@@ -107,7 +114,9 @@ def compile_kernel(kernel: Kernel, window: int, head_dim: int, dtype: str, capab
     source = ASTSource(
         function, signature, {(names.index(key),): value for key, value in constants.items()}, attributes
     )
-    parameters = launch(kernel, window * window, DTYPES[dtype])
+    if parameters is None:
+        shared = SHARED_MEMORY[capability]
+        parameters = launch(kernel, window * window, head_dim, DTYPES[dtype], capability // 10, shared)
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options(parameters))
     usage, code = _disassemble(binary.asm["cubin"])
     return Resources(
@@ -116,6 +125,8 @@ def compile_kernel(kernel: Kernel, window: int, head_dim: int, dtype: str, capab
         stack_bytes=_number(r"STACK:(\d+)", usage),
         spills=len(re.findall(r"\b(?:LDL|STL)\b", code)),
         shared_bytes=binary.metadata.shared,
+        loop_instructions=_longest_loop(code),
+        narrow_loads=len(re.findall(r"\bLDG\.E\.[US]?(?:8|16)\b", code)),
         matrix_instructions=len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA|DMMA)\b", code)),
         triton=triton.__version__,
     )  # fmt: skip
@@ -150,6 +161,12 @@ def _disassemble(cubin: bytes) -> tuple[str, str]:
     return usage, code
 
 
+def _longest_loop(code: str) -> int:
+    """Instructions between a jump backwards and its target: those of one window, branches not taken included."""
+    jumps = re.findall(r"/\*([0-9a-f]{4,})\*/[^;/]*\bBRA (?:\w+, )?0x([0-9a-f]+)", code)
+    return max(((int(place, 16) - int(target, 16)) // 16 for place, target in jumps), default=0)
+
+
 def _number(pattern: str, text: str) -> int:
     match = re.search(pattern, text)
     if match is None:
@@ -171,7 +188,8 @@ def cases(chosen: Options) -> Iterator[Resources]:
 
 def markdown(rows: list[Resources]) -> str:
     """One line a kernel."""
-    names = ("capability", "dtype", "window", "head_dim", "kernel", "warps", "registers", "spills", "shared_bytes")
+    names = ("capability", "dtype", "window", "head_dim", "kernel", "warps", "stages", "registers", "spills")
+    names += ("shared_bytes", "loop_instructions", "narrow_loads")
     lines = ["| " + " | ".join(name.replace("_", " ") for name in names) + " |", "|" + " --- |" * len(names)]
     lines += ["| " + " | ".join(f"{asdict(row)[name]}" for name in names) + " |" for row in rows]
     return "\n".join(lines)

@@ -119,6 +119,14 @@ def _precision(qkv: Tensor) -> str:
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
+def _gpu(device: torch.device) -> tuple[int, int]:
+    """Generation, and bytes of shared memory for a program; what the interpreter is told does not matter."""
+    if device.type == "cpu":
+        return triton_launch.GENERATIONS[-1], 0
+    properties = torch.cuda.get_device_properties(device)
+    return properties.major, properties.shared_memory_per_block_optin
+
+
 class _Call:
     """What all kernels take of one call: everything but the tensors and the tiles."""
 
@@ -164,7 +172,9 @@ class _Call:
 
     def options(self, kernel: Kernel) -> dict[str, int | None]:
         """Launch parameters in Triton's words."""
-        return triton_launch.options(triton_launch.launch(kernel, self.tokens, self.qkv.dtype))
+        head_dim, dtype = self.qkv.shape[5], self.qkv.dtype
+        generation, shared = _gpu(self.qkv.device)
+        return triton_launch.options(triton_launch.launch(kernel, self.tokens, head_dim, dtype, generation, shared))
 
     def new_shares(self, *shape: int) -> Tensor:
         """Memory for what each program adds to a sum."""

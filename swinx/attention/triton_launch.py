@@ -1,20 +1,23 @@
-"""How each kernel is cut into tiles and launched: a small static table.
+"""How each kernel is cut into tiles and launched.
 
 Tiles and splits depend on shapes alone, as sums are taken tile by tile: equal inputs give equal bits on every device of
-an architecture. Warps, stages and registers are chosen from the compiler's register and spill counts
-(`experiments/kernel_resources.py`); no entry has been timed on a GPU yet.
+an architecture. Warps and registers stand in a table (`triton_table`) for windows of one tile and of several, heads of
+up to 32 channels and of more, 16 and 32 bits, and the generations of GPUs; every case takes the entry it falls under.
 
-Shapes: N tokens in a window, h heads.
+Shapes: N tokens in a window, h heads, D head_dim.
 """
 
 from typing import Literal, NamedTuple
 
 import torch
 
+from swinx.attention.triton_table import TABLE
+
 Kernel = Literal["forward", "backward", "query", "key"]
 
 ONE_TILE = 64  # largest window whose backward pass is one kernel
 PROGRAMS = {"forward": 2112, "backward": 1056, "query": 528, "key": 528}  # aimed at: 16, 8 and 4 for each of 132 SMs
+GENERATIONS = (8, 9, 10)  # Ampere and Ada, Hopper, Blackwell; a newer one takes the last
 
 
 class Tiles(NamedTuple):
@@ -51,14 +54,28 @@ def splits(kernel: Kernel, heads: int, own_tiles: int, windows: int) -> int:
     return max(1, min(windows, PROGRAMS[kernel] // (heads * own_tiles)))
 
 
-def launch(kernel: Kernel, tokens: int, dtype: torch.dtype) -> Launch:
-    """Parameters for a kernel on windows of this many tokens."""
-    wide = dtype.itemsize >= 4
-    if tokens <= 32:
-        return Launch(1 if not wide else 2, 2, None)
-    if tokens <= ONE_TILE:
-        return Launch(4, 2, None)
-    return Launch(8 if wide or kernel != "forward" else 4, 2, None)
+def table_key(
+    kernel: Kernel, tokens: int, head_dim: int, itemsize: int, generation: int
+) -> tuple[str, int, int, int, int]:
+    """The entry that a case falls under: kernel, N up to, D up to, bits, first digits of the compute capability."""
+    newest = max(known for known in GENERATIONS if known <= max(generation, GENERATIONS[0]))
+    return kernel, 64 if tokens <= ONE_TILE else 256, 32 if head_dim <= 32 else 128, 16 if itemsize == 2 else 32, newest
+
+
+def launch(kernel: Kernel, tokens: int, head_dim: int, dtype: torch.dtype, generation: int, shared: int) -> Launch:
+    """Parameters for windows of this many tokens, on a GPU with so many bytes of shared memory for a program.
+
+    Loads run a window ahead where the memory holds two windows' tiles. With one stage every case fits into 99 KiB.
+    """
+    if tokens <= 16:
+        warps, registers = 1, None
+    elif tokens <= 32:
+        warps, registers = 2, None
+    else:
+        warps, registers = TABLE[table_key(kernel, tokens, head_dim, dtype.itemsize, generation)]
+    tile = -(-tokens // 16) * 16 * next_power_of_2(head_dim) * dtype.itemsize
+    ahead = (10 if tokens <= ONE_TILE else 7) * tile  # bytes, measured: `experiments/kernel_resources.py`
+    return Launch(warps, 2 if ahead <= shared else 1, registers)
 
 
 def options(parameters: Launch) -> dict[str, int | None]:

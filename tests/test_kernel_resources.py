@@ -1,0 +1,64 @@
+"""The machine code of the kernels: no spills where they are tuned, and shared memory that every GPU has.
+
+Compiled in processes of their own, where Triton is not an interpreter. No GPU is needed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.kernel_resources import SHARED_MEMORY
+
+ROWS = Path(__file__).parent.parent / "docs" / "benchmarks" / "kernel-resources.jsonl"
+
+
+def compiled(tmp_path: Path, *arguments: str) -> list[dict]:
+    output = tmp_path / "rows.jsonl"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "experiments.kernel_resources", "--output", str(output), *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def check_tuned(row: dict) -> None:
+    assert row["spills"] == 0, row
+    assert row["stack_bytes"] == 0, row
+    assert row["narrow_loads"] == 0, row  # all tokens in pieces of 16 bytes, padding too
+    assert row["matrix_instructions"] > 0, row
+
+
+def test_windows_of_7_and_8_spill_nothing(tmp_path: Path) -> None:
+    rows = compiled(tmp_path, "--windows", "7", "8", "--dtypes", "bf16", "--capabilities", "90")
+    assert [row["kernel"] for row in rows] == ["forward", "backward"] * 2
+    for row in rows:
+        check_tuned(row)
+
+
+def test_the_table_in_the_docs_has_no_spills_there_either() -> None:
+    """Triton 3.6 and a newer one: register counts differ from version to version."""
+    rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
+    assert {row["triton"] for row in rows} > {"3.6.0"}
+    tuned = [row for row in rows if row["capability"] == 90 and row["dtype"] == "bf16" and row["window"] in (7, 8)]
+    assert len(tuned) == 4 * len({row["triton"] for row in rows})
+    for row in tuned:
+        check_tuned(row)
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [("90", "bf16"), ("89", "fp16")])
+def test_the_largest_window_and_head_fit_into_shared_memory(tmp_path: Path, capability: str, dtype: str) -> None:
+    options = ["--windows", "16", "--head-dims", "128", "--dtypes", dtype, "--capabilities", capability]
+    for row in compiled(tmp_path, *options):
+        assert row["shared_bytes"] <= SHARED_MEMORY[int(capability)], row
+
+
+def test_interpreted_kernels_are_refused() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "experiments.kernel_resources", "--windows", "7"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "TRITON_INTERPRET must be unset" in result.stderr
