@@ -4,20 +4,21 @@
     python -m experiments.tune_attention --compile  # by the instructions in the machine code, for all GPUs, without one
 
 By time: each candidate runs the operator on a large stage, and the fastest median wins. By instructions: the candidate
-that issues the fewest for a window (warps times instructions of the loop, a spill counted as four more) wins; what has
-been timed stays. Entries of other generations stay as they are. Say where the table comes from in the commit.
+wins that issues the fewest for a window (warps times instructions of the loop, a spill counted as four more), by the
+worst of the versions of Triton that --candidates has rows of: run it under each, with the same file. What has been
+timed stays. Entries of other generations stay as they are.
 """
 
 import importlib.metadata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import tyro
 
 from experiments.kernel_resources import DTYPES, compile_kernel
-from experiments.records import write_whole
+from experiments.records import append_row, read_rows, write_whole
 from swinx.attention import ops, triton_launch, triton_table
 from swinx.attention.triton_launch import GENERATIONS, Kernel, Launch, table_key
 from swinx.windows import WindowGeometry
@@ -33,6 +34,7 @@ CAPABILITIES = {8: 80, 9: 90, 10: 100}
 SPILL = 4  # instructions that a spill counts as
 
 Parameters = tuple[int, int | None]
+Key = tuple[str, int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -41,28 +43,34 @@ class Options:
 
     compile: bool = False
     """choose by machine code, without a GPU"""
+    candidates: Path = Path("docs/benchmarks/kernel-candidates.jsonl")
+    """rows of what each candidate compiles to, by version of Triton; kept and added to by --compile"""
     head_dims: tuple[int, ...] = HEAD_DIMS
     """32 stands for heads of up to 32 channels, 64 for more"""
     precisions: tuple[str, ...] = PRECISIONS
     """bf16 stands for both 16-bit types"""
 
 
-def by_instructions(kernel: Kernel, window: int, head_dim: int, precision: str, generation: int) -> Parameters:
-    """The candidate that issues the fewest instructions for a window."""
-    costs = {}
+def by_instructions(key: Key, kernel: Kernel, window: int, head_dim: int, precision: str, path: Path) -> Parameters:
+    """The candidate that issues the fewest instructions for a window, by the worst version of Triton."""
+    name, version = "-".join(map(str, key)), importlib.metadata.version("triton")
+    known = [row for row in read_rows(path) if row["entry"] == name]
     for warps in (4, 8):
-        used = compile_kernel(kernel, window, head_dim, precision, CAPABILITIES[generation], Launch(warps, 2, None))
-        costs[warps, None] = warps * (used.loop_instructions + SPILL * used.spills)
-    return min(costs, key=costs.__getitem__)
+        if any(row["triton"] == version and row["warps"] == warps for row in known):
+            continue
+        used = compile_kernel(kernel, window, head_dim, precision, CAPABILITIES[key[-1]], Launch(warps, 2, None))
+        known.append({"entry": name, **asdict(used), "cost": warps * (used.loop_instructions + SPILL * used.spills)})
+        append_row(path, known[-1])
+    worst = {warps: max(row["cost"] for row in known if row["warps"] == warps) for warps in (4, 8)}
+    return min(worst, key=worst.__getitem__), None
 
 
-def by_time(kernel: Kernel, window: int, head_dim: int, precision: str, generation: int) -> Parameters:
+def by_time(key: Key, kernel: Kernel, window: int, head_dim: int, precision: str) -> Parameters:
     """The fastest candidate on the GPU."""
     from experiments.speed.timing import measure
 
     device = torch.device("cuda")
     run = _operator(kernel, window, head_dim, precision, device)
-    key = table_key(kernel, window * window, head_dim, DTYPES[precision].itemsize, generation)
     before, times = triton_table.TABLE[key], {}
     for parameters in ((warps, registers) for warps in (2, 4, 8) for registers in (None, 128, 168)):
         triton_table.TABLE[key] = parameters
@@ -96,7 +104,7 @@ def cases(options: Options, generations: tuple[int, ...]) -> Iterator[tuple[Kern
                     yield kernel, window, head_dim, precision, generation
 
 
-def render(table: dict[tuple[str, int, int, int, int], Parameters], origins: dict[int, str]) -> str:
+def render(table: dict[Key, Parameters], origins: dict[int, str]) -> str:
     """The module that holds the table."""
     lines = [
         '"""Warps and registers of each kernel. Written by `python -m experiments.tune_attention`; do not edit."""'
@@ -115,21 +123,23 @@ def main(options: Options) -> None:
     origins = dict(triton_table.ORIGINS)
     version = importlib.metadata.version("triton")
     if options.compile:
-        generations = tuple(g for g in GENERATIONS if "timed" not in origins.get(g, ""))
-        choose = by_instructions
-        origins |= dict.fromkeys(generations, f"fewest instructions, Triton {version}; not timed")
-    else:
-        if not torch.cuda.is_available():
-            raise SystemExit("no GPU to time on: --compile chooses by machine code")
+        generations = tuple(g for g in GENERATIONS if "timed on" not in origins.get(g, ""))
+    elif torch.cuda.is_available():
         generations = (torch.cuda.get_device_capability()[0],)
-        choose = by_time
         origins[generations[0]] = f"timed on {torch.cuda.get_device_name()}, Triton {version}"
+    else:
+        raise SystemExit("no GPU to time on: --compile chooses by machine code")
     table = dict(triton_table.TABLE)
-    for case in cases(options, generations):
-        kernel, window, head_dim, precision, generation = case
+    for kernel, window, head_dim, precision, generation in cases(options, generations):
         key = table_key(kernel, window * window, head_dim, DTYPES[precision].itemsize, generation)
-        table[key] = choose(*case)
+        if options.compile:
+            table[key] = by_instructions(key, kernel, window, head_dim, precision, options.candidates)
+        else:
+            table[key] = by_time(key, kernel, window, head_dim, precision)
         print(*key, "->", *table[key], flush=True)
+    if options.compile:
+        versions = " and ".join(sorted({row["triton"] for row in read_rows(options.candidates)}))
+        origins |= dict.fromkeys(generations, f"fewest instructions, Triton {versions}; not timed")
     write_whole(TABLE_FILE, render(table, origins))
 
 
