@@ -15,6 +15,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from typing import Any, Literal, get_args
 import torch
 import tyro
 
+from swinx.attention.ops import triton_too_old
 from swinx.attention.triton_launch import ONE_TILE, Kernel, Launch, launch, next_power_of_2, options, tiles
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -177,6 +179,9 @@ def _number(pattern: str, text: str) -> int:
 def cases(chosen: Options) -> Iterator[Resources]:
     """Every kernel that runs in every case."""
     for capability in chosen.capabilities:
+        if (reason := triton_too_old(capability // 10)) is not None:
+            print(f"left out: {reason}", file=sys.stderr)
+            continue
         for dtype in chosen.dtypes:
             for head_dim in chosen.head_dims:
                 for window in chosen.windows:

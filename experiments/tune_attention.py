@@ -123,7 +123,8 @@ def main(options: Options) -> None:
     origins = dict(triton_table.ORIGINS)
     version = importlib.metadata.version("triton")
     if options.compile:
-        generations = tuple(g for g in GENERATIONS if "timed on" not in origins.get(g, ""))
+        fit = [generation for generation in GENERATIONS if ops.triton_too_old(generation) is None]
+        generations = tuple(generation for generation in fit if "timed on" not in origins.get(generation, ""))
     elif torch.cuda.is_available():
         generations = (torch.cuda.get_device_capability()[0],)
         origins[generations[0]] = f"timed on {torch.cuda.get_device_name()}, Triton {version}"
@@ -138,8 +139,10 @@ def main(options: Options) -> None:
             table[key] = by_time(key, kernel, window, head_dim, precision)
         print(*key, "->", *table[key], flush=True)
     if options.compile:
-        versions = " and ".join(sorted({row["triton"] for row in read_rows(options.candidates)}))
-        origins |= dict.fromkeys(generations, f"fewest instructions, Triton {versions}; not timed")
+        for generation in generations:
+            rows = [row for row in read_rows(options.candidates) if row["capability"] == CAPABILITIES[generation]]
+            versions = " and ".join(sorted({row["triton"] for row in rows}))
+            origins[generation] = f"fewest instructions, Triton {versions}; not timed"
     write_whole(TABLE_FILE, render(table, origins))
 
 

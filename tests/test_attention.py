@@ -193,6 +193,17 @@ def test_auto_takes_the_kernels_on_a_gpu_where_they_take_the_case(monkeypatch: p
         for dtype, window, head_dim, contiguous in cases
     ]
     assert chosen == ["triton", "sdpa", "sdpa", "sdpa", "sdpa"]
+    capability = (8, 6)  # float32 training spills there
+    for dtype, recording, expected in [(torch.float32, True, "sdpa"), (torch.float32, False, "triton")]:
+        assert resolve_implementation("auto", cuda, dtype, (7, 7), 32, recording=recording) == expected
+    assert resolve_implementation("auto", cuda, torch.bfloat16, (7, 7), 32, recording=True) == "triton"
+    capability = (10, 0)
+    monkeypatch.setattr("triton.__version__", "3.8.1")
+    assert resolve_implementation("auto", cuda, torch.bfloat16, (7, 7), 32, recording=True) == "sdpa"
+    with pytest.raises(NotImplementedError, match=r"compute capability 10.x it takes Triton 3.9 and newer, got 3.8.1"):
+        resolve_implementation("triton", cuda, torch.bfloat16, (7, 7), 32, recording=True)
+    monkeypatch.setattr("triton.__version__", "3.10.0")
+    assert resolve_implementation("auto", cuda, torch.bfloat16, (7, 7), 32, recording=True) == "triton"
     capability = (7, 5)
     assert resolve_implementation("auto", cuda, torch.float16, (7, 7), 32, recording=True) == "sdpa"
     with pytest.raises(NotImplementedError, match=r"compute capability \(8, 0\) and above, got \(7, 5\)"):

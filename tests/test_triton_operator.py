@@ -1,13 +1,15 @@
 """The Triton kernels as an operator of torch: gradients, fakes, compiler, export, autocast, FLOPs, memory."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from kernel_cases import DEVICE, Case
-from torch import Tensor
+from torch import Tensor, distributed
 from torch._dynamo.testing import CompileCounter
 from torch.export import Dim
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -179,6 +181,29 @@ def test_checkpointing_and_inference_mode_change_no_bit(window: tuple[int, int])
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain, kept, strict=True))
     with torch.inference_mode():
         assert torch.equal(attention(*case.inputs()), out)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_distributed_data_parallel_changes_no_gradient(tmp_path: Path, window: tuple[int, int]) -> None:
+    class Attention(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias, self.pad = (torch.nn.Parameter(tensor) for tensor in case.inputs()[1:])
+
+        def forward(self, qkv: Tensor) -> Tensor:
+            return swinx.window_attention(qkv, self.bias, pad_qkv=self.pad, **rule(case))
+
+    case = Case(6, 7, window, (1, 2))
+    qkv = case.inputs()[0]
+    alone, parallel = Attention(), Attention()
+    alone(qkv).square().sum().backward()
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        DistributedDataParallel(parallel)(qkv).square().sum().backward()
+    finally:
+        distributed.destroy_process_group()
+    for ours, theirs in zip(parallel.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
 
 
 @pytest.mark.parametrize(("window", "keeps_results"), [((7, 7), False), ((9, 9), True)])

@@ -41,11 +41,12 @@ def resolve_implementation(
 ) -> AttentionImpl:
     """The implementation that runs: impl itself, or what `auto` stands for.
 
-    auto is triton on a GPU, where the kernels take the case (`swinx.attention.ops.unsupported`) and the code is not to
-    be exported, and else sdpa on every device but the CPU, and in compiled and exported code (compiled evaluation of an
-    encoder on the CPU asks again when it runs). In eager code on the CPU it is bmm where gradients are recorded, as
-    SDPA with a bias that needs a gradient falls back to slower products. Without gradients it is bmm for windows of up
-    to 64 tokens in float32 or float64 on several threads, of which SDPA makes little use; else sdpa.
+    auto is triton on a GPU where the kernels take the case (`swinx.attention.ops.unsupported`), the code is not to be
+    exported, and it is not float32 training before compute capability 9.0; and else sdpa on every device but the CPU,
+    and in compiled and exported code (compiled evaluation of an encoder on the CPU asks again when it runs). In eager
+    code on the CPU it is bmm where gradients are recorded, as SDPA with a bias that needs a gradient falls back to
+    slower products. Without gradients it is bmm for windows of up to 64 tokens in float32 or float64 on several
+    threads, of which SDPA makes little use; else sdpa.
 
     Raises:
         NotImplementedError: impl="triton" for a case that the kernels do not take.
@@ -57,7 +58,8 @@ def resolve_implementation(
     if impl != "auto":
         return impl
     if device.type == "cuda" and not torch.compiler.is_exporting():
-        return "sdpa" if ops.unsupported(device, dtype, window_size, head_dim, contiguous) else "triton"
+        refused = ops.unsupported(device, dtype, window_size, head_dim, contiguous)
+        return "sdpa" if refused or (recording and ops.slow(device, dtype)) else "triton"
     if device.type != "cpu" or torch.compiler.is_compiling():
         return "sdpa"
     if recording:

@@ -6,6 +6,7 @@ for all image sizes and stands in exported programs.
 Shapes: B images, H W grid, h heads, D head_dim, N tokens in a window.
 """
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -23,6 +24,25 @@ from swinx.windows import WindowGeometry
 MAX_SIDE = 16
 MAX_HEAD_DIM = 128
 MIN_CAPABILITY = (8, 0)  # Ampere: bfloat16 in the matrix units
+MIN_TRITON = {10: (3, 9)}  # Blackwell: 3.6 compiles some float32 kernels into a trap
+
+
+def triton_too_old(generation: int) -> str | None:
+    """Why the installed Triton does not serve GPUs of a generation (first part of the compute capability), or None."""
+    floor = max((version for start, version in MIN_TRITON.items() if generation >= start), default=None)
+    if floor is None:
+        return None
+    found: str = importlib.import_module("triton").__version__
+    if tuple(int(part) for part in found.split(".")[:2]) >= floor:
+        return None
+    needed = ".".join(map(str, floor))
+    return f"on GPUs of compute capability {generation}.x it takes Triton {needed} and newer, got {found}"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch leaves it without types
+def slow(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether training is expected to be slower than SDPA: float32 before Hopper, with thousands of spills."""
+    return dtype == torch.float32 and torch.cuda.get_device_capability(device)[0] < 9
 
 
 def triton_missing() -> str | None:
@@ -67,7 +87,7 @@ def _device_reason(device: torch.device) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if capability < MIN_CAPABILITY:
         return f"it takes GPUs of compute capability {MIN_CAPABILITY} and above, got {capability}"
-    return None
+    return triton_too_old(capability[0])
 
 
 def attend(qkv: Tensor, bias: Tensor, pad_qkv: Tensor | None, geometry: WindowGeometry) -> Tensor:

@@ -2,8 +2,8 @@
 
 # Where the entries of each generation come from.
 ORIGINS: dict[int, str] = {
-    8: "fewest instructions, Triton 3.9.0; not timed",
-    9: "fewest instructions, Triton 3.9.0; not timed",
+    8: "fewest instructions, Triton 3.6.0 and 3.9.0; not timed",
+    9: "fewest instructions, Triton 3.6.0 and 3.9.0; not timed",
     10: "fewest instructions, Triton 3.9.0; not timed",
 }
 
