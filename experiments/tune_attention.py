@@ -19,7 +19,7 @@ import tyro
 
 from experiments.kernel_resources import DTYPES, compile_kernel
 from experiments.records import append_row, read_rows, write_whole
-from swinx.attention import ops, triton_launch, triton_table
+from swinx.attention import ops, triton_table
 from swinx.attention.triton_launch import GENERATIONS, Kernel, Launch, table_key
 from swinx.windows import WindowGeometry
 
@@ -147,5 +147,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    assert triton_launch.TABLE is triton_table.TABLE
     main(tyro.cli(Options))

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import resource
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import swinx
+from experiments.speed import timing
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
@@ -49,17 +49,13 @@ def latency(
 ) -> tuple[float, float, float]:
     """Percentiles 20, 50 and 80 of the time of model in eval mode on image (1, 3, H, W), in milliseconds."""
     model.eval()
-    times = []
-    for run in range(warmup + runs):
-        _synchronize(image.device)
-        start = time.perf_counter()
+
+    def call() -> None:
         with autocast(image.device, precision):
             model(image)
-        _synchronize(image.device)
-        if run >= warmup:
-            times.append(1000 * (time.perf_counter() - start))
-    p20, p50, p80 = torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8]).double()).tolist()
-    return p20, p50, p80
+
+    times = [timing.once(call, image.device) for _ in range(warmup + runs)]
+    return timing.percentiles(times[warmup:])
 
 
 class PeakMemory:
@@ -90,8 +86,3 @@ class PeakMemory:
                     return int(line.split()[1]) * 1024 / 1e6
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

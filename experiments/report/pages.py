@@ -12,6 +12,19 @@ from experiments.records import Row
 Section = tuple[str, list[str], list[list[str]], str]
 
 
+def load(name: str) -> jinja2.Template:
+    """A page of this package: what base.html holds for all of them, styled."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("experiments.report", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["style"] = Markup((files("experiments.report") / "style.css").read_text())
+    return environment.get_template(name)
+
+
 def facts(rows: Sequence[Row], keys: Sequence[str]) -> list[tuple[str, str]]:
     """(key, its values in the rows) of each key; values that differ are all listed."""
     lines = []
@@ -32,14 +45,8 @@ def render(
     commands: Sequence[str],
 ) -> str:
     """The page as HTML. lists: headings with lines, left out where there are none."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    folder = files("experiments.report")
-    template = environment.from_string((folder / "page.html").read_text())
-    return template.render(
+    return load("page.html").render(
         title=title,
-        style=Markup((folder / "style.css").read_text()),
         how_to_read=how_to_read,
         sections=[(heading, headings, lines, Markup(plot)) for heading, headings, lines, plot in sections],
         lists=lists,

@@ -3,16 +3,14 @@
 import base64
 import json
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas
 from markupsafe import Markup
 
 from experiments.records import Row, read_rows, write_whole
-from experiments.report import plots, tables
+from experiments.report import pages, plots, tables
 
 HOW_TO_READ = (
     "Every configuration trains from scratch under the same budget, on the same batches for a given seed, and is "
@@ -132,10 +130,6 @@ def _markdown(rows: Sequence[Row], data: dict[str, Any], table: pandas.DataFrame
 def _html(
     output: Path, rows: Sequence[Row], data: dict[str, Any], table: pandas.DataFrame, classes: pandas.DataFrame
 ) -> str:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string((files("experiments.report") / "template.html").read_text())
     columns = tables.shown_columns(table) if len(table) else []
     keys = [column.key for column in columns]
     thin = [data["class_names"][i] for i in data["thin_classes"]]
@@ -151,9 +145,8 @@ def _html(
             ("Training loss", plots.loss_curves(_curves(output, rows, table)), True),
         ]
     values = table[keys].astype(object).where(table[keys].notna(), "").values.tolist() if len(table) else []
-    return template.render(
+    return pages.load("template.html").render(
         title=f"Decoder comparison on {data['name']}",
-        style=Markup((files("experiments.report") / "style.css").read_text()),
         finding=tables.finding(table),
         note=data["note"],
         columns=columns,

@@ -58,8 +58,8 @@ def table_key(
     kernel: Kernel, tokens: int, head_dim: int, itemsize: int, generation: int
 ) -> tuple[str, int, int, int, int]:
     """The entry that a case falls under: kernel, N up to, D up to, bits, first digits of the compute capability."""
-    newest = max(known for known in GENERATIONS if known <= max(generation, GENERATIONS[0]))
-    return kernel, 64 if tokens <= ONE_TILE else 256, 32 if head_dim <= 32 else 128, 16 if itemsize == 2 else 32, newest
+    known = max(entry for entry in GENERATIONS if entry <= generation)
+    return kernel, 64 if tokens <= ONE_TILE else 256, 32 if head_dim <= 32 else 128, 16 if itemsize == 2 else 32, known
 
 
 def launch(kernel: Kernel, tokens: int, head_dim: int, dtype: torch.dtype, generation: int, shared: int) -> Launch:
