@@ -15,6 +15,7 @@ import triton.language as tl
 from swinx.attention.triton_places import (
     ANY_SIZE,
     holds_padding,
+    load_keys,
     load_tokens,
     row_offsets,
     store_tokens,
@@ -80,16 +81,9 @@ def query_kernel(
         grad_q = tl.zeros((T, DP), dtype=ACC)
         new_sums = ()
         for tile in tl.static_range(TILES):
-            keys = tile_tokens(tile, N, WIDTH, LAST)
-            y, x, in_grid = token_places(keys, window, grid, WH, WW)
-            offsets = row_offsets(y, x, stride_y, stride_x, WIDE)
-            key = load_tokens(
-                image_q + stride_s, offsets, pad_k, in_grid, keys < N, channels,
-                (tile + 1) * WIDTH <= N or tile * WIDTH + LAST == N, PADDED, ATTENDED, ALIGNED, D, DP,
-            )  # fmt: skip
-            value = load_tokens(
-                image_q + stride_s + stride_s, offsets, pad_v, in_grid, keys < N, channels,
-                (tile + 1) * WIDTH <= N or tile * WIDTH + LAST == N, PADDED, ATTENDED, ALIGNED, D, DP,
+            keys, in_grid, key, value = load_keys(
+                image_q + stride_s, stride_y, stride_x, stride_s, pad_k, pad_v, window, grid, channels,
+                tile, N, WIDTH, LAST, WH, WW, PADDED, ATTENDED, ALIGNED, WIDE, D, DP,
             )  # fmt: skip
             scores = tile_scores(
                 query, key, biases[tile], queries, keys, grid_q, in_grid, window, grid,

@@ -114,6 +114,24 @@ def load_tokens(
 
 
 @triton.jit
+def load_keys(
+    image_k, stride_y, stride_x, stride_s, pad_k, pad_v, window, grid, channels,
+    tile: tl.constexpr, N: tl.constexpr, WIDTH: tl.constexpr, LAST: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr,
+    PADDED: tl.constexpr, ATTENDED: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    D: tl.constexpr, DP: tl.constexpr,
+):  # fmt: skip
+    """A tile of keys of a window: its tokens (T,), whether they are in the grid, keys and values (T, DP)."""
+    FULL: tl.constexpr = (tile + 1) * WIDTH <= N or tile * WIDTH + LAST == N
+    keys = tile_tokens(tile, N, WIDTH, LAST)
+    y, x, in_grid = token_places(keys, window, grid, WH, WW)
+    offsets = row_offsets(y, x, stride_y, stride_x, WIDE)
+    image_v = image_k + stride_s
+    key = load_tokens(image_k, offsets, pad_k, in_grid, keys < N, channels, FULL, PADDED, ATTENDED, ALIGNED, D, DP)
+    value = load_tokens(image_v, offsets, pad_v, in_grid, keys < N, channels, FULL, PADDED, ATTENDED, ALIGNED, D, DP)
+    return keys, in_grid, key, value
+
+
+@triton.jit
 def store_tokens(
     image, offsets, values, in_grid, held, channels,
     FULL: tl.constexpr, PADDED: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
