@@ -1,16 +1,24 @@
-"""Accuracy and cost of a trained model, and pictures of what it predicts."""
+"""Accuracy and cost of a trained model, how it is applied to images, and pictures of what it predicts."""
 
-from experiments.evaluation.accuracy import Scores, evaluate
+from experiments.evaluation.accuracy import Evaluation, ImageCounts, Scores, evaluate, miou
+from experiments.evaluation.boundary import BANDS
 from experiments.evaluation.cost import PeakMemory, flops, latency, parameters
+from experiments.evaluation.inference import Inference, probabilities
 from experiments.evaluation.panel import save_data_panel, save_predictions
 
 __all__ = [
+    "BANDS",
+    "Evaluation",
+    "ImageCounts",
+    "Inference",
     "PeakMemory",
     "Scores",
     "evaluate",
     "flops",
     "latency",
+    "miou",
     "parameters",
+    "probabilities",
     "save_data_panel",
     "save_predictions",
 ]

@@ -1,4 +1,4 @@
-"""Scores by hand and against torchmetrics, costs by hand, pictures that show what they should."""
+"""Costs by hand, and pictures that show what they should."""
 
 import json
 from pathlib import Path
@@ -7,79 +7,22 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassJaccardIndex
-from toy import IGNORE
 
 import swinx
-from experiments.cells import Cell, build_model
-from experiments.data import SegmentationData, Split
+from experiments.cells import Cell
+from experiments.data import SegmentationData
 from experiments.evaluation import (
     PeakMemory,
-    evaluate,
     flops,
     latency,
     parameters,
     save_data_panel,
     save_predictions,
 )
-from experiments.evaluation.accuracy import scores
+from experiments.models import build_model
 from experiments.training import Segmenter
 
 CPU = torch.device("cpu")
-
-
-class Oracle(nn.Module):
-    """Predicts the ids that are written into the first channel of the images."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.classes = classes
-
-    def forward(self, images: Tensor) -> Tensor:
-        return nn.functional.one_hot(images[:, 0].long(), self.classes).permute(0, 3, 1, 2).float()
-
-
-def split_of(predicted: Tensor, truth: Tensor) -> Split:
-    images = predicted.to(torch.uint8).unsqueeze(1).repeat(1, 3, 1, 1)
-    return Split(images, truth.to(torch.uint8), tuple(map(str, range(len(truth)))))
-
-
-def test_scores_by_hand_with_an_absent_class_and_ignored_pixels() -> None:
-    """Class 2 is in neither, class 3 only predicted; the mean IoU of 0, 1 and 3 is (2/4 + 1/3 + 0) / 3."""
-    truth = torch.tensor([[[0, 0, 0, 1, 1], [0, 255, 255, 255, 255]]])
-    predicted = torch.tensor([[[0, 0, 3, 1, 0], [1, 2, 3, 0, 1]]])
-    result = evaluate(
-        Oracle(4),
-        split_of(predicted, truth),
-        4,
-        IGNORE,
-        thin_classes=(1, 2),
-        batch_size=1,
-        device=CPU,
-        precision="32",
-    )
-    assert result.class_iou == pytest.approx((100 * 2 / 5, 100 * 1 / 3, None, 0.0))
-    assert result.miou == pytest.approx(100 * (2 / 5 + 1 / 3 + 0) / 3)
-    assert result.thin_miou == pytest.approx(100 / 3)
-    assert result.pixel_accuracy == pytest.approx(100 * 3 / 6)
-
-
-@pytest.mark.parametrize("ignore", [5, 255])
-def test_mean_equals_torchmetrics(ignore: int) -> None:
-    generator = torch.Generator().manual_seed(1)
-    truth = torch.randint(0, 4, (5, 11, 13), generator=generator)
-    predicted = torch.randint(0, 4, (5, 11, 13), generator=generator)
-    truth[:, 3] = ignore
-    result = evaluate(Oracle(5), split_of(predicted, truth), 5, ignore, batch_size=2, device=CPU, precision="32")
-    expected = MulticlassJaccardIndex(5, ignore_index=ignore)(predicted, truth)
-    assert result.miou == pytest.approx(100 * expected.item())
-    assert result.class_iou[4] is None
-
-
-def test_nothing_labelled_has_no_scores() -> None:
-    result = scores(torch.zeros(3, 3), thin_classes=(1,))
-    assert (result.miou, result.thin_miou, result.pixel_accuracy) == (None, None, None)
-    assert result.class_iou == (None, None, None)
 
 
 def test_operations_and_parameters_by_hand() -> None:
