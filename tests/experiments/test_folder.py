@@ -1,6 +1,8 @@
 """Reading folders of images and masks: what is read, and that all that is wrong is reported together by file."""
 
 import os
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.data import DataError, load_camvid, load_folder, read_class_names
+from experiments.compare_decoders import main
+from experiments.data import DataError, load_camvid, load_folder, pairs, read_class_names
 
 NAMES = ("land", "water", "kelp")
 H, W = 23, 37
@@ -221,3 +224,111 @@ def test_camvid() -> None:
     percent = dict(zip((*data.class_names, "ignored"), (100 * counts / counts.sum()).tolist(), strict=True))
     for name, share in {"road": 31.7, "building": 23.3, "sky": 16.8, "tree": 9.7, "ignored": 3.9}.items():
         assert percent[name] == pytest.approx(share, abs=0.5)
+
+
+def test_a_set_that_does_not_fit_is_refused_before_any_file_is_decoded(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three bytes of image and one of mask for each of 4 images; one byte short is too little."""
+    monkeypatch.setattr(pairs, "available_memory", lambda: 4 * 4 * H * W)
+    load_folder(tree, NAMES)
+    monkeypatch.setattr(pairs, "available_memory", lambda: 4 * 4 * H * W - 1)
+    assert load_folder(tree, NAMES, size=(H, W - 1)).test.masks.shape == (1, H, W - 1)
+    monkeypatch.setattr(pairs, "_read", lambda *_: pytest.fail("a file was decoded"))
+    (problem,) = problems_of(tree)
+    assert problem.startswith("4 images and masks need 0.0 GB of memory")
+    assert problem.endswith("give --size to read smaller images")
+    monkeypatch.setattr(pairs, "available_memory", lambda: 16_000_000_000)
+    (problem,) = problems_of(tree, size=(40_000, 50_000))
+    assert problem == (
+        "4 images and masks need 32.0 GB of memory, of which 16.0 GB are available; lower --size, which is 40000x50000"
+    )
+
+
+def test_available_memory_lies_between_nothing_and_all() -> None:
+    everything = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 1e7 < pairs.available_memory() <= everything
+
+
+def test_the_set_is_held_once(tree: Path) -> None:
+    for number in range(30):
+        for part, draw in (("images", picture), ("masks", labels)):
+            draw(number, 211, 307).save(tree / part / f"train/x{number}.png")
+    tracemalloc.start()
+    data = load_folder(tree, NAMES, size=(211, 307))
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    size = sum(t.nbytes for s in (data.train, data.val, data.test) for t in (s.images, s.masks))
+    assert size == 4 * 34 * 211 * 307
+    assert size <= held < 1.1 * size
+    assert peak < 1.3 * size
+
+
+def test_a_split_without_a_labelled_pixel_is_refused(tree: Path) -> None:
+    """Refused after resizing too; one class alone is no fault of a split as far as reading goes."""
+    blank = np.full((H, W), 255, np.uint8)
+    Image.fromarray(blank).save(tree / "masks/val/c.png")
+    expected = "val has no labelled pixel: its masks hold 255 (ignored) everywhere"
+    assert problems_of(tree) == (expected,)
+    blank[0, 0] = 1
+    Image.fromarray(blank).save(tree / "masks/val/c.png")
+    assert load_folder(tree, NAMES).val.masks[0, 0, :2].tolist() == [1, 255]
+    assert problems_of(tree, size=(5, 7)) == (expected,)
+
+
+TINY = ("--data", "folder", "--decoders", "FPN", "--steps", "1", "--batch-size", "2", "--device", "cpu")
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., int]:
+    """compare_decoders on a set of 64 x 71 pixels under tmp_path / "set", one step per cell."""
+    for number, (split, name) in enumerate((("train", "a"), ("train", "b"), ("val", "c"), ("test", "d"))):
+        for part, draw in (("images", picture), ("masks", labels)):
+            (tmp_path / "set" / part / split).mkdir(parents=True, exist_ok=True)
+            draw(number, 64, 71).save(tmp_path / "set" / part / split / f"{name}.png")
+    (tmp_path / "classes.txt").write_text("\n".join(NAMES))
+    places = ["--root", str(tmp_path / "set"), "--classes", str(tmp_path / "classes.txt")]
+    places += ["--output", str(tmp_path / "out")]
+    return lambda *more: main([*TINY, *places, *more])
+
+
+def test_an_image_that_breaks_between_a_run_and_its_continuation(
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command() == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    image = tmp_path / "set/images/train/b.png"
+    whole = image.read_bytes()
+    image.write_bytes(whole[: len(whole) // 2])
+    capsys.readouterr()
+    assert command("--seeds", "0", "1") == 2
+    assert "images/train/b.png cannot be read: " in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    image.write_bytes(whole)
+    assert command() == 0
+    assert (tmp_path / "out/results.jsonl").read_bytes() == before[tmp_path / "out/results.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "message"),
+    [
+        ((1, 255), (), "at least two classes besides the ignored pixels, got ids [1]"),
+        ((255,), (), "train has no labelled pixel"),
+        ((0, 1), ("--batch-size", "3"), "--batch-size must not exceed the number of training images, 2, got 3"),
+        ((0, 1), ("--crop", "64", "72"), "--crop must fit into the images, 64x71, got 64x72"),
+    ],
+    ids=["one class", "all ignored", "fewer images than a batch", "images smaller than the crop"],
+)
+def test_data_that_cannot_be_trained_on_is_refused_with_a_sentence(
+    command: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    ids: tuple[int, ...],
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    values = np.resize(np.asarray(ids, np.uint8), (64, 71))
+    for name in ("a", "b"):
+        Image.fromarray(values).save(tmp_path / f"set/masks/train/{name}.png")
+    assert command(*options) == 2
+    assert message in capsys.readouterr().err
