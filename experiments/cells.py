@@ -1,126 +1,96 @@
-"""The grid of a decoder comparison: which cells exist, and the model of each."""
+"""The grid of a comparison: its cells, and those that cannot exist with the rule that forbids them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
+from typing import NamedTuple
 
 import segmentation_models_pytorch as smp
 import timm
 
-import swinx
-from swinx.config import STEMS, VARIANTS
+from experiments.decoders import DECODERS
+from swinx.config import OUTPUT_STRIDES, STEMS, VARIANTS
 
-# Images are padded to multiples of this, whatever the decoder, so that all see the same pixels.
-PAD_MULTIPLE = 32
-
-
-@dataclass(frozen=True)
-class DecoderRule:
-    """What smp 0.6 lets a decoder do.
-
-    strides: accepted output strides. default: the stride where none is asked for. by_argument: whether the constructor
-    takes encoder_output_stride; otherwise the built encoder is dilated. min_side: shortest image side that works, for
-    the strides that need one.
-    """
-
-    strides: tuple[int, ...]
-    default: int
-    by_argument: bool = False
-    min_side: tuple[tuple[int, int], ...] = ()
-
-
-# PSPNet stays at smp's default depth of 3, whose last level has stride 8: its strides give one and the same network.
-DECODERS: dict[str, DecoderRule] = {
-    "DeepLabV3": DecoderRule((8, 16), 8, by_argument=True),
-    "DeepLabV3Plus": DecoderRule((8, 16), 16, by_argument=True),
-    "FPN": DecoderRule((32,), 32),
-    "Linknet": DecoderRule((32,), 32),
-    "MAnet": DecoderRule((32,), 32),
-    "PAN": DecoderRule((16, 32), 16, by_argument=True, min_side=((16, 128), (32, 256))),
-    "PSPNet": DecoderRule((8, 16, 32), 32),
-    "Segformer": DecoderRule((8, 16, 32), 32),
-    "UPerNet": DecoderRule((8, 16, 32), 32),
-    "Unet": DecoderRule((8, 16, 32), 32),
-    "UnetPlusPlus": DecoderRule((32,), 32),
-}
+# How a stage beyond the output stride attends: see experiments.models.dilation.
+DILATIONS = ("exact", "dense", "enlarged")
+# Where the tokens of a dilated level stand: see experiments.models.alignment.
+ALIGNMENTS = ("none", "centred")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run of the grid. stem is None for encoders that are not swinx's."""
+    """One training run of the grid.
+
+    stem, dilation and alignment are None for encoders that are not swinx's. window is None for the encoder's own.
+    """
 
     encoder: str
     stem: str | None
     decoder: str
     output_stride: int
     seed: int
+    dilation: str | None = "exact"
+    window: int | None = None
+    alignment: str | None = "none"
 
     @property
     def id(self) -> str:
         """Stable name, fit for a file: the same cell has it in every run."""
-        stem = f"-{self.stem}" if self.stem else ""
-        return f"{self.encoder}{stem}-{self.decoder}-os{self.output_stride}-seed{self.seed}".replace("/", "_")
+        parts = [self.encoder.replace("/", "_"), self.stem, self.decoder, f"os{self.output_stride}"]
+        parts += [self.dilation if self.dilation != "exact" else None, f"w{self.window}" if self.window else None]
+        parts += [self.alignment if self.alignment != "none" else None, f"seed{self.seed}"]
+        return "-".join(part for part in parts if part)
 
 
-def grid(
-    decoders: Sequence[str],
-    encoders: Sequence[str],
-    output_strides: Sequence[int],
-    stems: Sequence[str],
-    seeds: Sequence[int],
-) -> list[Cell]:
-    """Every cell asked for, seeds outermost so that an early stop leaves a full comparison of the first seed.
+class NotApplicable(NamedTuple):
+    """A cell that cannot exist, and the rule that says so."""
 
-    Empty output_strides or stems stand for the decoder's own and the encoder's own.
+    cell: Cell
+    rule: str
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What to combine; an empty axis stands for the decoder's or the encoder's own.
+
+    The axes from stems to alignments are swinx's: an encoder of another library gets one cell for all of their values.
+    """
+
+    decoders: Sequence[str]
+    encoders: Sequence[str]
+    seeds: Sequence[int]
+    output_strides: Sequence[int] = field(default=())
+    stems: Sequence[str] = field(default=())
+    dilations: Sequence[str] = field(default=())
+    windows: Sequence[int] = field(default=())
+    alignments: Sequence[str] = field(default=())
+
+
+def grid(axes: Axes) -> tuple[list[Cell], list[NotApplicable]]:
+    """Every cell asked for, and every one that cannot exist.
+
+    Seeds are outermost, so that an early stop leaves a full comparison of the first seed. Combinations that are one
+    and the same network, such as a rule of dilation at output stride 32, where nothing is dilated, give one cell.
 
     Raises:
-        ValueError: an unknown name, an empty or repeated choice, or cells that cannot exist (all of them are listed).
+        ValueError: an unknown name, an empty or repeated choice, or an axis of swinx's without an encoder of swinx's.
     """
-    _check_choice("decoders", decoders, tuple(DECODERS), required=True)
-    _check_choice("output-strides", output_strides, (8, 16, 32))
-    _check_choice("stems", stems, STEMS)
-    _check_choice("seeds", seeds, None, required=True)
-    _check_choice("encoders", encoders, None, required=True)
-    for encoder in encoders:
-        _check_encoder(encoder)
-
-    cells, impossible = [], []
-    for seed, encoder, decoder in product(seeds, encoders, decoders):
+    _check(axes)
+    cells: dict[Cell, None] = {}
+    impossible: dict[Cell, str] = {}
+    for seed, encoder, decoder in product(axes.seeds, axes.encoders, axes.decoders):
         rule = DECODERS[decoder]
-        for output_stride, stem in product(output_strides or (rule.default,), stems or (None,)):
-            cell = Cell(encoder, stem or own_stem(encoder), decoder, output_stride, seed)
-            cells.append(cell)
-            if output_stride not in rule.strides:
+        for output_stride, options in product(axes.output_strides or (rule.default,), _encoder_options(encoder, axes)):
+            stem, dilation, window, alignment = options
+            if output_stride == max(OUTPUT_STRIDES) and dilation is not None:
+                dilation, alignment = "exact", "none"
+            cell = Cell(encoder, stem, decoder, output_stride, seed, dilation, window, alignment)
+            if output_stride in rule.strides:
+                cells[cell] = None
+            else:
                 accepted = ", ".join(map(str, rule.strides))
-                impossible.append(f"{cell.id}: {decoder} takes output stride {accepted}, got {output_stride}")
-            if stem and own_stem(encoder) is None:
-                impossible.append(f"{cell.id}: stems belong to swinx encoders, {encoder} has none")
-    refuse(impossible)
-    return cells
-
-
-def check_image_size(cells: Sequence[Cell], height: int, width: int) -> None:
-    """Raise ValueError listing the cells that cannot work on padded images of this height and width in pixels."""
-    side = min(padded(height), padded(width))
-    impossible = []
-    for cell in cells:
-        minimum = dict(DECODERS[cell.decoder].min_side).get(cell.output_stride, 0)
-        if side < minimum:
-            rule = f"{cell.decoder} at output stride {cell.output_stride} needs image sides of at least {minimum}"
-            impossible.append(f"{cell.id}: {rule}, got {height}x{width}")
-    refuse(impossible)
-
-
-def refuse(impossible: Sequence[str]) -> None:
-    """Raise ValueError with one line per cell that cannot exist; nothing happens where there is none."""
-    if impossible:
-        listing = "\n".join(f"  {line}" for line in dict.fromkeys(impossible))
-        raise ValueError(f"these cells cannot exist:\n{listing}")
-
-
-def padded(side: int) -> int:
-    """side in pixels, rounded up to a multiple of PAD_MULTIPLE."""
-    return -(-side // PAD_MULTIPLE) * PAD_MULTIPLE
+                impossible[cell] = f"{decoder} takes output stride {accepted}, got {output_stride}"
+    return list(cells), [NotApplicable(cell, rule) for cell, rule in impossible.items()]
 
 
 def own_stem(encoder: str) -> str | None:
@@ -128,24 +98,47 @@ def own_stem(encoder: str) -> str | None:
     return VARIANTS[encoder].stem if encoder in VARIANTS else None
 
 
-def build_model(cell: Cell, classes: int) -> smp.base.SegmentationModel:
-    """The smp model of a cell, untrained: images (B, 3, H, W) in, logits (B, classes, H, W) out.
+def own_window(encoder: str) -> int | None:
+    """The window side that a swinx encoder comes with; None for any other encoder."""
+    size = VARIANTS[encoder].window_size if encoder in VARIANTS else None
+    assert not isinstance(size, tuple)  # the published variants have square windows
+    return size
 
-    Raises:
-        Exception: whatever smp or the encoder raises where the encoder does not support the decoder or the stride.
-    """
-    name = cell.encoder
-    if cell.stem not in (None, own_stem(cell.encoder)):
-        name = f"{cell.encoder}_{cell.stem}"
-        if name not in smp.encoders.get_encoder_names():
-            swinx.register_encoder(name, base=cell.encoder, stem=cell.stem)
-    rule = DECODERS[cell.decoder]
-    options = {"encoder_output_stride": cell.output_stride} if rule.by_argument else {}
-    decoder = getattr(smp, cell.decoder)
-    model: smp.base.SegmentationModel = decoder(name, encoder_weights=None, classes=classes, **options)
-    if cell.output_stride != 32 and not rule.by_argument:
-        model.encoder.make_dilated(cell.output_stride)
-    return model
+
+EncoderOptions = tuple[str | None, str | None, int | None, str | None]
+
+
+def _encoder_options(encoder: str, axes: Axes) -> list[EncoderOptions]:
+    """(stem, dilation, window, alignment) of each cell of an encoder."""
+    if encoder not in VARIANTS:
+        return [(None, None, None, None)]
+    windows = [None if window == own_window(encoder) else window for window in axes.windows] or [None]
+    return list(
+        product(axes.stems or (own_stem(encoder),), axes.dilations or ("exact",), windows, axes.alignments or ("none",))
+    )
+
+
+def _check(axes: Axes) -> None:
+    _check_choice("decoders", axes.decoders, tuple(DECODERS), required=True)
+    _check_choice("output-strides", axes.output_strides, OUTPUT_STRIDES)
+    _check_choice("seeds", axes.seeds, None, required=True)
+    _check_choice("encoders", axes.encoders, None, required=True)
+    if min(axes.seeds) < 0:
+        raise ValueError(f"--seeds must not be negative, got {min(axes.seeds)}")
+    for encoder in axes.encoders:
+        _check_encoder(encoder)
+    if axes.windows and min(axes.windows) < 1:
+        raise ValueError(f"--windows must be at least 1, got {min(axes.windows)}")
+    own: dict[str, tuple[Sequence[object], Sequence[object] | None]] = {
+        "stems": (axes.stems, STEMS),
+        "dilations": (axes.dilations, DILATIONS),
+        "windows": (axes.windows, None),
+        "alignments": (axes.alignments, ALIGNMENTS),
+    }
+    for name, (values, choices) in own.items():
+        _check_choice(name, values, choices)
+        if values and not any(encoder in VARIANTS for encoder in axes.encoders):
+            raise ValueError(f"--{name} is for encoders of swinx, got --encoders {' '.join(axes.encoders)}")
 
 
 def _check_choice(

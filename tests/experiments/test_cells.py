@@ -1,20 +1,30 @@
-"""The grid: stable names, defaults of each decoder, and refusals that list every impossible cell."""
+"""The grid: stable names, defaults, combinations that are one and the same, and cells that cannot exist."""
 
 import inspect
+from dataclasses import replace
+from itertools import product
 
 import pytest
 import segmentation_models_pytorch as smp
-import torch
 
-import swinx
-from experiments.cells import DECODERS, Cell, build_model, check_image_size, grid
-from swinx.config import VARIANTS
+from experiments.cells import ALIGNMENTS, DILATIONS, Axes, Cell, NotApplicable, grid, own_stem, own_window
+from experiments.decoders import DECODERS, size_rule
+from swinx.config import STEMS, VARIANTS
+
+UNET = Axes(decoders=("Unet",), encoders=("swinx_n",), seeds=(0,))
 
 
-def test_defaults_are_the_decoders_own_strides_and_the_encoders_own_stem() -> None:
-    cells = grid(["DeepLabV3Plus", "DeepLabV3", "PAN", "Unet"], ["swinx_n"], [], [], [0])
+def cells_of(axes: Axes) -> list[Cell]:
+    cells, missing = grid(axes)
+    assert missing == []
+    return cells
+
+
+def test_defaults_are_the_decoders_own_strides_and_the_encoders_own_parts() -> None:
+    cells = cells_of(replace(UNET, decoders=("DeepLabV3Plus", "DeepLabV3", "PAN", "Unet")))
     assert [cell.output_stride for cell in cells] == [16, 8, 16, 32]
-    assert {cell.stem for cell in cells} == {VARIANTS["swinx_n"].stem}
+    parts = {(cell.stem, cell.dilation, cell.window, cell.alignment) for cell in cells}
+    assert parts == {(VARIANTS["swinx_n"].stem, "exact", None, "none")}
 
 
 def test_defaults_equal_those_of_smp() -> None:
@@ -23,40 +33,85 @@ def test_defaults_equal_those_of_smp() -> None:
         assert rule.by_argument == (parameter is not None), name
         if parameter is not None:
             assert rule.default == parameter.default, name
+        assert rule.default in rule.strides
 
 
-def test_naming_the_own_stem_changes_nothing() -> None:
-    own = VARIANTS["swinx_t"].stem
-    assert grid(["Unet"], ["swinx_t"], [], [own], [0]) == grid(["Unet"], ["swinx_t"], [], [], [0])
+@pytest.mark.parametrize("encoder", ["swinx_n", "swinx_t", "swinx_b_w12"])
+def test_naming_what_the_encoder_has_anyway_changes_nothing(encoder: str) -> None:
+    bare = replace(UNET, encoders=(encoder,))
+    stem, window = own_stem(encoder), own_window(encoder)
+    assert stem is not None
+    assert window is not None
+    named = replace(bare, stems=(stem,), dilations=("exact",), windows=(window,), alignments=("none",))
+    assert cells_of(named) == cells_of(replace(named, output_strides=(32,))) == cells_of(bare)
 
 
-def test_ids_are_unique_stable_and_fit_for_files() -> None:
-    cells = grid(["Unet", "UPerNet"], ["swinx_n", "resnet18"], [8, 16], [], [0, 1])
-    assert len({cell.id for cell in cells}) == len(cells) == 16
-    assert Cell("swinx_n", "inline", "Unet", 16, 3).id == "swinx_n-inline-Unet-os16-seed3"
-    assert Cell("resnet18", None, "Unet", 32, 0).id == "resnet18-Unet-os32-seed0"
+def test_every_axis_is_combined_with_every_other() -> None:
+    axes = Axes(
+        ("Unet", "UPerNet"), ("swinx_n",), (0, 1, 5), (8, 16), ("none", "shared"), DILATIONS, (4, 8), ALIGNMENTS
+    )
+    cells = cells_of(axes)
+    asked = product(*vars(replace(axes, windows=(4, None))).values())  # type: ignore[arg-type]
+    assert {tuple(getattr(cell, name) for name in FIELDS) for cell in cells} == set(asked)
+    assert len(cells) == len({cell.id for cell in cells}) == 2 * 3 * 2 * 2 * 3 * 2 * 2
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
 
 
-def test_impossible_cells_are_listed_together_with_their_rules() -> None:
-    with pytest.raises(ValueError, match="these cells cannot exist") as caught:
-        grid(["FPN", "DeepLabV3", "Unet"], ["swinx_n"], [16, 32], [], [0])
-    message = str(caught.value)
-    assert "FPN takes output stride 32, got 16" in message
-    assert "DeepLabV3 takes output stride 8, 16, got 32" in message
-    assert "Unet" not in message
+FIELDS = ("decoder", "encoder", "seed", "output_stride", "stem", "dilation", "window", "alignment")
 
 
-def test_stems_belong_to_swinx() -> None:
-    with pytest.raises(ValueError, match="stems belong to swinx encoders, resnet18 has none"):
-        grid(["Unet"], ["swinx_n", "resnet18"], [], ["none"], [0])
+def test_without_dilation_rules_and_alignments_give_one_cell() -> None:
+    cells = cells_of(replace(UNET, output_strides=(32, 16), dilations=DILATIONS, alignments=("centred", "none")))
+    assert [cell for cell in cells if cell.output_stride == 32] == [Cell("swinx_n", "inline", "Unet", 32, 0)]
+    assert len(cells) == 1 + 3 * 2
+    (cell,) = cells_of(replace(UNET, dilations=("dense",), alignments=("centred",)))
+    assert (cell.dilation, cell.alignment) == ("exact", "none")
+
+
+def test_encoders_of_other_libraries_get_one_cell_for_all_options_of_ours() -> None:
+    cells = cells_of(
+        replace(UNET, encoders=("swinx_n", "resnet18"), output_strides=(16,), stems=STEMS, dilations=DILATIONS)
+    )
+    assert len(cells) == 4 * 3 + 1
+    assert cells[-1] == Cell("resnet18", None, "Unet", 16, 0, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("cell", "name"),
+    [
+        (Cell("swinx_n", "inline", "Unet", 16, 3), "swinx_n-inline-Unet-os16-seed3"),
+        (Cell("resnet18", None, "Unet", 32, 0, None, None, None), "resnet18-Unet-os32-seed0"),
+        (
+            Cell("swinx_t", "none", "PAN", 16, 0, "enlarged", 12, "centred"),
+            "swinx_t-none-PAN-os16-enlarged-w12-centred-seed0",
+        ),
+    ],
+)
+def test_names_are_stable(cell: Cell, name: str) -> None:
+    assert cell.id == name
+
+
+def test_impossible_cells_come_with_their_rules() -> None:
+    cells, missing = grid(replace(UNET, decoders=("FPN", "DeepLabV3", "Unet"), output_strides=(16, 32)))
+    assert [(cell.decoder, cell.output_stride) for cell in cells] == [
+        ("FPN", 32),
+        ("DeepLabV3", 16),
+        ("Unet", 16),
+        ("Unet", 32),
+    ]
+    assert missing == [
+        NotApplicable(Cell("swinx_n", "inline", "FPN", 16, 0), "FPN takes output stride 32, got 16"),
+        NotApplicable(Cell("swinx_n", "inline", "DeepLabV3", 32, 0), "DeepLabV3 takes output stride 8, 16, got 32"),
+    ]
 
 
 def test_image_side_rule() -> None:
-    cells = grid(["PAN", "Unet"], ["swinx_n"], [32], [], [0])
-    check_image_size(cells, 250, 300)  # padded to 256
-    with pytest.raises(ValueError, match="PAN at output stride 32 needs image sides of at least 256, got 128x160"):
-        check_image_size(cells, 128, 160)
+    assert size_rule("PAN", 32, 250, 300) is None  # padded to 256
+    assert size_rule("Unet", 32, 1, 1) is None
+    assert size_rule("PAN", 16, 97, 160) is None
+    assert size_rule("PAN", 32, 300, 160) == (
+        "PAN at output stride 32 needs image sides of at least 256 pixels, got 300x160"
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,31 +123,24 @@ def test_image_side_rule() -> None:
         ({"decoders": ["Unet", "Unet"]}, r"--decoders: each may be given once, got Unet Unet"),
         ({"encoders": ["swinx_x"]}, r"--encoders: swinx_x is not one of .*swinx_b"),
         ({"encoders": ["tu-nothing"]}, r"--encoders: tu-nothing is not one of"),
+        ({"encoders": []}, r"--encoders: at least one"),
         ({"output_strides": [4]}, r"--output-strides: 4 is not one of 8, 16, 32"),
         ({"stems": ["conv"]}, r"--stems: conv is not one of shared, branch, inline, none"),
+        ({"dilations": ["naive"]}, r"--dilations: naive is not one of exact, dense, enlarged"),
+        ({"alignments": ["corner"]}, r"--alignments: corner is not one of none, centred"),
+        ({"windows": [7, 0]}, r"--windows must be at least 1, got 0"),
+        ({"windows": [7, 7]}, r"--windows: each may be given once, got 7 7"),
         ({"seeds": []}, r"--seeds: at least one"),
+        ({"seeds": [0, -1]}, r"--seeds must not be negative, got -1"),
+        ({"stems": ["none"], "encoders": ["resnet18"]}, r"--stems is for encoders of swinx, got --encoders resnet18"),
+        ({"windows": [4], "encoders": ["resnet18", "mit_b0"]}, r"--windows is for .*, got --encoders resnet18 mit_b0"),
     ],
 )
 def test_bad_choices_name_the_option_and_the_choices(changes: dict[str, list[object]], message: str) -> None:
-    choice = {"decoders": ["Unet"], "encoders": ["swinx_n"], "output_strides": [], "stems": [], "seeds": [0]}
     with pytest.raises(ValueError, match=message):
-        grid(**(choice | changes))
+        grid(replace(UNET, **changes))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("decoder", sorted(DECODERS))
-def test_every_accepted_stride_builds_and_keeps_the_image_size(decoder: str) -> None:
-    """Also: the encoder really has the stride, whichever way the decoder takes it."""
-    for output_stride in DECODERS[decoder].strides:
-        model = build_model(Cell("swinx_n", "inline", decoder, output_stride, 0), 5).eval()
-        side = dict(DECODERS[decoder].min_side).get(output_stride, 64)
-        with torch.inference_mode():
-            assert model(torch.zeros(1, 3, side, side)).shape == (1, 5, side, side)
-        assert model.encoder.output_stride == min(output_stride, 2 ** (len(model.encoder.out_channels) - 1))
-
-
-def test_another_stem_is_registered_under_its_name() -> None:
-    model = build_model(Cell("swinx_n", "none", "Unet", 32, 0), 2)
-    assert isinstance(model.encoder, swinx.SwinXEncoder)
-    assert "swinx_n_none" in swinx.list_encoders()
-    assert model.encoder.out_channels[1] == 0
-    build_model(Cell("swinx_n", "none", "FPN", 32, 0), 2)
+def test_timm_encoders_are_known_by_their_name() -> None:
+    (cell,) = cells_of(replace(UNET, encoders=("tu-convnext_tiny.fb_in1k",)))
+    assert cell.id == "tu-convnext_tiny.fb_in1k-Unet-os32-seed0"
