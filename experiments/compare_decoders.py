@@ -3,10 +3,13 @@
     python -m experiments.compare_decoders
     python -m experiments.compare_decoders --data camvid --root PATH --output runs/camvid
     python -m experiments.compare_decoders --decoders Unet UPerNet --output-strides 8 16 32 --seeds 0 1 2 --output DIR
+    torchrun --nproc-per-node 8 -m experiments.compare_decoders --batch-size 64 --output DIR
+    python -m experiments.compare_decoders --launcher ray --ray.address HOST:PORT --ray.gpus 1 --output DIR
 
-Trains every cell (decoder, encoder, output stride, stem, seed) from scratch and writes a folder: results.jsonl (one row
-per cell), report.html (self-contained), report.md, summary.csv, class_iou.csv. The same command on the same folder
-continues where it stopped.
+Trains every cell (decoder, encoder, output stride, stem, dilation rule, window, alignment, seed) and writes a folder:
+results.jsonl (one row per cell), report.html (self-contained), report.md, report.tex, CSV files, weights for
+experiments.predict. The same command on the same folder continues where it stopped, a cell cut off from its last
+checkpoint.
 
 The default command took 6.5 to 9.5 minutes and 1.6 GB on two cores of an AMD EPYC (2026-11-22, seed 0) and reached 43.3
 and 44.0 % test mIoU with DeepLabV3Plus on two machines, 41.3 and 41.9 with Unet, 40.2 and 39.9 with PAN, 39.4 and 38.7
@@ -15,18 +18,25 @@ with FPN. docs/benchmarks has more seeds.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import tyro
 from rich.console import Console
 
-from experiments import comparison
-from experiments.cells import Cell, check_image_size, grid
-from experiments.data import SegmentationData, load_camvid, load_folder, make_scenes, read_class_names
-from experiments.training import Budget
+from experiments import comparison, data_options
+from experiments.cells import Axes, Cell, NotApplicable, grid
+from experiments.data import SegmentationData
+from experiments.data_options import DataOptions
+from experiments.evaluation import Inference
+from experiments.launch import RayResources, check_ray, run_on_ray
+from experiments.models import applicable
+from experiments.records import Row
+from experiments.settings import Settings, data_id
+from experiments.training import Budget, Recipe, processes
+from experiments.training.batches import check_crop
 from experiments.training.optim import class_weights
 
 # Steps of the default budget: one to two minutes for each default decoder on scenes, on two CPU cores.
@@ -37,22 +47,11 @@ DEFAULT_STEPS = 250
 class Options:
     """Compare segmentation decoders on the same data, batches and budget.
 
-    Trains every combination of the lists below from scratch and writes results.jsonl, report.html and report.md into
-    the output folder. The same command on the same folder continues where it stopped.
+    Trains every combination of the lists below and writes results.jsonl, report.html and report.md into the output
+    folder. The same command on the same folder continues where it stopped.
     """
 
-    data: Literal["scenes", "camvid", "folder"] = "scenes"
-    """scenes: generated; camvid and folder: images/ and masks/ by split under --root"""
-    root: Path | None = None
-    """folder of the data, for camvid and folder"""
-    classes: Path | None = None
-    """text file with one class name per line, for folder"""
-    ignore_index: int | None = None
-    """id in the masks that counts as unlabelled, for folder (default 255)"""
-    size: tuple[int, int] | None = None
-    """height and width to resize images to (scenes: to generate)"""
-    data_seed: int | None = None
-    """seed that scenes are generated from (default 0)"""
+    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
     decoders: tuple[str, ...] = ("DeepLabV3Plus", "Unet", "FPN", "PAN")
     """decoders of segmentation_models_pytorch"""
     encoders: tuple[str, ...] = ("swinx_n",)
@@ -61,6 +60,12 @@ class Options:
     """8, 16, 32; none: the decoder's own"""
     stems: tuple[str, ...] = ()
     """shared, branch, inline, none; none given: the encoder's own"""
+    dilations: tuple[str, ...] = ()
+    """exact, dense, enlarged: how stages beyond the output stride attend; none given: exact"""
+    windows: tuple[int, ...] = ()
+    """window sides in tokens; none given: the encoder's own"""
+    alignments: tuple[str, ...] = ()
+    """none, centred: where the tokens of dilated levels stand; none given: none"""
     seeds: tuple[int, ...] = (0,)
     """each seed is a training run of its own"""
     steps: int | None = None
@@ -68,27 +73,48 @@ class Options:
     minutes: float | None = None
     """training time of each cell, instead of --steps"""
     batch_size: int = 8
+    """images of a batch, over all processes"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32", "bf16", "16"] = "32"
     """bf16 and 16 are mixed precision; 16 needs cuda"""
+    recipe: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
+    inference: tyro.conf.OmitArgPrefixes[Inference] = field(default_factory=Inference)
+    workers: int = 0
+    """processes that prepare the batches of a cell; 0 prepares them between the steps"""
+    loggers: tuple[Literal["csv", "tensorboard"], ...] = ("csv",)
+    """logs of each step, into cells/ID/log"""
+    launcher: Literal["here", "ray"] = "here"
+    """here: one cell after another (under torchrun, by all processes); ray: cells spread over a cluster"""
+    ray: RayResources = field(default_factory=RayResources)
     output: Path = Path("runs/compare_decoders")
     """folder for results and report"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 where a cell diverged, 2 for bad input, 130 when interrupted."""
-    options = tyro.cli(Options, args=arguments, prog="python -m experiments.compare_decoders")
-    console = Console()
+def main(
+    arguments: Sequence[str] | None = None,
+    defaults: Options | None = None,
+    prog: str = "python -m experiments.compare_decoders",
+    description: str | None = None,
+) -> int:
+    """Run the command, or one that differs from it in its defaults.
+
+    Returns the exit status: 0, 1 where a cell diverged or failed, 2 for bad input, 130 when interrupted.
+    """
+    console = Console(quiet=processes().rank > 0)
     try:
-        cells, data, settings = prepare(options, console)
-    except (ValueError, OSError) as error:
+        options = tyro.cli(Options, args=arguments, default=defaults or Options(), prog=prog, description=description)
+        cells, missing, data, settings = prepare(options, console)
+        launch = _launch(options, data, settings, console)
+        rows = comparison.run(cells, missing, data, settings, options.output, console, launch)
+    except (ValueError, ImportError) as error:
         _complain(str(error))
         return 2
-    try:
-        rows = comparison.run(cells, data, settings, options.output, console)
     except OSError as error:
         _complain(f"{error}; finished cells are kept, and the same command continues after them")
         return 2
+    except comparison.CellsFailedError as error:
+        _complain(str(error))
+        return 1
     except KeyboardInterrupt:
         console.print("interrupted; the same command continues with the cell that was cut off")
         return 130
@@ -101,89 +127,127 @@ def _complain(message: str) -> None:
     Console(stderr=True).print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
-def prepare(options: Options, console: Console) -> tuple[list[Cell], SegmentationData, comparison.Settings]:
+def prepare(options: Options, console: Console) -> tuple[list[Cell], list[NotApplicable], SegmentationData, Settings]:
     """Everything that can be refused is refused here, before any training.
 
     Raises:
         ValueError, OSError: bad input; the message names option, rule and value.
     """
-    cells = grid(options.decoders, options.encoders, options.output_strides, options.stems, options.seeds)
+    cells, missing = grid(
+        Axes(
+            options.decoders,
+            options.encoders,
+            options.seeds,
+            options.output_strides,
+            options.stems,
+            options.dilations,
+            options.windows,
+            options.alignments,
+        )
+    )
     if options.steps is not None and options.minutes is not None:
         raise ValueError(f"--steps and --minutes exclude each other, got {options.steps} and {options.minutes}")
     steps = DEFAULT_STEPS if options.steps is None and options.minutes is None else options.steps
     Budget(steps, options.minutes)
+    _check_execution(options)
+    settings = Settings(
+        data="",
+        data_id="",
+        height=0,
+        width=0,
+        steps=steps,
+        minutes=options.minutes,
+        batch_size=options.batch_size,
+        precision=options.precision,
+        device=_device(options),
+        recipe=options.recipe,
+        inference=options.inference,
+        workers=options.workers,
+        loggers=options.loggers,
+    )
+    untold = ("data", "data_id", "height", "width")
+    known = {name: value for name, value in settings.as_row().items() if name not in untold}
+    comparison.check_output(options.output, known)
+    with console.status("loading data"):
+        data = data_options.load(options.data)
+    height, width = data.train.images.shape[-2:]
+    settings = replace(settings, data=data.name, data_id=data_id(data), height=height, width=width)
+    comparison.check_output(options.output, settings.as_row())
+    _check_against(options, data)
+    with console.status("building every model once"):
+        cells, more = applicable(cells, *(options.recipe.crop or (height, width)), len(data.class_names))
+    missing += more
+    if not cells:
+        listing = "\n".join(f"  {absent.cell.id}: {absent.rule}" for absent in missing)
+        raise ValueError(f"none of these cells can exist:\n{listing}")
+    comparison.check_writable(options.output)
+    return cells, missing, data, settings
+
+
+def _check_execution(options: Options) -> None:
+    world = processes().world
     if options.batch_size < 2:
         raise ValueError(
             f"--batch-size must be at least 2 (BatchNorm cannot train on one image), got {options.batch_size}"
         )
-    if min(options.seeds) < 0:
-        raise ValueError(f"--seeds must not be negative, got {min(options.seeds)}")
-    known: dict[str, Any] = {
-        "steps": steps,
-        "minutes": options.minutes,
-        "batch_size": options.batch_size,
-        "precision": options.precision,
-        "device": _device(options),
-    }
-    comparison.check_output(options.output, known)
-    with console.status("loading data"):
-        data = _load(options)
+    if options.batch_size % world:
+        raise ValueError(
+            f"--batch-size must be a multiple of the number of processes, {world}, got {options.batch_size}"
+        )
+    if options.workers < 0:
+        raise ValueError(f"--workers must not be negative, got {options.workers}")
+    if options.launcher == "ray" and world > 1:
+        raise ValueError("--launcher ray trains each cell in one process, got a start by torchrun")
+    if options.launcher == "here" and options.ray != RayResources():
+        raise ValueError("--ray options are for --launcher ray, got --launcher here")
+
+
+def _check_against(options: Options, data: SegmentationData) -> None:
+    """Options that only the data can refuse."""
     height, width = data.train.images.shape[-2:]
-    settings = comparison.Settings(
-        data=data.name, data_id=comparison.data_id(data), height=height, width=width, **known
-    )
-    comparison.check_output(options.output, asdict(settings))
-    check_image_size(cells, height, width)
+    if options.recipe.crop is not None:
+        check_crop(options.recipe.crop, height, width)
     if options.batch_size > len(data.train.images):
         count = len(data.train.images)
         raise ValueError(
             f"--batch-size must not exceed the number of training images, {count}, got {options.batch_size}"
         )
     class_weights(data.train.masks, len(data.class_names), data.ignore_index)  # refuses masks of a single class
-    with console.status("building every model once"):
-        comparison.check_models(cells, data)
-    comparison.check_writable(options.output)
-    return cells, data, settings
 
 
 def _device(options: Options) -> str:
-    available = torch.cuda.is_available()
-    if options.device == "cuda" and not available:
-        raise ValueError("--device cuda: torch sees no CUDA device here")
-    device = ("cuda" if available else "cpu") if options.device == "auto" else options.device
+    if options.launcher == "ray":  # the machines of the cluster have devices of their own
+        device = ("cuda" if options.ray.gpus else "cpu") if options.device == "auto" else options.device
+    else:
+        available = torch.cuda.is_available()
+        if options.device == "cuda" and not available:
+            raise ValueError("--device cuda: torch sees no CUDA device here")
+        device = ("cuda" if available else "cpu") if options.device == "auto" else options.device
     if options.precision == "16" and device == "cpu":
         raise ValueError("--precision 16 needs --device cuda; bf16 works on the CPU")
+    if options.launcher == "ray":
+        check_ray(options.ray, device)
     return device
 
 
-def _load(options: Options) -> SegmentationData:
-    """The data asked for; options of another kind of data are refused rather than ignored."""
-    folder_only = {"--classes": options.classes, "--ignore-index": options.ignore_index}
-    misplaced = [name for name, value in folder_only.items() if value is not None and options.data != "folder"]
-    if misplaced:
-        raise ValueError(f"{', '.join(misplaced)}: only for --data folder, got --data {options.data}")
-    if options.data_seed is not None and options.data != "scenes":
-        raise ValueError(f"--data-seed: only for --data scenes, got --data {options.data}")
-    if options.size is not None and min(options.size) < 1:
-        raise ValueError(f"--size must be height and width of at least 1, got {options.size[0]} {options.size[1]}")
-    if options.data == "scenes":
-        if options.root is not None:
-            raise ValueError(f"--root: scenes are generated and read no folder, got {options.root}")
-        height, width = options.size or (128, 160)
-        return make_scenes(seed=options.data_seed or 0, height=height, width=width)
-    if options.root is None:
-        raise ValueError(f"--data {options.data} needs --root, the folder with images/ and masks/")
-    if options.data == "camvid":
-        return load_camvid(options.root, size=options.size)
-    if options.classes is None:
-        raise ValueError("--data folder needs --classes, a text file with one class name per line")
-    return load_folder(
-        options.root,
-        read_class_names(options.classes),
-        name=options.root.resolve().name,
-        ignore_index=255 if options.ignore_index is None else options.ignore_index,
-        size=options.size,
-    )
+def _launch(options: Options, data: SegmentationData, settings: Settings, console: Console) -> comparison.Launch | None:
+    if options.launcher == "here":
+        return None
+
+    def launch(todo: Sequence[Cell], origin: Row, collect: comparison.Collect, fail: comparison.Fail) -> None:
+        run_on_ray(
+            todo,
+            data,
+            settings,
+            options.output,
+            origin,
+            collect=collect,
+            fail=fail,
+            say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+            resources=options.ray,
+        )
+
+    return launch
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -102,6 +103,13 @@ def write_whole(path: Path, content: str | bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove the temporary files, below folder, of writers that were killed inside write_whole."""
+    for path in folder.rglob(".*"):
+        if re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name) and path.is_file():
+            path.unlink()
 
 
 def provenance(device: torch.device) -> Row:

@@ -1,149 +1,165 @@
-"""One training run: the budget, the trainer, and what comes out."""
+"""One training run: the trainer, and what comes out."""
 
 import logging
 import signal
-import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
 from experiments.data import SegmentationData
-from experiments.training.batches import Batches
-from experiments.training.module import NonFiniteLossError, SegmentationModule
-from experiments.training.optim import class_weights, update_average
+from experiments.training import sync_norm
+from experiments.training.batches import Batches, From, augmentation
+from experiments.training.budget import Budget
+from experiments.training.losses import Objective
+from experiments.training.module import SegmentationModule
+from experiments.training.optim import class_weights
+from experiments.training.processes import processes, strategy
+from experiments.training.progress import Progress
+from experiments.training.recipe import Recipe
+from experiments.training.storage import WholeFiles
 
-__all__ = ["Budget", "NonFiniteLossError", "Training", "fit"]
-
-GRADIENT_CLIP = 5.0
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-# More steps than any budget of minutes reaches.
+# More batches than any budget of minutes reaches.
 UNBOUNDED = 10**9
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long to train: steps, or minutes of wall time; exactly one of them.
-
-    Steps give every decoder the same images, minutes give every decoder the same time.
-
-    Raises:
-        ValueError: both or neither, or a value that is not positive.
-    """
-
-    steps: int | None = None
-    minutes: float | None = None
-
-    def __post_init__(self) -> None:
-        if (self.steps is None) == (self.minutes is None):
-            raise ValueError(f"give either steps or minutes as the budget, got {self.steps} and {self.minutes}")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if self.minutes is not None and not 0 < self.minutes < float("inf"):
-            raise ValueError(f"minutes must be positive and finite, got {self.minutes}")
-
-    def progress(self, steps: int, seconds: float) -> float:
-        """Share of the budget, 0..1, that steps or seconds of training have used."""
-        if self.steps is not None:
-            return min(1.0, steps / self.steps)
-        assert self.minutes is not None
-        return min(1.0, seconds / (60 * self.minutes))
+CHECKPOINT = "training.ckpt"
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a run did: the loss of each step, steps, images seen (repeats counted), wall time in minutes."""
+    """What a run did.
+
+    losses: of each step. steps: taken. images_seen: repeats counted, by all processes. minutes: wall time of training
+    without validation. validations: (step, mean IoU in percent or None) of each. best: the one with the highest.
+    """
 
     losses: list[float]
     steps: int
     images_seen: int
     minutes: float
-
-
-class _Clock(lightning.Callback):
-    """Keeps the learning rate, the stop and the caller's progress display in step with the budget."""
-
-    def __init__(self, budget: Budget, on_step: Callable[[float, float], None]) -> None:
-        self.budget, self.on_step = budget, on_step
-        self.start = 0.0
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        self.start = time.perf_counter()
-
-    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        pl_module.set_progress(self._progress(trainer))
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        progress = self._progress(trainer)
-        self.on_step(progress, pl_module.losses[-1] if pl_module.losses else float("nan"))
-        if progress >= 1:
-            trainer.should_stop = True
-
-    def _progress(self, trainer: lightning.Trainer) -> float:
-        return self.budget.progress(trainer.global_step, time.perf_counter() - self.start)
+    validations: list[tuple[int, float | None]]
+    best: tuple[int, float] | None
 
 
 def fit(
     model: nn.Module,
     data: SegmentationData,
     budget: Budget,
+    recipe: Recipe,
     *,
+    folder: Path,
     batch_size: int,
     seed: int,
     device: torch.device,
     precision: str,
+    workers: int = 0,
+    loggers: tuple[str, ...] = (),
+    validate: Callable[[nn.Module], float | None],
+    on_best: Callable[[nn.Module, int, float], None] = lambda model, step, miou: None,
     on_step: Callable[[float, float], None] = lambda progress, loss: None,
 ) -> Training:
-    """Train model in place on the train split; it ends with the moving average of its weights, on the CPU or device.
+    """Train model in place on the train split; it ends with the moving average of its weights.
 
-    model: images (B, 3, H, W) uint8 to logits (B, K, H, W). seed fixes the batches and the model's own randomness.
-    precision: a key of PRECISIONS. on_step receives the share of the budget used and the latest loss, after each step.
+    Goes on from folder/training.ckpt where there is one, and keeps that file up to date; the caller removes it when the
+    results are safe. Under torchrun, its processes train together, each on its share of every batch, with batch
+    statistics over all of them.
+
+    Args:
+        model: images (B, 3, H, W) uint8 to logits (B, K, H, W).
+        batch_size: images of a batch over all processes; a step takes recipe.accumulate batches.
+        seed: fixes the batches and the model's own randomness.
+        precision: a key of PRECISIONS.
+        workers: processes that prepare batches; 0 prepares them in this one.
+        loggers: among csv and tensorboard, into folder/log.
+        validate, on_best, on_step: see Progress.
 
     Raises:
-        NonFiniteLossError: the loss became infinite or not a number.
+        DivergedError: the loss is no longer finite, or far greater than at the start.
         ValueError: a batch size or masks that cannot be trained on.
     """
-    steps = budget.steps or UNBOUNDED
-    batches = Batches(data.train, batch_size, seed, steps)
-    weights = class_weights(data.train.masks, len(data.class_names), data.ignore_index)
-    module = SegmentationModule(model, weights, data.ignore_index)
-    clock = _Clock(budget, on_step)
-    with tempfile.TemporaryDirectory() as scratch, _quiet_lightning():
+    together = processes()
+    size = recipe.crop or (data.train.images.shape[-2], data.train.images.shape[-1])
+    weights = class_weights(data.train.masks, len(data.class_names), data.ignore_index, recipe.class_weighting)
+    if together.world > 1 and device.type == "cpu":
+        sync_norm.synchronise(model)
+    module = SegmentationModule(model, Objective(recipe.losses, weights, data.ignore_index), recipe, seed)
+    checkpoint = folder / CHECKPOINT
+    progress = Progress(budget, recipe, checkpoint, validate=validate, on_best=on_best, on_step=on_step)
+    count = budget.steps * recipe.accumulate if budget.steps is not None else UNBOUNDED
+    batches = Batches(
+        data.train,
+        batch_size,
+        seed,
+        count,
+        augmentation(size, recipe.zoom, recipe.color),
+        rank=together.rank,
+        world=together.world,
+    )
+    done, ended = _done(checkpoint) if checkpoint.exists() else (0, False)
+    loader = DataLoader(
+        batches, batch_size=None, sampler=From(done, count), num_workers=workers, persistent_workers=workers > 0
+    )
+    with _quiet_lightning():
         trainer = lightning.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=[device.index or 0] if device.type == "cuda" else 1,
+            devices=_devices(device, together.world, together.local_world),
+            num_nodes=together.world // together.local_world,
+            strategy=strategy(model, data.train.images[:2, :, : size[0], : size[1]].to(device), together, device),
+            sync_batchnorm=together.world > 1 and device.type == "cuda",
             precision=PRECISIONS[precision],  # type: ignore[arg-type]  # Lightning wants literals
-            max_steps=steps,
+            max_steps=budget.steps if budget.steps is not None else UNBOUNDED,
             max_epochs=1,
-            gradient_clip_val=GRADIENT_CLIP,
-            callbacks=[clock, WeightAveraging(multi_avg_fn=update_average)],
-            logger=False,
+            accumulate_grad_batches=recipe.accumulate,
+            gradient_clip_val=recipe.gradient_clip,
+            callbacks=[progress],
+            plugins=[WholeFiles()],
+            logger=[] if ended else _loggers(loggers, folder),  # an ended run has its logs
+            use_distributed_sampler=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            default_root_dir=scratch,
+            default_root_dir=folder,
         )
-        torch.manual_seed(seed)
         try:
-            trainer.fit(module, DataLoader(batches, batch_size=None))
+            trainer.fit(module, loader, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
         except SystemExit as error:
             # Lightning turns Ctrl-C into an exit, and no longer listens to it.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from error
         module.read_losses()
-    taken = trainer.global_step
-    minutes = (time.perf_counter() - clock.start) / 60
-    return Training(module.losses, taken, taken * batch_size, minutes)
+    model.load_state_dict(module.average.module.state_dict())
+    steps = trainer.global_step
+    return Training(
+        progress.losses,
+        steps,
+        steps * recipe.accumulate * batch_size,
+        progress.seconds / 60,
+        progress.validations,
+        progress.best(),
+    )
+
+
+def _done(checkpoint: Path) -> tuple[int, bool]:
+    """How many batches went into the steps of a checkpoint, and whether training had ended there."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    batches = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
+    return int(batches), bool(state["callbacks"]["Progress"]["ended"])
+
+
+def _devices(device: torch.device, world: int, local_world: int) -> list[int] | int:
+    return [device.index or 0] if device.type == "cuda" and world == 1 else local_world
+
+
+def _loggers(names: tuple[str, ...], folder: Path) -> list[Logger]:
+    makers = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
+    return [makers[name](folder, name="log", version="") for name in names]
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.cells import padded
+from experiments.decoders import padded
 
 # ImageNet's statistics, which pretrained encoders expect and which do no harm to others.
 MEAN = (0.485, 0.456, 0.406)
@@ -15,7 +15,7 @@ class Segmenter(nn.Module):
     """Normalise, pad, apply the model and crop.
 
     forward: images (B, 3, H, W) uint8, RGB -> logits (B, K, H, W), in the model's dtype. Images are padded at the
-    bottom and right with the mean colour to the next multiple of cells.PAD_MULTIPLE, which every decoder accepts.
+    bottom and right with the mean colour to the next multiple of decoders.PAD_MULTIPLE, which every decoder accepts.
     """
 
     mean: Tensor

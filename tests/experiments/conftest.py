@@ -1,21 +1,26 @@
-"""The tiny set of toy.py, complete with its splits and names."""
+"""The tiny set of toy.py, alone and in the place of generated scenes."""
+
+import functools
+from pathlib import Path
 
 import pytest
-from toy import IGNORE, color_coded
+from toy import toy_data
 
+from experiments import cell_run, data_options
 from experiments.data import SegmentationData
 
 
 @pytest.fixture(scope="session")
 def toy() -> SegmentationData:
-    return SegmentationData(
-        name="toy",
-        train=color_coded(7, 0),
-        val=color_coded(3, 1),
-        test=color_coded(5, 2),
-        class_names=("dark", "grey", "bright <&>"),
-        colors=((20, 20, 90), (90, 160, 90), (240, 220, 90), (0, 0, 0)),
-        ignore_index=IGNORE,
-        thin_classes=(1,),
-        note="made for tests",
-    )
+    return toy_data()
+
+
+@pytest.fixture
+def tiny_scenes(toy: SegmentationData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The generated set is replaced by a tiny one; the working folder must stay clean."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setattr(data_options, "make_scenes", lambda **_: toy)
+    # Thirty timed runs per cell are for reports, not for tests.
+    short = functools.partial(cell_run.evaluation.latency, warmup=0, runs=3)
+    monkeypatch.setattr(cell_run.evaluation, "latency", short)

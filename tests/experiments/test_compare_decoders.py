@@ -1,40 +1,36 @@
 """The command as a user runs it: two steps per cell, refusals, continuation, interruption."""
 
-import functools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from toy import FAST, ONE
 
-from experiments import compare_decoders, comparison
+from experiments import cell_run, comparison, data_options
 from experiments.compare_decoders import main
-from experiments.data import SegmentationData, Split
+from experiments.evaluation import Inference
 from experiments.records import read_rows
-from experiments.training import Segmenter
+from experiments.settings import Settings
+from experiments.training import Recipe, Segmenter
+from experiments.weights import load_weights
 
-ONE = ["--decoders", "FPN", "--steps", "1", "--batch-size", "2", "--device", "cpu"]
-FAST = ["--decoders", "FPN", "Unet", "--steps", "2", "--batch-size", "2", "--device", "cpu"]
-REPORT = {"results.jsonl", "report.md", "report.html", "summary.csv", "class_iou.csv", "panel", "cells"}
+REPORT = {"results.jsonl", "report.md", "report.html", "summary.csv", "class_iou.csv", "panel", "cells", ".lock"}
+CELL_FILES = {*(f"{number:02}.png" for number in range(5)), "images.json", "last.pt", "best.pt", "log"}
 SCHEMA = {
     *("kind", "commit", "dirty", "command", "time", "host", "python", "torch", "swinx"),
     *("data", "encoder", "decoder", "output_stride", "stem", "seed", "images_seen", "train_minutes", "val_miou"),
     *("test_miou", "class_iou", "pixel_accuracy", "params_m", "gflops", "latency_ms_p20", "latency_ms_p50"),
     *("latency_ms_p80", "peak_memory_mb", "thin_miou", "status", "error"),
+    *("dilation", "window", "alignment", "test_f1", "boundary_f1", "thin_boundary_f1", "ece", "losses", "accumulate"),
+    *("best_val_miou", "best_step", "stopped_step", "world_size", "select", "flip", "scales"),
 }
 
 
-@pytest.fixture(autouse=True)
-def tiny_scenes(toy: SegmentationData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The generated set is replaced by a tiny one; the working folder must stay clean."""
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setattr(compare_decoders, "make_scenes", lambda **_: toy)
-    # Thirty timed runs per cell are for reports, not for tests.
-    short = functools.partial(comparison.evaluation.latency, warmup=0, runs=3)
-    monkeypatch.setattr(comparison.evaluation, "latency", short)
+pytestmark = pytest.mark.usefixtures("tiny_scenes")
 
 
 def test_two_steps_write_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +48,7 @@ def test_two_steps_write_everything(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert row["gflops"] > 0.1
         assert 0 <= row["test_miou"] <= 100
         assert (output / "cells" / f"{row['cell']}.json").exists()
-        assert len(list((output / "cells" / row["cell"]).iterdir())) == 5
+        assert {path.name for path in (output / "cells" / row["cell"]).iterdir()} == CELL_FILES
     assert list((tmp_path / "cwd").iterdir()) == []
     assert "report.html" in capsys.readouterr().out
 
@@ -64,7 +60,7 @@ def test_finished_cells_are_skipped_and_a_grown_grid_continues(
     assert main([*ONE, "--output", str(output)]) == 0
     before = (output / "results.jsonl").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(comparison, "fit", lambda *_, **__: pytest.fail("nothing is left to train"))
+        patch.setattr(cell_run, "fit", lambda *_, **__: pytest.fail("nothing is left to train"))
         assert main([*ONE, "--output", str(output)]) == 0
     assert (output / "results.jsonl").read_bytes() == before
     assert capsys.readouterr().out.count("finished before, skipped") == 1
@@ -74,41 +70,11 @@ def test_finished_cells_are_skipped_and_a_grown_grid_continues(
     assert (output / "results.jsonl").read_bytes().startswith(before)
 
 
-def test_another_configuration_is_refused_before_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, toy: SegmentationData
-) -> None:
-    output = tmp_path / "out"
-    assert main([*ONE, "--output", str(output)]) == 0
-    contents = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    monkeypatch.setattr(comparison, "fit", lambda *_, **__: pytest.fail("must be refused before training"))
-    assert main([*ONE, "--steps", "3", "--output", str(output)]) == 2
-    assert "holds results of another configuration (steps 1 there, 3 now)" in capsys.readouterr().err
-    for change in ({"test": toy.val}, {"class_names": ("grey", "dark", "bright <&>")}, {"ignore_index": 254}):
-        other = SegmentationData(**(vars(toy) | change))
-        monkeypatch.setattr(compare_decoders, "make_scenes", lambda other=other, **_: other)
-        assert main([*ONE, "--output", str(output)]) == 2
-        assert "data_id" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == contents
-
-
-def test_foreign_folders_and_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "thesis.tex").touch()
-    assert main([*ONE, "--output", str(tmp_path / "notes")]) == 2
-    assert "holds other files (thesis.tex)" in capsys.readouterr().err
-    assert main([*ONE, "--output", str(tmp_path / "notes" / "thesis.tex")]) == 2
-    assert "is a file, a folder is needed" in capsys.readouterr().err
-    (tmp_path / "rows").mkdir()
-    (tmp_path / "rows" / "results.jsonl").write_text('{"kind": "attention"}\n')
-    assert main([*ONE, "--output", str(tmp_path / "rows")]) == 2
-    assert "holds rows of kind 'attention'" in capsys.readouterr().err
-
-
 def test_interrupted_cell_leaves_the_others_and_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    original = comparison.evaluation.save_predictions
+    original = cell_run.evaluation.save_predictions
 
     def interrupt(folder: Path, cell_id: str, *rest: object) -> None:
         original(folder, cell_id, *rest)
@@ -116,7 +82,7 @@ def test_interrupted_cell_leaves_the_others_and_continues(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(comparison.evaluation, "save_predictions", interrupt)
+        patch.setattr(cell_run.evaluation, "save_predictions", interrupt)
         assert main([*FAST, "--output", str(output)]) == 130
     assert "the same command continues" in capsys.readouterr().out
     assert [row["decoder"] for row in read_rows(output / "results.jsonl")] == ["FPN"]
@@ -132,7 +98,7 @@ def test_a_first_cell_interrupted_does_not_block_its_folder(tmp_path: Path, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(comparison, "fit", interrupt)
+        patch.setattr(cell_run, "fit", interrupt)
         assert main([*ONE, "--output", str(output)]) == 130
     assert main([*ONE, "--output", str(output)]) == 0
 
@@ -199,58 +165,47 @@ def test_other_strides_stems_and_encoders(tmp_path: Path) -> None:
     assert "Segformer · resnet18" in (output / "report.html").read_text()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--steps", "5", "--minutes", "1"], "--steps and --minutes exclude each other, got 5 and 1.0"),
-        (["--steps", "0"], "steps must be at least 1, got 0"),
-        (["--minutes", "-1"], "minutes must be positive and finite, got -1.0"),
-        (["--batch-size", "1"], "--batch-size must be at least 2"),
-        (["--batch-size", "8"], "must not exceed the number of training images, 7, got 8"),
-        (["--decoders", "Unet", "DPT"], "--decoders: DPT is not one of DeepLabV3, DeepLabV3Plus, FPN"),
-        (["--output-strides", "16"], "FPN takes output stride 32, got 16"),
-        (["--decoders", "PAN"], "needs image sides of at least 128, got 64x64"),
-        (["--encoders", "swin"], "--encoders: swin is not one of"),
-        (["--decoders", "DeepLabV3Plus", "--encoders", "vgg11"], "these cells cannot exist"),
-        (["--seeds", "-1"], "--seeds must not be negative, got -1"),
-        (["--root", "x"], "--root: scenes are generated"),
-        (["--classes", "x"], "--classes: only for --data folder, got --data scenes"),
-        (["--data", "camvid"], "--data camvid needs --root"),
-        (["--data", "camvid", "--root", "x", "--ignore-index", "3"], "--ignore-index: only for --data folder"),
-        (["--data", "folder", "--root", "x"], "--data folder needs --classes"),
-        (["--data", "folder", "--root", "x", "--classes", "missing.txt"], "missing.txt"),
-        (["--size", "0", "5"], "--size must be height and width of at least 1, got 0 5"),
-        (["--precision", "16", "--device", "cpu"], "--precision 16 needs --device cuda"),
-        (["--data", "camvid", "--root", "x", "--data-seed", "3"], "--data-seed: only for --data scenes"),
-    ],
-)
-def test_bad_input_is_refused_before_work(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_cell_that_fails_leaves_the_others_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    assert main(["--decoders", "FPN", "Unet", "--batch-size", "2", *arguments, "--output", str(output)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert message in error
-    assert not output.exists()
+    original = cell_run.fit
+
+    def breaks(model: Segmenter, *rest: Any, **options: Any) -> Any:
+        if type(model.model).__name__ == "FPN":
+            raise RuntimeError("out of memory")
+        return original(model, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cell_run, "fit", breaks)
+        assert main([*FAST, "--output", str(output)]) == 1
+    told = capsys.readouterr()
+    assert "swinx_n-inline-FPN-os32-seed0: failed, RuntimeError: out of memory" in told.out
+    assert "1 of 2 cells failed and have no row; the same command tries them again" in told.err
+    assert [row["decoder"] for row in read_rows(output / "results.jsonl")] == ["Unet"]
+    assert main([*FAST, "--output", str(output)]) == 0
+    assert [row["decoder"] for row in read_rows(output / "results.jsonl")] == ["Unet", "FPN"]
 
 
-def test_masks_of_one_class_are_refused_before_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, toy: SegmentationData
-) -> None:
-    blank = Split(toy.train.images, torch.zeros_like(toy.train.masks), toy.train.names)
-    monkeypatch.setattr(compare_decoders, "make_scenes", lambda **_: SegmentationData(**(vars(toy) | {"train": blank})))
-    assert main([*ONE, "--output", str(tmp_path / "out")]) == 2
-    assert "at least two classes besides the ignored pixels, got ids [0]" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_output_that_cannot_be_written_is_refused_before_work(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(comparison, "fit", lambda *_, **__: pytest.fail("must be refused before training"))
-    assert main([*ONE, "--output", "/dev/null/out"]) == 2
-    assert "/dev/null" in capsys.readouterr().err
+def test_the_best_weights_are_evaluated_where_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([10.0, 30.0, 20.0])
+    monkeypatch.setattr(cell_run.evaluation, "miou", lambda *_, **__: next(scores))
+    arguments = ["--decoders", "FPN", "--steps", "3", "--batch-size", "2", "--device", "cpu"]
+    assert main([*arguments, "--validate-every", "1", "--select", "best", "--output", str(tmp_path / "out")]) == 0
+    (row,) = read_rows(tmp_path / "out" / "results.jsonl")
+    assert (row["best_val_miou"], row["best_step"], row["stopped_step"], row["select"]) == (30.0, 2, 3, "best")
+    folder = tmp_path / "out" / "cells" / row["cell"]
+    best, last = (load_weights(folder / f"{name}.pt", torch.device("cpu")) for name in ("best", "last"))
+    assert (best.step, best.val_miou, last.step, last.val_miou) == (2, 30.0, 3, 20.0)
+    counts = json.loads((folder / "images.json").read_text())
+    data = data_options.make_scenes()
+    told = {}
+    for name, trained in (("best", best), ("last", last)):
+        predicted = trained.model(data.test.images).argmax(1)
+        kept = data.test.masks != data.ignore_index
+        told[name] = [[int(((p == k) & m).sum()) for k in range(3)] for p, m in zip(predicted, kept, strict=True)]
+    assert told["best"] != told["last"]
+    assert counts["predicted"] == told["best"]
 
 
 def test_a_full_disk_ends_with_a_sentence(
@@ -264,23 +219,10 @@ def test_a_full_disk_ends_with_a_sentence(
     assert "No space left on device; finished cells are kept" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_cuda_is_refused_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*FAST, "--device", "cuda", "--output", str(tmp_path / "out")]) == 2
-    assert "--device cuda: torch sees no CUDA device" in capsys.readouterr().err
-
-
-def test_unknown_data_lists_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["--data", "cityscapes"])
-    assert caught.value.code == 2
-    assert "scenes" in capsys.readouterr().err
-
-
 def test_rows_hold_what_settings_compare(tmp_path: Path) -> None:
     output = tmp_path / "out"
     main([*ONE, "--output", str(output)])
     (row,) = read_rows(output / "results.jsonl")
-    for key in comparison.Settings.__dataclass_fields__:
-        assert key in row
+    fields = {*Settings.__dataclass_fields__, *Recipe.__dataclass_fields__, *Inference.__dataclass_fields__}
+    assert fields - {"recipe", "inference", "workers", "loggers"} <= set(row)
     json.dumps(row, allow_nan=False)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from experiments import records
-from experiments.records import append_row, provenance, read_rows, write_whole
+from experiments.records import append_row, provenance, read_rows, remove_torn, write_whole
 
 
 def test_rows_come_back_in_order(tmp_path: Path) -> None:
@@ -127,3 +127,17 @@ def test_commit_is_unknown_where_no_checkout_tracks_the_code(tmp_path: Path, mon
     assert row["dirty"] is False
     installed.write_text("changed")
     assert provenance(torch.device("cpu"))["dirty"] is True
+
+
+def test_temporary_files_of_killed_writers_are_removed_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = [tmp_path / ".lock", tmp_path / "a" / ".gitignore", tmp_path / "a" / "b.12345678", tmp_path / ".a.b"]
+    for path in kept:
+        write_whole(path, "x")
+    with monkeypatch.context() as patch:
+        patch.setattr(records.os, "replace", lambda *_: None)  # where a kill would leave things
+        write_whole(tmp_path / "a" / "weights.pt", "y")
+    assert len(list((tmp_path / "a").iterdir())) == 3
+    remove_torn(tmp_path)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)

@@ -3,27 +3,27 @@
 import copy
 import math
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from torchvision import tv_tensors
 from toy import IGNORE, color_coded
 
-from experiments.cells import Cell, build_model
+from experiments.cells import Cell
 from experiments.data import SegmentationData, Split
-from experiments.training import Budget, NonFiniteLossError, Segmenter, fit
-from experiments.training.batches import Batches, ScaleCrop
-from experiments.training.module import SegmentationModule
+from experiments.models import build_model
+from experiments.training import Budget, DivergedError, Recipe, Segmenter, Training, fit
+from experiments.training.batches import Batches, ScaleCrop, augmentation, check_crop
 from experiments.training.optim import (
-    EMA_DECAY,
     MAX_CLASS_WEIGHT,
+    Average,
     class_weights,
     learning_rate_factor,
     parameter_groups,
-    update_average,
 )
 
 CPU = torch.device("cpu")
@@ -41,8 +41,35 @@ class Pixelwise(nn.Module):
         return self.head(images.float() / 255)
 
 
-def run(model: nn.Module, data: SegmentationData, budget: Budget, seed: int = 0, batch_size: int = 2):
-    return fit(model, data, budget, batch_size=batch_size, seed=seed, device=CPU, precision="32")
+def run(
+    model: nn.Module,
+    data: SegmentationData,
+    budget: Budget,
+    folder: Path,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    validate: Callable[[nn.Module], float | None] = lambda model: None,
+    **options: Any,
+) -> Training:
+    return fit(
+        model,
+        data,
+        budget,
+        recipe or Recipe(),
+        folder=folder,
+        batch_size=2,
+        seed=seed,
+        device=CPU,
+        precision="32",
+        validate=validate,
+        **options,
+    )
+
+
+def batches_of(
+    split: Split, batch_size: int, seed: int, count: int, size: tuple[int, int] = (64, 64), **share: int
+) -> Batches:
+    return Batches(split, batch_size, seed, count, augmentation(size, (1.0, 2.0), 0.3), **share)
 
 
 # Batches
@@ -50,7 +77,7 @@ def run(model: nn.Module, data: SegmentationData, budget: Budget, seed: int = 0,
 
 def test_augmented_masks_stay_on_their_pixels_and_ids_are_never_invented() -> None:
     split = color_coded(7, 0)
-    batches = Batches(split, 4, seed=3, steps=12)
+    batches = batches_of(split, 4, 3, 12)
     disagreeing = labelled = 0
     for step in range(12):
         images, masks = batches[step]
@@ -83,7 +110,7 @@ def test_enlarged_masks_have_no_drift_against_their_images() -> None:
 
 def test_batches_depend_on_seed_and_step_alone() -> None:
     split = color_coded(7, 0)
-    first, again, other = (Batches(split, 3, seed, 10) for seed in (5, 5, 6))
+    first, again, other = (batches_of(split, 3, seed, 10) for seed in (5, 5, 6))
     forward = [first[step] for step in range(10)]
     torch.manual_seed(99)  # a model that draws random numbers
     torch.rand(1000)
@@ -96,7 +123,7 @@ def test_batches_depend_on_seed_and_step_alone() -> None:
 
 
 def test_every_image_comes_once_per_pass() -> None:
-    batches = Batches(color_coded(7, 0), 3, seed=1, steps=7)
+    batches = batches_of(color_coded(7, 0), 3, 1, 7)
     drawn = [index for step in range(7) for index in batches.indices(step)]
     assert [sorted(drawn[i : i + 7]) for i in (0, 7, 14)] == [list(range(7))] * 3
     assert drawn[:7] != drawn[7:14]
@@ -105,7 +132,37 @@ def test_every_image_comes_once_per_pass() -> None:
 @pytest.mark.parametrize(("size", "message"), [(1, "at least 2 .* got 1"), (8, "training images, 7, got 8")])
 def test_batch_size_rules(size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Batches(color_coded(7, 0), size, 0, 1)
+        batches_of(color_coded(7, 0), size, 0, 1)
+
+
+def test_processes_share_every_batch_of_one() -> None:
+    split = color_coded(7, 0)
+    whole = batches_of(split, 6, 2, 4)
+    shares = [batches_of(split, 6, 2, 4, rank=rank, world=3) for rank in range(3)]
+    for number in range(4):
+        for i in (0, 1):
+            assert torch.equal(torch.cat([share[number][i] for share in shares]), whole[number][i])
+    with pytest.raises(ValueError, match="multiple of the number of processes, 4, got 6"):
+        batches_of(split, 6, 2, 4, rank=0, world=4)
+
+
+def test_crops_are_pieces_of_the_images() -> None:
+    """Without zoom and colour a crop is cut out as it is, flipped or not, and every place comes up."""
+    image = torch.arange(3 * 13 * 17).view(3, 13, 17).remainder(251).to(torch.uint8)
+    split = Split(image.expand(3, 3, 13, 17).contiguous(), image[0].expand(3, 13, 17).contiguous(), ("a", "b", "c"))
+    batches = Batches(split, 3, 0, 100, augmentation((5, 7), (1.0, 1.0), 0.0))
+    pieces = {image[:, y : y + 5, x : x + 7].numpy().tobytes(): (y, x) for y in range(9) for x in range(11)}
+    found = set()
+    for number in range(100):
+        for crop, mask in zip(*batches[number], strict=True):
+            assert torch.equal(crop[0], mask)
+            place = pieces.get(crop.numpy().tobytes()) or pieces.get(crop.flip(-1).numpy().tobytes())
+            assert place is not None
+            found.add(place)
+    assert {y for y, _ in found} == set(range(9))
+    assert {x for _, x in found} == set(range(11))
+    with pytest.raises(ValueError, match="--crop must fit into the images, 13x17, got 14x7"):
+        check_crop((14, 7), 13, 17)
 
 
 # Optimiser
@@ -113,7 +170,8 @@ def test_batch_size_rules(size: int, message: str) -> None:
 
 def test_norms_biases_and_bias_tables_are_not_decayed() -> None:
     model = build_model(Cell("swinx_n", "inline", "Unet", 32, 0), 3)
-    decayed, plain = parameter_groups(model)
+    decayed, plain = parameter_groups(model, Recipe())
+    assert decayed["lr_scale"] == plain["lr_scale"] == 1.0
     assert decayed["weight_decay"] == 0.05
     assert plain["weight_decay"] == 0.0
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -133,8 +191,29 @@ def test_norms_biases_and_bias_tables_are_not_decayed() -> None:
     assert all(name.endswith("weight") for name in decayed_names)
 
 
+def test_layer_decay_falls_from_block_to_block() -> None:
+    model = build_model(Cell("swinx_n", "branch", "Unet", 32, 0), 3)
+    groups = parameter_groups(model, Recipe(weights="imagenet", layer_decay=0.5))
+    scale = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    names = {name: scale[id(parameter)] for name, parameter in model.named_parameters()}
+    assert len(scale) == len(names)
+    assert {value for name, value in names.items() if not name.startswith("encoder.")} == {1.0}
+    # Nine layers: patches and stem, then two blocks in each of four stages, with the merge in front of the first.
+    assert {names[name] for name in names if name.startswith("encoder.patch_embed")} == {0.5**9}
+    for stage in range(4):
+        for block in range(2):
+            prefix = f"encoder.layers.{stage}.blocks.{block}."
+            assert {names[name] for name in names if name.startswith(prefix)} == {0.5 ** (8 - 2 * stage - block)}
+        merge = f"encoder.layers.{stage}.downsample."
+        assert {names[name] for name in names if name.startswith(merge)} <= {0.5 ** (8 - 2 * stage)}
+        assert {names[name] for name in names if name.startswith(f"encoder.norms.{stage}.")} == {0.5 ** (7 - 2 * stage)}
+    other = build_model(Cell("resnet18", None, "Unet", 32, 0, None, None, None), 3)
+    with pytest.raises(ValueError, match="--layer-decay is for encoders of swinx"):
+        parameter_groups(other, Recipe(weights="imagenet", layer_decay=0.5))
+
+
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
-    factors = [learning_rate_factor(i / 100) for i in range(101)]
+    factors = [learning_rate_factor(i / 100, 0.05) for i in range(101)]
     assert 0 < factors[0] < 0.05
     assert factors[:6] == sorted(factors[:6])
     assert factors[5] == pytest.approx(1)
@@ -142,20 +221,23 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert factors[-1] == pytest.approx(0, abs=1e-9)
 
 
-def test_average_follows_the_formula_and_copies_whole_numbers() -> None:
+@pytest.mark.parametrize("decay", [0.999, 0.4, 0.0])
+def test_average_follows_the_formula_and_copies_whole_numbers(decay: float) -> None:
     """torch's own average rounds whole numbers down: index tables among the buffers would drift."""
     model = Pixelwise()
-    averaged = AveragedModel(model, multi_avg_fn=update_average, use_buffers=True)
+    averaged = Average(model, decay)
     expected = None
     for n in range(30):
         nn.init.normal_(model.head.weight)
         averaged.update_parameters(model)
         weight = model.head.weight.detach().clone()
-        decay = min(EMA_DECAY, (1 + n) / (10 + n))
-        expected = weight if expected is None else decay * expected + (1 - decay) * weight
+        share = min(decay, (1 + n) / (10 + n))
+        expected = weight if expected is None else share * expected + (1 - share) * weight
     assert expected is not None
     torch.testing.assert_close(averaged.module.head.weight.detach(), expected)
     assert averaged.module.index.tolist() == list(range(7))
+    assert not averaged.train().training
+    assert not any(parameter.requires_grad for parameter in averaged.parameters())
 
 
 def test_class_weights_by_hand() -> None:
@@ -176,21 +258,6 @@ def test_masks_that_teach_nothing_are_refused(value: int) -> None:
         class_weights(torch.full((2, 8, 8), value, dtype=torch.uint8), 3, IGNORE)
 
 
-# Loss
-
-
-@pytest.mark.parametrize("ignore", [255, 3])
-def test_loss_equals_torchs_and_is_zero_without_labels(ignore: int) -> None:
-    weights = torch.tensor([0.5, 1.0, 3.0])
-    module = SegmentationModule(nn.Identity(), weights, ignore)
-    logits = torch.randn(2, 3, 5, 7)
-    masks = torch.randint(0, 3, (2, 5, 7), dtype=torch.uint8)
-    masks[:, 2] = ignore
-    expected = nn.functional.cross_entropy(logits, masks.long(), weight=weights, ignore_index=ignore)
-    torch.testing.assert_close(module.loss(logits, masks), expected)
-    assert module.loss(logits, torch.full_like(masks, ignore)) == 0
-
-
 # Budget and run
 
 
@@ -209,37 +276,36 @@ def test_budget_rules(steps: int | None, minutes: float | None, message: str) ->
         Budget(steps, minutes)
 
 
-def test_training_learns_repeats_itself_and_leaves_no_files(
+def test_training_learns_repeats_itself_and_leaves_one_file(
     toy: SegmentationData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("experiments.training.module.LEARNING_RATE", 0.1)
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
     torch.manual_seed(0)
     model = Pixelwise()
     twin = copy.deepcopy(model)
-    result = run(model, toy, Budget(steps=40))
+    recipe = Recipe(learning_rate=0.1)
+    result = run(model, toy, Budget(steps=40), tmp_path / "one", recipe)
     assert (result.steps, result.images_seen, len(result.losses)) == (40, 80, 40)
     assert result.minutes > 0
-    again = run(twin, toy, Budget(steps=40))
+    again = run(twin, toy, Budget(steps=40), tmp_path / "two", recipe)
     assert again.losses == result.losses
     assert torch.equal(model.head.weight, twin.head.weight)
     assert sum(result.losses[-5:]) < 0.8 * sum(result.losses[:5])
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "cwd").iterdir()) == []
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["training.ckpt"]
     assert capsys.readouterr().out == ""
 
 
-def test_the_model_ends_with_the_average_of_its_weights(toy: SegmentationData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.training.module.LEARNING_RATE", 0.1)
+def test_the_model_ends_with_the_average_of_its_weights(toy: SegmentationData, tmp_path: Path) -> None:
     model = Pixelwise()
     path: list[Tensor] = []
-    fit(
+    run(
         model,
         toy,
         Budget(steps=6),
-        batch_size=2,
-        seed=0,
-        device=CPU,
-        precision="32",
+        tmp_path,
+        Recipe(learning_rate=0.1),
         on_step=lambda share, loss: path.append(model.head.weight.detach().clone()),
     )
     assert len(path) == 6
@@ -251,25 +317,17 @@ def test_the_model_ends_with_the_average_of_its_weights(toy: SegmentationData, m
     assert not torch.allclose(model.head.weight, path[-1], atol=1e-4)
 
 
-def test_a_budget_of_minutes_ends_by_the_clock(toy: SegmentationData) -> None:
+def test_a_budget_of_minutes_ends_by_the_clock(toy: SegmentationData, tmp_path: Path) -> None:
     shares: list[float] = []
-    result = fit(
-        Pixelwise(),
-        toy,
-        Budget(minutes=0.01),
-        batch_size=2,
-        seed=0,
-        device=CPU,
-        precision="32",
-        on_step=lambda share, loss: shares.append(share),
-    )
+    minutes = Budget(minutes=0.01)
+    result = run(Pixelwise(), toy, minutes, tmp_path, on_step=lambda share, loss: shares.append(share))
     assert 0.01 <= result.minutes < 0.1
     assert len(shares) == result.steps > 1
     assert shares == sorted(shares)
     assert shares[-1] == 1
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_by_name(toy: SegmentationData) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_by_name(toy: SegmentationData, tmp_path: Path) -> None:
     class Breaks(Pixelwise):
         calls = 0
 
@@ -277,24 +335,36 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_name(toy: SegmentationData) 
             self.calls += 1
             return super().forward(images) * (math.nan if self.calls == 3 else 1)
 
-    with pytest.raises(NonFiniteLossError, match="the loss became nan at step 3"):
-        run(Breaks(), toy, Budget(steps=9))
+    with pytest.raises(DivergedError, match="the loss became nan at step 3"):
+        run(Breaks(), toy, Budget(steps=9), tmp_path)
 
 
-def test_ctrl_c_comes_out_as_such(toy: SegmentationData) -> None:
+def test_a_loss_that_explodes_stops_the_run_by_name(toy: SegmentationData, tmp_path: Path) -> None:
+    class Explodes(Pixelwise):
+        calls = 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(images) * (1e6 if self.calls == 3 else 1)
+
+    with pytest.raises(DivergedError, match=r"the loss grew from \d\S* to \S+ at step 3, stopped"):
+        run(Explodes(), toy, Budget(steps=9), tmp_path)
+
+
+def test_ctrl_c_comes_out_as_such(toy: SegmentationData, tmp_path: Path) -> None:
     """Lightning itself would exit and leave the process deaf to further interrupts."""
 
     def interrupt(share: float, loss: float) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(Pixelwise(), toy, Budget(steps=9), batch_size=2, seed=0, device=CPU, precision="32", on_step=interrupt)
+        run(Pixelwise(), toy, Budget(steps=9), tmp_path, on_step=interrupt)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("decoder", ["DeepLabV3Plus", "Unet"])
 def test_every_decoder_sees_the_same_batches(
-    toy: SegmentationData, decoder: str, monkeypatch: pytest.MonkeyPatch
+    toy: SegmentationData, decoder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[int] = []
     original = Segmenter.forward
@@ -305,8 +375,8 @@ def test_every_decoder_sees_the_same_batches(
 
     monkeypatch.setattr(Segmenter, "forward", spy)
     model = Segmenter(build_model(Cell("swinx_n", "inline", decoder, 16, 0), 3))
-    run(model, toy, Budget(steps=2), seed=4)
-    batches = Batches(toy.train, 2, 4, 2)
+    run(model, toy, Budget(steps=2), tmp_path, seed=4)
+    batches = batches_of(toy.train, 2, 4, 2)
     assert seen == [hash(batches[step][0].numpy().tobytes()) for step in range(2)]
 
 
@@ -317,8 +387,8 @@ def test_segmenter_pads_and_crops_any_size() -> None:
         assert model(images).shape == (2, 3, 37, 53)
 
 
-def test_split_is_not_changed(toy: SegmentationData) -> None:
+def test_split_is_not_changed(toy: SegmentationData, tmp_path: Path) -> None:
     before = Split(toy.train.images.clone(), toy.train.masks.clone(), toy.train.names)
-    run(Pixelwise(), toy, Budget(steps=3))
+    run(Pixelwise(), toy, Budget(steps=3), tmp_path)
     assert torch.equal(before.images, toy.train.images)
     assert torch.equal(before.masks, toy.train.masks)

@@ -1,12 +1,15 @@
-"""A tiny set whose masks can be read off its images."""
+"""A tiny set whose masks can be read off its images, and arguments of commands that work on it."""
 
 import torch
 
-from experiments.data import Split
+from experiments.data import SegmentationData, Split
 
 HEIGHT, WIDTH, IGNORE = 64, 64, 255
 # Grey level of each class; any blend or brightness change keeps the order.
 LEVELS = (30, 120, 220)
+
+ONE = ["--decoders", "FPN", "--steps", "1", "--batch-size", "2", "--device", "cpu"]
+FAST = ["--decoders", "FPN", "Unet", "--steps", "2", "--batch-size", "2", "--device", "cpu"]
 
 
 def color_coded(count: int, seed: int, height: int = HEIGHT, width: int = WIDTH, block: int = 16) -> Split:
@@ -17,3 +20,18 @@ def color_coded(count: int, seed: int, height: int = HEIGHT, width: int = WIDTH,
     images = torch.tensor(LEVELS, dtype=torch.uint8)[masks.long()].unsqueeze(1).repeat(1, 3, 1, 1)
     masks[:, :, :3] = IGNORE
     return Split(images, masks, tuple(f"toy_{seed}_{i}" for i in range(count)))
+
+
+def toy_data(size: int = HEIGHT) -> SegmentationData:
+    """The set with its splits and names: 7 images to train on, 3 to validate, 5 to test."""
+    return SegmentationData(
+        name="toy",
+        train=color_coded(7, 0, size, size),
+        val=color_coded(3, 1, size, size),
+        test=color_coded(5, 2, size, size),
+        class_names=("dark", "grey", "bright <&>"),
+        colors=((20, 20, 90), (90, 160, 90), (240, 220, 90), (0, 0, 0)),
+        ignore_index=IGNORE,
+        thin_classes=(1,),
+        note="made for tests",
+    )

@@ -1,0 +1,180 @@
+"""What the command refuses before any work, and cells that cannot exist."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy import ONE
+
+from experiments import cell_run, data_options
+from experiments.compare_decoders import main
+from experiments.data import SegmentationData, Split
+from experiments.records import read_rows
+
+pytestmark = pytest.mark.usefixtures("tiny_scenes")
+
+
+def test_another_configuration_is_refused_before_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, toy: SegmentationData
+) -> None:
+    output = tmp_path / "out"
+    assert main([*ONE, "--output", str(output)]) == 0
+    contents = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    monkeypatch.setattr(cell_run, "fit", lambda *_, **__: pytest.fail("must be refused before training"))
+    assert main([*ONE, "--steps", "3", "--output", str(output)]) == 2
+    assert "holds results of another configuration (steps 1 there, 3 now)" in capsys.readouterr().err
+    for change in ({"test": toy.val}, {"class_names": ("grey", "dark", "bright <&>")}, {"ignore_index": 254}):
+        other = SegmentationData(**(vars(toy) | change))
+        monkeypatch.setattr(data_options, "make_scenes", lambda other=other, **_: other)
+        assert main([*ONE, "--output", str(output)]) == 2
+        assert "data_id" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == contents
+
+
+def test_foreign_folders_and_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.tex").touch()
+    assert main([*ONE, "--output", str(tmp_path / "notes")]) == 2
+    assert "holds other files (thesis.tex)" in capsys.readouterr().err
+    assert main([*ONE, "--output", str(tmp_path / "notes" / "thesis.tex")]) == 2
+    assert "is a file, a folder is needed" in capsys.readouterr().err
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "results.jsonl").write_text('{"kind": "attention"}\n')
+    assert main([*ONE, "--output", str(tmp_path / "rows")]) == 2
+    assert "holds rows of kind 'attention'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "5", "--minutes", "1"], "--steps and --minutes exclude each other, got 5 and 1.0"),
+        (["--steps", "0"], "steps must be at least 1, got 0"),
+        (["--minutes", "-1"], "minutes must be positive and finite, got -1.0"),
+        (["--batch-size", "1"], "--batch-size must be at least 2"),
+        (["--batch-size", "8"], "must not exceed the number of training images, 7, got 8"),
+        (["--decoders", "Unet", "DPT"], "--decoders: DPT is not one of DeepLabV3, DeepLabV3Plus, FPN"),
+        (["--decoders", "FPN", "--output-strides", "16"], "FPN takes output stride 32, got 16"),
+        (["--decoders", "PAN"], "needs image sides of at least 128 pixels, got 64x64"),
+        (["--encoders", "swin"], "--encoders: swin is not one of"),
+        (["--decoders", "DeepLabV3Plus", "--encoders", "vgg11"], "none of these cells can exist"),
+        (["--seeds", "-1"], "--seeds must not be negative, got -1"),
+        (["--root", "x"], "--root: scenes are generated"),
+        (["--classes", "x"], "--classes: only for --data folder and hf, got --data scenes"),
+        (["--data", "camvid"], "--data camvid needs --root"),
+        (
+            ["--data", "camvid", "--root", "x", "--ignore-index", "3"],
+            "--ignore-index: only for --data folder and hf, got --data camvid",
+        ),
+        (["--data", "folder", "--root", "x"], "--data folder needs --classes"),
+        (["--data", "hf", "--root", "x"], "--data hf needs --classes"),
+        (["--data", "pet", "--root", "x"], "--data pet needs --size"),
+        (["--data", "folder", "--root", "x", "--classes", "missing.txt"], "missing.txt"),
+        (["--size", "0", "5"], "--size must be height and width of at least 1, got 0 5"),
+        (["--precision", "16", "--device", "cpu"], "--precision 16 needs --device cuda"),
+        (["--data", "camvid", "--root", "x", "--data-seed", "3"], "--data-seed: only for --data scenes"),
+        (["--crop", "65", "64"], "--crop must fit into the images, 64x64, got 65x64"),
+        (["--workers", "-1"], "--workers must not be negative, got -1"),
+        (["--stems", "none", "--encoders", "resnet18"], "--stems is for encoders of swinx, got --encoders resnet18"),
+        (["--windows", "0"], "--windows must be at least 1, got 0"),
+        (["--dilations", "wide"], "--dilations: wide is not one of exact, dense, enlarged"),
+        (["--ray.cpus", "2"], "--ray options are for --launcher ray, got --launcher here"),
+    ],
+)
+def test_bad_input_is_refused_before_work(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert main(["--decoders", "FPN", "Unet", "--batch-size", "2", *arguments, "--output", str(output)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert not output.exists()
+
+
+def test_cells_that_cannot_exist_have_rows_and_the_others_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    needs = "needs image sides of at least {} pixels, got 64x64"
+    arguments = [*ONE[2:], "--decoders", "FPN", "DeepLabV3", "PAN", "--output-strides", "16", "32"]
+    for _ in range(2):
+        assert main([*arguments, "--output", str(output)]) == 0
+        told = capsys.readouterr().out
+        rules = {row["cell"]: row["error"] for row in read_rows(output / "results.jsonl")}
+        assert rules == {
+            "swinx_n-inline-FPN-os16-seed0": "FPN takes output stride 32, got 16",
+            "swinx_n-inline-DeepLabV3-os32-seed0": "DeepLabV3 takes output stride 8, 16, got 32",
+            "swinx_n-inline-PAN-os16-seed0": f"PAN at output stride 16 {needs.format(128)}",
+            "swinx_n-inline-PAN-os32-seed0": f"PAN at output stride 32 {needs.format(256)}",
+            "swinx_n-inline-FPN-os32-seed0": None,
+            "swinx_n-inline-DeepLabV3-os16-seed0": None,
+        }
+        assert "swinx_n-inline-FPN-os16-seed0: not applicable, FPN takes output stride 32, got 16" in told
+    assert "DeepLabV3 takes output stride 8, 16, got 32" in (output / "report.html").read_text()
+
+
+def test_one_run_at_a_time_writes_into_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    original = cell_run.fit
+    codes = []
+
+    def again(*arguments: Any, **options: Any) -> Any:
+        codes.append(main([*ONE, "--output", str(output)]))
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(cell_run, "fit", again)
+    assert main([*ONE, "--output", str(output)]) == 0
+    assert codes == [2]
+    assert f"--output: another run is writing into {output}" in capsys.readouterr().err
+    assert len(read_rows(output / "results.jsonl")) == 1
+
+
+def test_masks_of_one_class_are_refused_before_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, toy: SegmentationData
+) -> None:
+    blank = Split(toy.train.images, torch.zeros_like(toy.train.masks), toy.train.names)
+    monkeypatch.setattr(data_options, "make_scenes", lambda **_: SegmentationData(**(vars(toy) | {"train": blank})))
+    assert main([*ONE, "--output", str(tmp_path / "out")]) == 2
+    assert "at least two classes besides the ignored pixels, got ids [0]" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cell_run, "fit", lambda *_, **__: pytest.fail("must be refused before training"))
+    assert main([*ONE, "--output", "/dev/null/out"]) == 2
+    assert "/dev/null" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_is_refused_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*ONE[:-2], "--device", "cuda", "--output", str(tmp_path / "out")]) == 2
+    assert "--device cuda: torch sees no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--losses", "ce", "ce"], "--losses must be different names among ce, dice, lovasz, got ce ce"),
+        (["--overlap", "1"], "overlap must be 0 or more and below 1, got 1.0"),
+        (["--ray.cpus", "0"], "--ray.cpus must be more than 0, got 0"),
+    ],
+)
+def test_values_that_an_option_refuses_by_itself(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_unknown_data_lists_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--data", "cityscapes"])
+    assert caught.value.code == 2
+    assert "scenes" in capsys.readouterr().err
