@@ -1,0 +1,268 @@
+"""The command as a user runs it: what it refuses, what it reports, how it goes on."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pictures import KINDS, Pixelwise, arguments, fill, picture, read, stand_in
+from PIL import Image
+
+from experiments.cells import Cell
+from experiments.predict import main
+from experiments.prediction import folder
+
+
+@pytest.fixture
+def pixelwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pixelwise:
+    return stand_in(monkeypatch, tmp_path / "w.pt")
+
+
+def test_a_picture_that_fails_does_not_stop_the_others(
+    tmp_path: Path, pixelwise: Pixelwise, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "in", {"a.png": (64, 96), "b.png": (64, 96), "sub/c.png": (64, 96)})
+    whole = (tmp_path / "in" / "b.png").read_bytes()
+    (tmp_path / "in" / "b.png").write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(np.full((7, 11), 40000, np.uint16)).save(tmp_path / "in" / "d.png")
+    assert main(arguments(tmp_path)) == 1
+    streams = capsys.readouterr()
+    assert "2 predicted: " in streams.out
+    lines = streams.err.splitlines()
+    assert lines[0] == "error: 2 of 4 pictures have no result:"
+    assert sorted(lines[1:])[0].startswith(f"  {tmp_path}/in/b.png cannot be read: ")
+    assert sorted(lines[1:])[1] == f"  {tmp_path}/in/d.png must have 8 bits a channel, is mode I;16"
+    for kind in KINDS:
+        found = {str(path.relative_to(tmp_path / "out" / kind)) for path in (tmp_path / "out" / kind).rglob("*.png")}
+        assert found == {"a.png", "sub/c.png"}
+    index = (tmp_path / "out" / "index.html").read_text()
+    assert "overlays/sub/c.png" in index
+    assert "overlays/b.png" not in index
+    assert "bright &lt;&amp;&gt;" in index
+
+    (tmp_path / "in" / "b.png").write_bytes(whole)
+    (tmp_path / "in" / "d.png").unlink()
+    pixelwise.calls.clear()
+    assert main(arguments(tmp_path)) == 0
+    assert "1 predicted, 2 finished before" in capsys.readouterr().out
+    assert len(pixelwise.calls) == 1
+
+
+def test_many_problems_are_counted(tmp_path: Path, pixelwise: Pixelwise, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(23):
+        (tmp_path / "in" / f"{i}.jpg").touch()
+    assert main(arguments(tmp_path)) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 22
+    assert lines[-1] == "  and 3 more"
+
+
+def test_a_changed_picture_is_predicted_again(tmp_path: Path, pixelwise: Pixelwise) -> None:
+    fill(tmp_path / "in", {"a.png": (64, 96), "b.png": (64, 96)})
+    assert main(arguments(tmp_path)) == 0
+    old = (tmp_path / "in" / "a.png").stat()
+    picture(7, 40, 60).save(tmp_path / "in" / "a.png")
+    os.utime(tmp_path / "in" / "a.png", ns=(old.st_atime_ns, old.st_mtime_ns))  # as a copy that keeps times
+    pixelwise.calls.clear()
+    assert main(arguments(tmp_path)) == 0
+    assert len(pixelwise.calls) == 1
+    assert read(tmp_path / "out" / "masks" / "a.png").shape == (40, 60)
+
+    (tmp_path / "out" / "confidence" / "b.png").unlink()
+    assert main(arguments(tmp_path)) == 0
+    assert (tmp_path / "out" / "confidence" / "b.png").exists()
+
+
+def test_results_of_a_picture_that_became_unreadable_go(tmp_path: Path, pixelwise: Pixelwise) -> None:
+    fill(tmp_path / "in", {"a.png": (64, 96), "b.png": (64, 96)})
+    assert main(arguments(tmp_path)) == 0
+    (tmp_path / "in" / "a.png").write_text("gone wrong")
+    assert main(arguments(tmp_path)) == 1
+    for kind in KINDS:
+        assert [path.name for path in (tmp_path / "out" / kind).iterdir()] == ["b.png"]
+
+
+def test_values_that_are_not_finite_are_a_problem_of_the_picture(
+    tmp_path: Path, pixelwise: Pixelwise, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "in", {"a.png": (64, 96)})
+    with torch.no_grad():
+        pixelwise.weight[1, 1] = torch.nan
+    assert main(arguments(tmp_path)) == 1
+    assert "a.png got probabilities that are not finite from the model" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "masks").exists()
+
+
+def test_pictures_too_small_for_the_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in(monkeypatch, tmp_path / "w.pt", Cell("swinx_n", "inline", "PAN", 16, 0))
+    fill(tmp_path / "in", {"a.png": (64, 96), "b.png": (97, 140)})
+    rule = "PAN at output stride 16 needs image sides of at least 128 pixels, got"
+    assert main(arguments(tmp_path, "--native", "--tile", "128", "160")) == 1
+    assert f"a.png is too small as the model sees it: {rule} 64x96" in capsys.readouterr().err
+    assert (tmp_path / "out" / "masks" / "b.png").exists()
+    for options, got in ((["--tile", "96", "128"], "96x128"), (["--scales", "1", "0.5"], "64x64")):
+        assert main(arguments(tmp_path, "--short-side", "128", *options, output="never")) == 2
+        assert f"even a large picture is too small as the model sees it: {rule} {got}" in capsys.readouterr().err
+    assert not (tmp_path / "never").exists()
+
+
+def test_another_prediction_is_refused(
+    tmp_path: Path, pixelwise: Pixelwise, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "in", {"a.png": (64, 96)})
+    assert main(arguments(tmp_path)) == 0
+    contents = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert main(arguments(tmp_path, "--flip", "--scales", "1", "2")) == 2
+    assert "(flip False there, True now; scales [1.0] there, [1.0, 2.0] now)" in capsys.readouterr().err
+    (tmp_path / "w.pt").write_bytes(b"trained for longer")
+    assert main(arguments(tmp_path)) == 2
+    assert "must not hold results of another prediction" in capsys.readouterr().err
+    assert contents == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+def test_foreign_outputs_are_refused(tmp_path: Path, pixelwise: Pixelwise, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path / "in", {"a.png": (64, 96)})
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.tex").touch()
+    assert main(arguments(tmp_path, output="notes")) == 2
+    assert "which holds thesis.tex" in capsys.readouterr().err
+    assert main(arguments(tmp_path, output="notes/thesis.tex")) == 2
+    assert "which is a file" in capsys.readouterr().err
+    (tmp_path / "data" / "masks").mkdir(parents=True)
+    assert main(arguments(tmp_path, output="data")) == 2
+    assert "which has no prediction.json" in capsys.readouterr().err
+    for content, message in (("{", "is not JSON"), ("[]", "must hold a JSON object, got list")):
+        (tmp_path / "data" / "prediction.json").write_text(content)
+        assert main(arguments(tmp_path, output="data")) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--overlap", "1", "--native"], "--overlap must be 0 or more and below 1, got 1.0"),
+        (["--overlap", "-0.1", "--native"], "--overlap must be 0 or more and below 1, got -0.1"),
+        (["--overlap", "0.5"], "--overlap is for tiles, which --tile or --native makes, got 0.5 without"),
+        (["--tile", "0", "5"], "--tile must be (height, width) of 1 or more, got (0, 5)"),
+        (["--scales", "0", "1"], "--scales must be one or more positive finite factors, got (0.0, 1.0)"),
+        (["--scales", "nan"], "--scales must be one or more positive finite factors"),
+        (["--short-side", "0"], "--short-side must be at least 1, got 0"),
+        (["--size", "5", "-1"], "--size must be height and width of at least 1, got 5 -1"),
+        (["--native", "--short-side", "5"], "--short-side and --native exclude each other"),
+        (["--native", "--size", "5", "5", "--short-side", "5"], "--short-side and --size and --native exclude each"),
+        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["--precision", "16"], "--precision 16 needs --device cuda; bf16 works on the CPU"),
+    ],
+)
+def test_bad_options_are_refused(
+    tmp_path: Path, pixelwise: Pixelwise, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    fill(tmp_path / "in", {"a.png": (64, 96)})
+    assert main(arguments(tmp_path, *more)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_images_are_refused(tmp_path: Path, pixelwise: Pixelwise, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path / "in", {"a.png": (4, 5), "a.jpg": (4, 5), "sub/a.png": (4, 5)})
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").touch()
+    cases = {
+        "in": "IMAGES must differ in more than their suffix, got a.jpg and a.png in",
+        "empty": "IMAGES must hold files with suffix .jpg, .jpeg, .png, got",
+        "notes.txt": "IMAGES must be a folder or a file with suffix .jpg, .jpeg, .png, got",
+        "gone": "which does not exist",
+    }
+    for images, message in cases.items():
+        assert main(arguments(tmp_path, images=images)) == 2
+        assert message in capsys.readouterr().err
+    assert main(arguments(tmp_path, images="in/sub", output="in")) == 2
+    assert "IMAGES must not lie inside --output" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path / "in", {"a.png": (64, 96)})
+    assert main(arguments(tmp_path)) == 2
+    assert "w.pt: no such file" in capsys.readouterr().err
+    torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "w.pt")
+    assert main(arguments(tmp_path)) == 2
+    assert "w.pt is a bare state dict (1 tensors, first layer.weight)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_is_refused_where_there_is_none(
+    tmp_path: Path, pixelwise: Pixelwise, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "in", {"a.png": (64, 96)})
+    assert main([*arguments(tmp_path), "--device", "cuda"]) == 2
+    assert "--device cuda: torch sees no CUDA device" in capsys.readouterr().err
+
+
+def test_the_output_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path / "w.pt"), str(tmp_path)])
+    assert caught.value.code == 2
+    assert "--output" in capsys.readouterr().err
+
+
+def _after(count: int, error: BaseException) -> Callable[[Path, str | bytes], None]:
+    """write_whole that fails after some files."""
+    written: list[Path] = []
+    original = folder.write_whole
+
+    def write(path: Path, content: str | bytes) -> None:
+        if len(written) == count:
+            raise error
+        original(path, content)
+        written.append(path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; the same command continues"),
+        (OSError(28, "No space left on device"), 2, "No space left on device; finished pictures are kept"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 2, "a smaller --batch-size or --tile needs less memory"),
+    ],
+)
+def test_a_run_that_is_cut_off_goes_on(
+    tmp_path: Path,
+    pixelwise: Pixelwise,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    status: int,
+    message: str,
+) -> None:
+    fill(tmp_path / "in", {f"{i}.png": (64, 96) for i in range(4)})
+    with monkeypatch.context() as patch:
+        # Two records, three files of the first picture, the mask of the second.
+        patch.setattr(folder, "write_whole", _after(6, error))
+        assert main(arguments(tmp_path, "--batch-size", "1")) == status
+    streams = capsys.readouterr()
+    assert message in streams.out + streams.err
+    pixelwise.calls.clear()
+    assert main(arguments(tmp_path, "--batch-size", "1")) == 0
+    assert "3 predicted, 1 finished before" in capsys.readouterr().out
+    assert len(pixelwise.calls) == 3
+    assert all(len(list((tmp_path / "out" / kind).iterdir())) == 4 for kind in KINDS)
+
+
+def test_an_output_that_cannot_be_written(
+    tmp_path: Path, pixelwise: Pixelwise, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "in", {"a.png": (64, 96)})
+    assert main([str(tmp_path / "w.pt"), str(tmp_path / "in"), "--output", "/dev/null/out"]) == 2
+    assert "/dev/null" in capsys.readouterr().err
+    assert pixelwise.calls == []
