@@ -104,9 +104,13 @@ def main(
     try:
         options = tyro.cli(Options, args=arguments, default=defaults or Options(), prog=prog, description=description)
         cells, missing, data, settings = prepare(options, console)
+    except (ValueError, ImportError, OSError) as error:
+        _complain(str(error))
+        return 2
+    try:
         launch = _launch(options, data, settings, console)
         rows = comparison.run(cells, missing, data, settings, options.output, console, launch)
-    except (ValueError, ImportError) as error:
+    except ValueError as error:
         _complain(str(error))
         return 2
     except OSError as error:

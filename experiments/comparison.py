@@ -96,8 +96,9 @@ def run(
         OSError: the folder cannot be written.
     """
     together = processes()
-    # Told before any training: later edits did not train these cells.
-    origin = provenance(torch.device(settings.device))
+    # Told before any training: later edits did not train these cells. Where they run elsewhere, this machine need not
+    # have their device, and they name their own.
+    origin = provenance(torch.device(settings.device if launch is None else "cpu"))
     first = together.rank == 0
     with _locked(output) if first else nullcontext():
         rows = check_output(output, settings.as_row())

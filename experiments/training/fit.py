@@ -10,6 +10,7 @@ from pathlib import Path
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader
@@ -21,7 +22,7 @@ from experiments.training.budget import Budget
 from experiments.training.losses import Objective
 from experiments.training.module import SegmentationModule
 from experiments.training.optim import class_weights
-from experiments.training.processes import processes, strategy
+from experiments.training.processes import Processes, processes, strategy
 from experiments.training.progress import Progress
 from experiments.training.recipe import Recipe
 from experiments.training.storage import WholeFiles
@@ -119,7 +120,7 @@ def fit(
             accumulate_grad_batches=recipe.accumulate,
             gradient_clip_val=recipe.gradient_clip,
             callbacks=[progress],
-            plugins=[WholeFiles()],
+            plugins=[WholeFiles(), *_environment(together)],
             logger=[] if ended else _loggers(loggers, folder),  # an ended run has its logs
             use_distributed_sampler=False,
             enable_checkpointing=False,
@@ -151,6 +152,11 @@ def _done(checkpoint: Path) -> tuple[int, bool]:
     state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     batches = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
     return int(batches), bool(state["callbacks"]["Progress"]["ended"])
+
+
+def _environment(together: Processes) -> list[ClusterEnvironment]:
+    """Alone, this process is alone: variables of a cluster's scheduler, which Lightning would read, are not ours."""
+    return [LightningEnvironment()] if together.world == 1 else []
 
 
 def _devices(device: torch.device, world: int, local_world: int) -> list[int] | int:
