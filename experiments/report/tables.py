@@ -1,6 +1,6 @@
 """Rows of kind "segmentation" as tables: a ranking over configurations, classes by configuration, a sentence on both.
 
-A configuration is decoder, encoder, stem and output stride; its rows differ in the seed.
+A configuration is what a cell is without its seed.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,22 @@ import pandas
 
 from experiments.records import Row
 
-CONFIGURATION = ["decoder", "encoder", "stem", "output_stride"]
-SPREAD = ["test_miou", "val_miou", "thin_miou", "pixel_accuracy"]
+CONFIGURATION = ["decoder", "encoder", "stem", "output_stride", "dilation", "window", "alignment"]
+# Rows from before these fields existed are of these values.
+EARLIER = {"dilation": "exact", "window": None, "alignment": "none"}
+# The width in pixels at which the tables tell the boundary F-score.
+BAND = "2"
+SPREAD = [
+    "test_miou",
+    "val_miou",
+    "best_val_miou",
+    "thin_miou",
+    "test_f1",
+    "boundary_f",
+    "thin_boundary_f",
+    "pixel_accuracy",
+    "ece",
+]
 COST = [
     "params_m",
     "gflops",
@@ -41,11 +55,20 @@ COLUMNS = [
     Column("encoder", "encoder", None, "encoder"),
     Column("stem", "stem", None, "what makes the stride-2 level"),
     Column("output_stride", "OS", 0, "output stride of the encoder"),
+    Column("dilation", "dilation", None, "how stages beyond the output stride attend"),
+    Column("window", "window", None, "window side in tokens; a dash for the encoder's own"),
+    Column("alignment", "alignment", None, "where tokens of dilated levels stand"),
     Column("seeds", "seeds", 0, "number of seeds behind the means"),
     Column("test_miou", "test mIoU %", 1, "mean IoU on the test split, over classes that occur"),
+    Column("interval", "95 % interval", None, "of test mIoU, over test images and, where known, seeds"),
     Column("val_miou", "val mIoU %", 1, "mean IoU on the validation split"),
+    Column("best_val_miou", "best val %", 1, "highest validation mIoU in training"),
     Column("thin_miou", "thin IoU %", 1, "mean IoU of thin classes on the test split"),
+    Column("test_f1", "F1 %", 1, "mean F1 on the test split, over classes that occur"),
+    Column("boundary_f", "boundary F %", 1, f"boundary F-score on the test split within {BAND} pixels"),
+    Column("thin_boundary_f", "thin bound. F %", 1, f"boundary F-score of thin classes within {BAND} pixels"),
     Column("pixel_accuracy", "pixel acc. %", 1, "share of test pixels that are right"),
+    Column("ece", "ECE %", 1, "expected calibration error on the test split, 15 bins"),
     Column("params_m", "params M", 2, "millions of parameters"),
     Column("gflops", "GFLOPs", 2, "two per multiply-add, one image"),
     Column("latency_ms_p50", "latency ms", 1, "one image, median"),
@@ -55,7 +78,17 @@ COLUMNS = [
 ]
 MISSING = "\N{EN DASH}"
 # Left out of a table, and told once beside it, where all configurations agree.
-CONSTANT = ["encoder", "stem", "seeds", "images_seen"]
+CONSTANT = ["encoder", "stem", "dilation", "window", "alignment", "seeds", "images_seen"]
+
+
+def normal(row: Row) -> Row:
+    """A row with every field that the tables use: missing ones of earlier rows filled in, None spelled as a dash."""
+    full = {**dict.fromkeys([*SPREAD, *COST]), **EARLIER, **row}
+    full |= {key: MISSING if full[key] is None else full[key] for key in ("stem", "dilation", "window", "alignment")}
+    full["window"] = str(full["window"])
+    full["boundary_f"] = (row.get("boundary_f1") or {}).get(BAND)
+    full["thin_boundary_f"] = (row.get("thin_boundary_f1") or {}).get(BAND)
+    return full
 
 
 def summary(rows: Sequence[Row]) -> pandas.DataFrame:
@@ -64,10 +97,9 @@ def summary(rows: Sequence[Row]) -> pandas.DataFrame:
     Columns: rank, label, CONFIGURATION, seeds, means of SPREAD with their sample standard deviation as KEY_sd (NaN for
     one seed), medians of COST.
     """
-    frame = pandas.DataFrame([row for row in rows if row["status"] == "ok"])
+    frame = pandas.DataFrame([normal(row) for row in rows if row["status"] == "ok"])
     if frame.empty:
-        return pandas.DataFrame(columns=["rank", "label", *CONFIGURATION, "seeds", *SPREAD, *COST])
-    frame["stem"] = frame["stem"].fillna(MISSING)
+        return pandas.DataFrame(columns=["rank", "label", *CONFIGURATION, "seeds", "interval", *SPREAD, *COST])
     frame[SPREAD + COST] = frame[SPREAD + COST].astype(float)
     groups = frame.groupby(CONFIGURATION, sort=False)
     table = groups[SPREAD].mean().join(groups[SPREAD].std().add_suffix("_sd")).join(groups[COST].median())
@@ -75,21 +107,25 @@ def summary(rows: Sequence[Row]) -> pandas.DataFrame:
     table = table.sort_values("test_miou", ascending=False, kind="stable", na_position="last", ignore_index=True)
     table.insert(0, "rank", range(1, len(table) + 1))
     table.insert(1, "label", labels(table))
+    table["interval"] = None
     return table
 
 
 def labels(table: pandas.DataFrame) -> list[str]:
     """Shortest names that tell the configurations apart: the decoder, and whatever else varies."""
-    varies = {
-        "encoder": table["encoder"].nunique() > 1,
-        "stem": bool((table.groupby("encoder")["stem"].nunique() > 1).any()),
-        "output_stride": bool((table.groupby("decoder")["output_stride"].nunique() > 1).any()),
-    }
+    encoders = table.groupby("encoder")
+    varies = {key: bool((encoders[key].nunique() > 1).any()) for key in ("stem", "dilation", "window", "alignment")}
+    varies["encoder"] = table["encoder"].nunique() > 1
+    varies["output_stride"] = bool((table.groupby("decoder")["output_stride"].nunique() > 1).any())
     names = []
     for _, line in table.iterrows():
         parts = [str(line["decoder"])]
         parts += [str(line[key]) for key in ("encoder", "stem") if varies[key]]
         parts += [f"OS {line['output_stride']}"] if varies["output_stride"] else []
+        parts += [str(line["dilation"])] if varies["dilation"] and line["dilation"] != MISSING else []
+        parts += [f"window {line['window']}"] if varies["window"] and line["window"] != MISSING else []
+        # "none" would read like the stem of that name.
+        parts += [str(line["alignment"])] if varies["alignment"] and line["alignment"] == "centred" else []
         names.append(" · ".join(parts))
     return names
 
@@ -106,12 +142,7 @@ def class_table(rows: Sequence[Row], table: pandas.DataFrame) -> pandas.DataFram
 def finished(rows: Sequence[Row], line: "pandas.Series[Any]") -> list[Row]:
     """The finished rows behind one line of summary(), by seed."""
     wanted = [line[key] for key in CONFIGURATION]
-    matching = [
-        row
-        for row in rows
-        if row["status"] == "ok"
-        and [row["decoder"], row["encoder"], row["stem"] or MISSING, row["output_stride"]] == wanted
-    ]
+    matching = [row for row in rows if row["status"] == "ok" and [normal(row)[key] for key in CONFIGURATION] == wanted]
     return sorted(matching, key=lambda row: int(row["seed"]))
 
 
@@ -163,7 +194,7 @@ def finding(table: pandas.DataFrame) -> str:
     return text + ": read smaller gaps as undecided."
 
 
-def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-    """A Markdown table; the first text_columns columns are set left, the others right."""
-    rule = ["---" if i < text_columns else "---:" for i in range(len(headings))]
+def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]], text: Sequence[int] = (0,)) -> str:
+    """A Markdown table; the columns of text are set left, the others right."""
+    rule = ["---" if i in text else "---:" for i in range(len(headings))]
     return "\n".join(f"| {' | '.join(line)} |" for line in [headings, rule, *lines])

@@ -18,7 +18,7 @@ import numpy
 
 from experiments.statistics.counts import Counts, Floats, check_same_images, miou
 
-# With 10 000 resamples the ends of a 95 % interval vary by about 2 % of its width from one seed of the draws to another.
+# With 10 000 resamples the ends of a 95 % interval vary by about 2 % of its width between seeds of the draws.
 RESAMPLES = 10_000
 SEED = 0
 LEVEL = 0.95

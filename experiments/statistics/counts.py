@@ -46,9 +46,7 @@ def read_counts(path: Path) -> Counts:
         raise ValueError(f"{path}: {error}") from error
 
 
-def counts(
-    names: list[str], class_names: list[str], hits: ArrayLike, truth: ArrayLike, predicted: ArrayLike
-) -> Counts:
+def counts(names: list[str], class_names: list[str], hits: ArrayLike, truth: ArrayLike, predicted: ArrayLike) -> Counts:
     """Counts from pixels that are right, of the truth and predicted, each (N, K) in the order of names.
 
     Raises:
@@ -61,7 +59,9 @@ def counts(
     expected = (len(names), len(class_names))
     for key, array in zip(("hits", "truth", "predicted"), arrays, strict=True):
         if array.shape != expected:
-            raise ValueError(f"{key} must have one row per name and one column per class, {expected}, got {array.shape}")
+            raise ValueError(
+                f"{key} must have one row per name and one column per class, {expected}, got {array.shape}"
+            )
     if (arrays[0] > numpy.minimum(arrays[1], arrays[2])).any() or (arrays[0] < 0).any():
         raise ValueError("hits must lie between 0 and both truth and predicted")
     order = numpy.argsort(numpy.array(names), kind="stable")
@@ -77,9 +77,7 @@ def miou(hits: Floats, union: Floats) -> Floats:
     present = union > 0
     iou = numpy.divide(hits, union, out=numpy.zeros_like(hits), where=present)
     number = present.sum(-1)
-    mean: Floats = numpy.divide(
-        100 * iou.sum(-1), number, out=numpy.full(number.shape, numpy.nan), where=number > 0
-    )
+    mean: Floats = numpy.divide(100 * iou.sum(-1), number, out=numpy.full(number.shape, numpy.nan), where=number > 0)
     return mean
 
 

@@ -109,9 +109,7 @@ def compare(configurations: Mapping[str, Mapping[str, Counts]], resamples: int =
         raise ValueError(f"no class is present in the test images of {', '.join(empty)}")
     by_cell = resampled_miou(cells, resamples)
     means = {name: float(numpy.mean([scores[cell] for cell in group])) for name, group in configurations.items()}
-    resampled = {
-        name: numpy.mean([by_cell[cell] for cell in group], axis=0) for name, group in configurations.items()
-    }
+    resampled = {name: numpy.mean([by_cell[cell] for cell in group], axis=0) for name, group in configurations.items()}
     seeds = {name: len(group) for name, group in configurations.items()}
     variance, freedom = pooled_seeds([[scores[cell] for cell in group] for group in configurations.values()])
 

@@ -1,96 +1,18 @@
 """Reports: numbers as the rows have them, several seeds, missing values, and pages that need no network."""
 
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas
 import pytest
-from PIL import Image
+from report_folder import CLASSES, folder, row
 
-from experiments.comparison import RESULT_FIELDS, loss_curve
-from experiments.records import Row, append_row
+from experiments.cell_run import RESULT_FIELDS, curves
 from experiments.report import write_report
 from experiments.report.plots import VARIABLES
 from experiments.report.tables import class_table, constants, finding, markdown_table, shown_columns, summary
-
-CLASSES = ("road", "pole <thin>", "rare")
-
-
-def row(decoder: str, seed: int = 0, test: float = 50.0, **changes: object) -> Row:
-    """A finished row with round numbers."""
-    result: Row = {
-        "kind": "segmentation",
-        "cell": f"swinx_n-inline-{decoder}-os{changes.get('output_stride', 32)}-{changes.get('stem')}-seed{seed}",
-        "status": "ok",
-        "error": None,
-        "encoder": "swinx_n",
-        "decoder": decoder,
-        "output_stride": 32,
-        "stem": "inline",
-        "seed": seed,
-        "data": "toy",
-        "steps": 20,
-        "minutes": None,
-        "batch_size": 2,
-        "precision": "32",
-        "threads": 1,
-        "images_seen": 40,
-        "train_minutes": 1.5,
-        "val_miou": test + 1,
-        "test_miou": test,
-        "thin_miou": None,
-        "class_iou": {"road": test, "pole <thin>": test / 2, "rare": None},
-        "pixel_accuracy": 80.0,
-        "params_m": 4.0,
-        "gflops": 2.0,
-        "latency_ms_p20": 10.0,
-        "latency_ms_p50": 11.0,
-        "latency_ms_p80": 13.0,
-        "peak_memory_mb": 1234.0,
-        "peak_memory_scope": "resident set during the cell",
-        "commit": "0123456789abcdef",
-        "dirty": False,
-        "command": "python -m experiments.compare_decoders --data 'a&b'",
-        "time": "2026-01-01T00:00:00+00:00",
-        "host": "processor, 2 CPU cores",
-        "python": "3.12",
-        "torch": "2.14",
-        "swinx": "0.1.0",
-    }
-    return result | changes
-
-
-def folder(path: Path, rows: list[Row]) -> Path:
-    """An output folder with these rows and the side files they need."""
-    data = {
-        "name": "toy",
-        "note": "a <note>",
-        "class_names": CLASSES,
-        "colors": [[0, 0, 0], [255, 0, 0], [0, 255, 0], [9, 9, 9]],
-        "thin_classes": [1],
-        "images": {"train": 7, "val": 3, "test": 5},
-        "height": 64,
-        "width": 64,
-        "panel": ["one", "two"],
-    }
-    for number in range(2):
-        for name in ("image", "truth"):
-            _picture(path / "panel" / f"{number:02}_{name}.png")
-    (path / "panel" / "data.json").write_text(json.dumps(data))
-    for item in rows:
-        append_row(path / "results.jsonl", item)
-        if item["status"] == "ok":
-            for number in range(2):
-                _picture(path / "cells" / item["cell"] / f"{number:02}.png")
-            (path / "cells" / f"{item['cell']}.json").write_text(json.dumps(loss_curve([2.0, 1.5, 1.0])))
-    return path
-
-
-def _picture(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8)).save(path)
+from experiments.training import Training
 
 
 def test_summary_over_seeds_is_mean_and_sample_deviation_ranked() -> None:
@@ -213,11 +135,14 @@ def test_diverged_cells_are_listed_with_their_reason(tmp_path: Path) -> None:
     assert "No configuration has finished." in (only / "report.md").read_text()
 
 
-def test_loss_curve_keeps_the_mean() -> None:
+def test_curves_keep_the_mean() -> None:
     losses = [float(i % 7) for i in range(1234)]
-    curve = loss_curve(losses)
-    assert len(curve["loss"]) == len(curve["step"]) <= 500
-    assert curve["step"][0] == 2.0
-    assert curve["loss"][0] == pytest.approx(1.0, abs=1e-5)
-    assert curve["step"][-1] <= 1234
-    assert loss_curve([1.0, 2.0]) == {"step": [1.0, 2.0], "loss": [1.0, 2.0]}
+    told = curves(Training(losses, 1234, 2468, 1.0, [(600, 41.23456), (1234, None)], (600, 41.23456)))
+    assert len(told["loss"]) == len(told["step"]) <= 500
+    assert told["step"][0] == 2.0
+    assert told["loss"][0] == pytest.approx(1.0, abs=1e-5)
+    assert told["step"][-1] <= 1234
+    assert told["val_step"] == [600, 1234]
+    assert told["val_miou"] == [41.235, None]
+    short = curves(Training([1.0, 2.0], 2, 4, 1.0, [], None))
+    assert short == {"step": [1.0, 2.0], "loss": [1.0, 2.0], "val_step": [], "val_miou": []}

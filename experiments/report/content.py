@@ -1,0 +1,78 @@
+"""What a report is about: rows, what belongs to them, and the tables made from both."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from experiments.records import Row, read_rows
+from experiments.report import tables
+from experiments.statistics import Comparison, compare, read_counts
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything that the pages of a report are rendered from.
+
+    data: what panel/data.json says of the set. table and classes: see tables. comparison: intervals and differences of
+    the configurations in table, by label; None where they cannot be told, and then gap says why.
+    """
+
+    output: Path
+    rows: list[Row]
+    data: dict[str, Any]
+    table: pandas.DataFrame
+    classes: pandas.DataFrame
+    comparison: Comparison | None
+    gap: str
+
+    @property
+    def not_applicable(self) -> list[tuple[str, str]]:
+        """Cells that cannot exist, each with the rule."""
+        return [(str(row["cell"]), str(row["error"])) for row in self.rows if row["status"] == "not applicable"]
+
+    @property
+    def failures(self) -> list[tuple[str, str]]:
+        """Cells that ended without a result, each with the reason."""
+        return [
+            (str(row["cell"]), str(row["error"])) for row in self.rows if row["status"] not in ("ok", "not applicable")
+        ]
+
+    @property
+    def ran(self) -> list[Row]:
+        """The rows of cells that were trained."""
+        return [row for row in self.rows if row["status"] != "not applicable"]
+
+    def side(self, row: Row, name: str) -> Path:
+        """The path of a file that belongs to a row's cell."""
+        return self.output / "cells" / str(row["cell"]) / name
+
+
+def gather(output: Path) -> Content:
+    """Read a folder of rows and side files, as comparison.run or experiments.report leaves it."""
+    rows = [row for row in read_rows(output / "results.jsonl") if row["kind"] == "segmentation"]
+    data = json.loads((output / "panel" / "data.json").read_text())
+    table = tables.summary(rows)
+    comparison, gap = _compare(output, rows, table)
+    if comparison is not None:
+        spans = [score.overall or score.over_images for score in comparison.scores]
+        table["interval"] = [f"{low:.1f}{tables.MISSING}{high:.1f}" for low, high in spans]
+    return Content(output, rows, data, table, tables.class_table(rows, table), comparison, gap)
+
+
+def _compare(output: Path, rows: list[Row], table: pandas.DataFrame) -> tuple[Comparison | None, str]:
+    """The comparison, or None with the reason why there is none."""
+    if table.empty:
+        return None, "no configuration has finished"
+    configurations = {}
+    for _, line in table.iterrows():
+        paths = {row["cell"]: output / "cells" / row["cell"] / "images.json" for row in tables.finished(rows, line)}
+        if missing := [cell for cell, path in paths.items() if not path.exists()]:
+            return None, f"the counts of each test image are missing for {', '.join(missing)}"
+        configurations[line["label"]] = {cell: read_counts(path) for cell, path in paths.items()}
+    try:
+        return compare(configurations), ""
+    except ValueError as error:  # such as one test image, of which nothing can be drawn
+        return None, str(error)

@@ -1,0 +1,97 @@
+"""Plots of what is resolved, and of accuracy at the edges of things, as inline SVG."""
+
+from collections.abc import Sequence
+
+import matplotlib
+from matplotlib.patches import Rectangle
+
+from experiments.report.plots import INK, MUTED, SERIES, STYLE, canvas, legend, svg
+from experiments.statistics import Comparison
+
+BETTER, WORSE = SERIES[0], SERIES[1]
+CELL = 0.5  # inches
+
+
+def win_matrix(comparison: Comparison) -> str:
+    """Line minus column in points of test mIoU; shaded where the difference is resolved, blue up, orange down."""
+    names = [score.configuration for score in comparison.scores]
+    count = len(names)
+    longest = max(map(len, names))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = canvas(min(11.6, 0.9 * CELL * count * 1.5 + 0.085 * longest + 1), CELL * count + 0.7)
+        for i, first in enumerate(names):
+            for j, second in enumerate(names):
+                if i == j:
+                    axes.text(j, i, "·", ha="center", va="center", color=MUTED)
+                    continue
+                difference = comparison.between(first, second) if i < j else comparison.between(second, first)
+                points = difference.points if i < j else -difference.points
+                if difference.resolved:
+                    color = BETTER if points > 0 else WORSE
+                    axes.add_patch(Rectangle((j - 0.47, i - 0.45), 0.94, 0.9, facecolor=color, alpha=0.25, linewidth=0))
+                axes.text(
+                    j,
+                    i,
+                    f"{points:+.1f}",
+                    ha="center",
+                    va="center",
+                    fontsize=9,
+                    color=INK if difference.resolved else MUTED,
+                    fontweight="bold" if difference.resolved else "normal",
+                )
+        axes.set_xlim(-0.5, count - 0.5)
+        axes.set_ylim(count - 0.5, -0.5)
+        axes.set_xticks(range(count), [f"#{i + 1}" for i in range(count)])
+        axes.set_yticks(range(count), [f"#{i + 1} {name}" for i, name in enumerate(names)])
+        axes.tick_params(axis="both", labelcolor=INK, length=0)
+        axes.xaxis.tick_top()
+        axes.grid(False)
+        for side in axes.spines.values():
+            side.set_visible(False)
+        return svg(figure, "wins")
+
+
+def boundary_bands(curves: Sequence[tuple[str, Sequence[tuple[int, float]]]]) -> str:
+    """Boundary F-score against the width of the band in pixels. curves: (label, (width, percent) rising)."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = canvas(11.6, 3.9)
+        for number, (label, points) in enumerate(curves):
+            axes.plot(
+                [width for width, _ in points],
+                [percent for _, percent in points],
+                color=SERIES[number % len(SERIES)],
+                linestyle=("-", "--", ":", "-.")[number // len(SERIES) % 4],
+                marker="o",
+                markersize=4,
+                linewidth=1.6,
+                label=label,
+            )
+        axes.set_xticks(sorted({width for _, points in curves for width, _ in points}))
+        axes.set_xlabel("band, pixels")
+        axes.set_ylabel("boundary F-score %")
+        axes.set_ylim(bottom=0)
+        legend(axes)
+        return svg(figure, "bands")
+
+
+def validation_curves(curves: Sequence[tuple[str, Sequence[Sequence[float]], Sequence[Sequence[float]]]]) -> str:
+    """Validation mIoU by step. curves: (label, steps by seed, percent by seed) per configuration."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = canvas(11.6, 3.9)
+        for number, (label, steps_by_seed, scores_by_seed) in enumerate(curves):
+            for seed, (steps, scores) in enumerate(zip(steps_by_seed, scores_by_seed, strict=True)):
+                axes.plot(
+                    steps,
+                    scores,
+                    color=SERIES[number % len(SERIES)],
+                    linestyle=("-", "--", ":", "-.")[number // len(SERIES) % 4],
+                    marker="o",
+                    markersize=3,
+                    linewidth=1.4,
+                    label=label if seed == 0 else None,
+                )
+        axes.set_xlabel("training step")
+        axes.set_ylabel("validation mIoU %")
+        axes.margins(x=0.01)
+        legend(axes)
+        return svg(figure, "validation")

@@ -1,0 +1,162 @@
+"""What a report says about differences, boundaries, validation and cells that cannot exist."""
+
+import re
+from pathlib import Path
+
+import pandas
+import pytest
+from report_folder import add_counts, folder, row
+
+from experiments.cell_run import RESULT_FIELDS
+from experiments.records import Row
+from experiments.report import write_report
+from experiments.report.content import gather
+from experiments.report.latex import escape
+from experiments.report.words import how_to_read, resolved
+
+BANDS = {"1": 20.0, "2": 30.0, "3": 35.5, "4": 40.0, "5": None}
+
+
+def judged(path: Path, seeds: int) -> Path:
+    """Unet is far above FPN on each of 9 images; PAN has FPN's mean with other images right. Seeds hardly differ."""
+    rows: list[Row] = []
+    for seed in range(seeds):
+        for decoder, hits in (
+            ("Unet", [[80, 80]] * 9),
+            ("FPN", [[30, 50 + i] for i in range(9)]),
+            ("PAN", [[30, 58 - i] for i in range(9)]),
+        ):
+            moved = [[a + seed, b] for a, b in hits]
+            item = row(decoder, seed, 0.0, boundary_f1=BANDS, best_val_miou=44.0, ece=3.25)
+            add_counts(path, item["cell"], moved)
+            # By hand: IoU of sums is hits / (200 - hits), the same truth and prediction everywhere.
+            ious = [100 * sum(h[k] for h in moved) / (1800 - sum(h[k] for h in moved)) for k in range(2)]
+            item["test_miou"] = sum(ious) / 2
+            rows.append(item)
+    return folder(path, rows)
+
+
+def test_two_seeds_resolve_what_is_far_apart_and_say_what_is_not(tmp_path: Path) -> None:
+    write_report(judged(tmp_path, 2))
+    text = (tmp_path / "report.md").read_text()
+    basis, yes, no = resolved(gather(tmp_path))
+    assert "9 test images and the spread between seeds, a standard deviation of" in basis
+    assert "with 3 degrees of freedom" in basis
+    assert "corrected for 3 pairs (Holm)" in basis
+    assert re.fullmatch(r"Resolved, 2 of 3: Unet over (FPN|PAN) \(\+\d+\.\d\), (FPN|PAN) \(\+\d+\.\d\)\.", yes)
+    assert re.fullmatch(r"Not resolved, 1 of 3: (FPN over PAN|PAN over FPN) \(\+0\.0\)\.", no)
+    assert basis in text
+    assert no in text
+    table = pandas.read_csv(tmp_path / "differences.csv")
+    assert table["resolved"].tolist() == [True, True, False]
+    assert (table["overall_low"] <= table["points"]).all()
+    assert (table["overall_high"] >= table["points"]).all()
+    assert (table["p_corrected"] >= table["p"]).all()
+    unet = pandas.read_csv(tmp_path / "summary.csv").iloc[0]
+    low, high = map(float, unet["interval"].split("\N{EN DASH}"))
+    assert low <= unet["test_miou"] <= high
+    html = (tmp_path / "report.html").read_text()
+    matrix = html.split('class="matrix"')[1].split("</figure>")[0]
+    assert matrix.count("opacity: 0.25") == 4  # two resolved pairs, from both sides
+    points = sorted(float(number) for number in re.findall(r">([+−-]\d+\.\d)</text>", matrix.replace("−", "-")))
+    assert len(points) == 6
+    assert points == pytest.approx([-point for point in reversed(points)])
+
+
+def test_one_seed_speaks_of_these_models_only(tmp_path: Path) -> None:
+    write_report(judged(tmp_path, 1))
+    assert "holds for these trained models only" in (tmp_path / "report.md").read_text()
+    assert pandas.read_csv(tmp_path / "differences.csv")["overall_low"].isna().all()
+
+
+def test_without_counts_of_each_image_the_report_says_so(tmp_path: Path) -> None:
+    output = judged(tmp_path, 1)
+    (output / "cells" / row("FPN")["cell"] / "images.json").unlink()
+    write_report(output)
+    assert f"the counts of each test image are missing for {row('FPN')['cell']}" in (output / "report.md").read_text()
+    assert "95 % interval" not in (output / "report.md").read_text()
+    assert pandas.read_csv(output / "differences.csv").empty
+
+
+def test_boundaries_validation_and_new_columns(tmp_path: Path) -> None:
+    output = judged(tmp_path, 1)
+    curve = '{"step": [1.0], "loss": [2.0], "val_step": [1, 2], "val_miou": [10.0, null]}'
+    (output / "cells" / f"{row('FPN')['cell']}.json").write_text(curve)
+    write_report(output)
+    html = (output / "report.html").read_text()
+    assert html.count("<h3>Boundaries</h3>") == html.count("<h3>Validation</h3>") == 1
+    header = next(line for line in (output / "report.md").read_text().splitlines() if line.startswith("| # |"))
+    for heading in ("95 % interval", "best val %", "boundary F %", "ECE %"):
+        assert heading in header
+    assert "thin bound. F %" not in header  # nothing in it
+    assert pandas.read_csv(output / "summary.csv")["boundary_f"].tolist() == [30.0] * 3
+
+
+def test_missing_side_files_and_pictures_are_left_out(tmp_path: Path) -> None:
+    output = judged(tmp_path, 1)
+    (output / "cells" / row("FPN")["cell"] / "01.png").unlink()
+    (output / "cells" / f"{row('PAN')['cell']}.json").unlink()
+    write_report(output)
+    html = (output / "report.html").read_text()
+    assert html.count("<img") == 2 * (2 + 2)
+    losses = html.split("<h3>Training loss</h3>")[1].split("</figure>")[0]
+    assert ">PAN<" not in losses
+    assert ">FPN<" in losses
+
+
+def test_cells_that_cannot_exist_stand_apart(tmp_path: Path) -> None:
+    rule = "FPN takes output stride 32, got 16"
+    absent = row("FPN", output_stride=16) | {
+        **dict.fromkeys(RESULT_FIELDS),
+        "status": "not applicable",
+        "error": rule,
+        "threads": None,
+    }
+    write_report(folder(tmp_path, [row("Unet"), absent]))
+    text = (tmp_path / "report.md").read_text()
+    assert "## Cells that are not applicable" in text
+    assert f"- `{absent['cell']}`: {rule}" in text
+    assert "Cells without a result" not in text
+    assert rule in (tmp_path / "report.html").read_text()
+
+
+def test_labels_and_columns_of_new_axes(tmp_path: Path) -> None:
+    rows = [
+        row("Unet", 0, 44.0, output_stride=16, dilation="exact", window=None, alignment="none", cell="a"),
+        row("Unet", 0, 43.0, output_stride=16, dilation="dense", window=None, alignment="none", cell="b"),
+        row("Unet", 0, 42.0, output_stride=16, dilation="exact", window=7, alignment="none", cell="c"),
+        row("Unet", 0, 41.0, output_stride=16, dilation="exact", window=None, alignment="centred", cell="d"),
+        row("Unet", 0, 40.0, output_stride=16, cell="e", encoder="resnet50", stem=None, dilation=None, alignment=None),
+    ]
+    write_report(folder(tmp_path, rows))
+    assert gather(tmp_path).table["label"].tolist() == [
+        "Unet · swinx_n · exact",
+        "Unet · swinx_n · dense",
+        "Unet · swinx_n · exact · window 7",
+        "Unet · swinx_n · exact · centred",
+        "Unet · resnet50",
+    ]
+
+
+def test_how_to_read_follows_the_rows() -> None:
+    assert "No checkpoint is selected" in how_to_read([row("Unet")])
+    best = how_to_read([row("Unet", select="best", weights="imagenet", flip=True, tile=[64, 64])])
+    assert "best validation (select best)" in best
+    assert "from pretrained encoders" in best
+    assert "averaged over mirrored" in best
+    assert "overlapping tiles" in best
+
+
+def test_latex_tables_are_escaped(tmp_path: Path) -> None:
+    assert escape("a_b & 50 % #1 ~^\\{}") == (
+        r"a\_b \& 50 \% \#1 \textasciitilde{}\textasciicircum{}\textbackslash{}\{\}"
+    )
+    write_report(judged(tmp_path, 2))
+    text = (tmp_path / "report.tex").read_text()
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
+    assert r"pole \textless{}thin\textgreater{} (thin) &" in text
+    body = text.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
+    columns = text.split(r"\begin{tabular}{")[1].split("}")[0]
+    assert {line.count(" & ") + 1 for line in body} == {len(columns)}
+    assert r"\(\pm\)" in text
+    assert not re.search(r"(?<!\\)[%#_](?!\s*Needs)", text.split("\n", 1)[1])
