@@ -1,6 +1,6 @@
 """A grid of twelve cells, once left alone and once killed three times at random moments: both must give one table.
 
-    python tests/benchmarks/killed_grid.py runs/killed_grid
+    python -m tests.benchmarks.killed_grid runs/killed_grid
 
 Runs experiments.compare_decoders on generated scenes of 64 x 80 pixels, four steps for each of six decoders and two
 seeds, with SIGKILL after random times within the duration of the run that was left alone. Prints the moments of the
