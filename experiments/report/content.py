@@ -58,7 +58,8 @@ def gather(output: Path) -> Content:
     comparison, gap = _compare(output, rows, table)
     if comparison is not None:
         spans = [score.overall or score.over_images for score in comparison.scores]
-        table["interval"] = [f"{low:.1f}{tables.MISSING}{high:.1f}" for low, high in spans]
+        # Student's t knows nothing of the ends of the scale.
+        table["interval"] = [f"{max(0.0, low):.1f}{tables.MISSING}{min(100.0, high):.1f}" for low, high in spans]
     return Content(output, rows, data, table, tables.class_table(rows, table), comparison, gap)
 
 

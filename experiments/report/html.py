@@ -30,6 +30,7 @@ def html(content: Content) -> str:
         lines=[list(zip(texts, raw, strict=True)) for texts, raw in zip(body(table, columns), values, strict=True)],
         resolved=words.resolved(content),
         wins=Markup(judged.win_matrix(comparison)) if comparison and len(comparison.scores) > 1 else "",
+        wins_width=judged.matrix_width(comparison) if comparison else 0,
         figures=[(title, Markup(svg), wide) for title, svg, wide in _figures(content)],
         labels=list(classes.columns),
         class_lines=class_lines(content),

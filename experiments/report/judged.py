@@ -9,16 +9,28 @@ from experiments.report.plots import INK, MUTED, SERIES, STYLE, canvas, legend, 
 from experiments.statistics import Comparison
 
 BETTER, WORSE = SERIES[0], SERIES[1]
-CELL = 0.5  # inches
+CELL = 0.5  # inches; a cell is half as wide again
+NAME = 0.085  # inches for each character of a configuration's name
+
+
+def matrix_size(comparison: Comparison) -> tuple[float, float]:
+    """Width and height of win_matrix in inches."""
+    count = len(comparison.scores)
+    longest = max(len(score.configuration) for score in comparison.scores)
+    return min(11.6, 1.5 * CELL * count + NAME * longest + 1), CELL * count + 0.7
+
+
+def matrix_width(comparison: Comparison) -> int:
+    """Width in pixels at which the text of win_matrix is as large as that of the page."""
+    return round(96 * matrix_size(comparison)[0])
 
 
 def win_matrix(comparison: Comparison) -> str:
     """Line minus column in points of test mIoU; shaded where the difference is resolved, blue up, orange down."""
     names = [score.configuration for score in comparison.scores]
     count = len(names)
-    longest = max(map(len, names))
     with matplotlib.rc_context(STYLE):
-        figure, axes = canvas(min(11.6, 0.9 * CELL * count * 1.5 + 0.085 * longest + 1), CELL * count + 0.7)
+        figure, axes = canvas(*matrix_size(comparison))
         for i, first in enumerate(names):
             for j, second in enumerate(names):
                 if i == j:

@@ -19,7 +19,10 @@ from experiments.records import read_rows
 
 DECODERS = ["DeepLabV3Plus", "FPN", "Linknet", "MAnet", "PSPNet", "Unet"]
 ARGUMENTS = ["--size", "64", "80", "--steps", "4", "--validate-every", "1", "--batch-size", "4", "--seeds", "0", "1"]
-VOLATILE = {"time", "train_minutes", "latency_ms_p20", "latency_ms_p50", "latency_ms_p80", "peak_memory_mb", "command"}
+VOLATILE = {
+    *("time", "command", "commit", "dirty"),
+    *("train_minutes", "latency_ms_p20", "latency_ms_p50", "latency_ms_p80", "peak_memory_mb"),
+}
 KILLS = 3
 
 
