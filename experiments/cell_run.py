@@ -49,11 +49,7 @@ def run_cell(
     memory = evaluation.PeakMemory(device)
     torch.manual_seed(cell.seed)
     model = Segmenter(build_model(cell, len(data.class_names), settings.recipe.weights)).to(device)
-    common: dict[str, Any] = {
-        "batch_size": settings.batch_size,
-        "device": device,
-        "precision": settings.precision,
-    }
+    common: dict[str, Any] = {"device": device, "precision": settings.precision}
 
     def save(name: str, weights: Segmenter, step: int, val_miou: float | None) -> None:
         save_weights(folder / f"{name}.pt", weights, cell, data, step=step, val_miou=val_miou)
@@ -66,11 +62,17 @@ def run_cell(
             settings.budget,
             settings.recipe,
             folder=folder,
+            batch_size=settings.batch_size,
             seed=cell.seed,
             workers=settings.workers,
             loggers=settings.loggers,
             validate=lambda average: evaluation.miou(
-                average, data.val, len(data.class_names), data.ignore_index, **common
+                average,
+                data.val,
+                len(data.class_names),
+                data.ignore_index,
+                batch_size=_evaluated_at_once(settings),
+                **common,
             ),
             on_best=lambda average, step, miou: save("best", average, step, miou),
             on_step=on_step,
@@ -81,7 +83,9 @@ def run_cell(
         model.to(device).eval()
         last = training.validations[-1] if training.validations else (training.steps, None)
         save("last", model, training.steps, last[1] if last[0] == training.steps else None)
-        if settings.recipe.select == "best" and training.best is not None:
+        if settings.recipe.select == "best":
+            if training.best is None:
+                raise ValueError("--select best needs labelled pixels in the validation split, got none")
             model = load_weights(folder / "best.pt", device).model
         results |= _measure(model, data, settings, device, folder)
         results |= _told(training)
@@ -125,6 +129,11 @@ def _device(settings: Settings, together: Processes) -> torch.device:
     return torch.device("cuda", together.local_rank) if settings.device == "cuda" else torch.device("cpu")
 
 
+def _evaluated_at_once(settings: Settings) -> int:
+    """Images of a batch in evaluation: one process does it, and has the memory for its own share of a batch."""
+    return max(1, settings.batch_size // processes().world)
+
+
 def _told(training: Training) -> Row:
     """What the run says of itself."""
     best_step, best = training.best if training.best is not None else (None, None)
@@ -142,7 +151,7 @@ def _measure(model: Segmenter, data: SegmentationData, settings: Settings, devic
     classes = len(data.class_names)
     common: dict[str, Any] = {
         "thin_classes": data.thin_classes,
-        "batch_size": settings.batch_size,
+        "batch_size": _evaluated_at_once(settings),
         "device": device,
         "precision": settings.precision,
         "inference": settings.inference,

@@ -82,9 +82,11 @@ def grid(axes: Axes) -> tuple[list[Cell], list[NotApplicable]]:
         rule = DECODERS[decoder]
         for output_stride, options in product(axes.output_strides or (rule.default,), _encoder_options(encoder, axes)):
             stem, dilation, window, alignment = options
-            if output_stride == max(OUTPUT_STRIDES) and dilation is not None:
+            same = output_stride in rule.strides and output_stride >= rule.deepest
+            if same and dilation is not None:
                 dilation, alignment = "exact", "none"
-            cell = Cell(encoder, stem, decoder, output_stride, seed, dilation, window, alignment)
+            stride = max(rule.strides) if same else output_stride
+            cell = Cell(encoder, stem, decoder, stride, seed, dilation, window, alignment)
             if output_stride in rule.strides:
                 cells[cell] = None
             else:

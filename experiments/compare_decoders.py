@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import segmentation_models_pytorch as smp
 import torch
 import tyro
 from rich.console import Console
@@ -38,6 +39,7 @@ from experiments.settings import Settings, data_id
 from experiments.training import Budget, Recipe, processes
 from experiments.training.batches import check_crop
 from experiments.training.optim import class_weights
+from swinx.config import VARIANTS
 
 # Steps of the default budget: one to two minutes for each default decoder on scenes, on two CPU cores.
 DEFAULT_STEPS = 250
@@ -123,11 +125,15 @@ def main(
         console.print("interrupted; the same command continues with the cell that was cut off")
         return 130
     console.print(f"report: {options.output / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    if processes().world > 1:
+        return 0  # torchrun would take anything else for a process that broke down, and start it again
     asked = {cell.id for cell in cells}
     return int(any(row["status"] != "ok" for row in rows if row["cell"] in asked))
 
 
 def _complain(message: str) -> None:
+    if processes().rank > 0:
+        return  # the first process says the same
     Console(stderr=True).print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -154,6 +160,7 @@ def prepare(options: Options, console: Console) -> tuple[list[Cell], list[NotApp
     steps = DEFAULT_STEPS if options.steps is None and options.minutes is None else options.steps
     Budget(steps, options.minutes)
     _check_execution(options)
+    _check_weights(options)
     settings = Settings(
         data="",
         data_id="",
@@ -179,13 +186,36 @@ def prepare(options: Options, console: Console) -> tuple[list[Cell], list[NotApp
     comparison.check_output(options.output, settings.as_row())
     _check_against(options, data)
     with console.status("building every model once"):
-        cells, more = applicable(cells, *(options.recipe.crop or (height, width)), len(data.class_names))
-    missing += more
+        for size in _sizes(options, height, width):
+            cells, more = applicable(cells, *size, len(data.class_names))
+            missing += more
     if not cells:
         listing = "\n".join(f"  {absent.cell.id}: {absent.rule}" for absent in missing)
         raise ValueError(f"none of these cells can exist:\n{listing}")
     comparison.check_writable(options.output)
     return cells, missing, data, settings
+
+
+def _sizes(options: Options, height: int, width: int) -> list[tuple[int, int]]:
+    """Heights and widths of images that models meet: in training, and with each scale and tile of evaluation."""
+    sizes = [options.recipe.crop or (height, width)]
+    for scale in options.inference.scales:
+        tile = options.inference.tile or (height, width)
+        sizes.append((min(tile[0], round(height * scale)), min(tile[1], round(width * scale))))
+    return list(dict.fromkeys(sizes))
+
+
+def _check_weights(options: Options) -> None:
+    """Pretrained weights that encoders do not have, and layer-wise decay of encoders that know no layers here."""
+    for encoder in options.encoders:
+        entry = smp.encoders.encoders.get(encoder)
+        if options.recipe.weights is not None and entry is not None:
+            tags = list(entry["pretrained_settings"])
+            if options.recipe.weights not in tags:
+                choices = ", ".join(tags) or "(none: it has no pretrained weights)"
+                raise ValueError(f"--weights must be one of {choices} for {encoder}, got {options.recipe.weights}")
+        if options.recipe.layer_decay < 1 and encoder not in VARIANTS:
+            raise ValueError(f"--layer-decay is for encoders of swinx, got {encoder} among --encoders")
 
 
 def _check_execution(options: Options) -> None:
@@ -200,6 +230,8 @@ def _check_execution(options: Options) -> None:
         )
     if options.workers < 0:
         raise ValueError(f"--workers must not be negative, got {options.workers}")
+    if options.inference.tile is None and options.inference.overlap != Inference().overlap:
+        raise ValueError(f"--overlap is for --tile, got {options.inference.overlap} without it")
     if options.launcher == "ray" and world > 1:
         raise ValueError("--launcher ray trains each cell in one process, got a start by torchrun")
     if options.launcher == "here" and options.ray != RayResources():
@@ -227,6 +259,9 @@ def _device(options: Options) -> str:
         if options.device == "cuda" and not available:
             raise ValueError("--device cuda: torch sees no CUDA device here")
         device = ("cuda" if available else "cpu") if options.device == "auto" else options.device
+        if device == "cuda" and processes().local_world > max(1, torch.cuda.device_count()):
+            count = torch.cuda.device_count()
+            raise ValueError(f"--nproc-per-node must not exceed the GPUs, {count}, got {processes().local_world}")
     if options.precision == "16" and device == "cpu":
         raise ValueError("--precision 16 needs --device cuda; bf16 works on the CPU")
     if options.launcher == "ray":

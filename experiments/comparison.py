@@ -1,6 +1,8 @@
 """Runs the cells of a comparison into a folder: one row each, finished ones skipped, the report kept up to date."""
 
+import errno
 import fcntl
+import json
 import math
 import os
 import tempfile
@@ -18,13 +20,19 @@ from experiments import evaluation
 from experiments.cell_run import finish, not_applicable_row, run_cell
 from experiments.cells import Cell, NotApplicable
 from experiments.data import SegmentationData
-from experiments.records import Row, append_row, provenance, read_rows, remove_torn
+from experiments.records import Row, append_row, provenance, read_rows, remove_torn, write_whole
 from experiments.report import write_report
 from experiments.settings import Settings
 from experiments.training import processes
 
 RESULTS = "results.jsonl"
-SIDE_FOLDERS = {"panel", "cells"}
+# Written before the first cell trains: its checkpoints must not go on under other settings.
+SETTINGS = "settings.json"
+SIDES = {"panel", "cells", SETTINGS}
+
+
+# What an operating system says of a disk that is full, over its quota, read-only or broken.
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
 class CellsFailedError(RuntimeError):
@@ -41,8 +49,8 @@ Launch = Callable[[Sequence[Cell], Row, Collect, Fail], None]
 def check_output(output: Path, known: Row) -> list[Row]:
     """The rows that output holds already; none for a new folder.
 
-    known: the part of Settings.as_row that can be told so far. Raises ValueError where output is not a folder, holds
-    rows of other settings, or holds files that are not of a comparison.
+    known: the part of Settings.as_row that can be told so far. Raises ValueError where output is not a folder, was
+    begun with other settings, or holds files that are not of a comparison.
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output: {output} is a file, a folder is needed")
@@ -50,8 +58,10 @@ def check_output(output: Path, known: Row) -> list[Row]:
     for row in rows:
         if row.get("kind") != "segmentation":
             raise ValueError(f"--output: {output} holds rows of kind {row.get('kind')!r}, choose another folder")
+    begun = [json.loads((output / SETTINGS).read_text())] if (output / SETTINGS).exists() else []
+    for there in (*begun, *rows):
         differing = [
-            f"{key} {row.get(key)} there, {value} now" for key, value in known.items() if row.get(key) != value
+            f"{key} {there.get(key)} there, {value} now" for key, value in known.items() if there.get(key) != value
         ]
         if differing:
             listing = "; ".join(differing)
@@ -59,10 +69,8 @@ def check_output(output: Path, known: Row) -> list[Row]:
                 f"--output: {output} holds results of another configuration ({listing}), choose another folder"
             )
     if not rows and output.exists():
-        # A first cell that was interrupted leaves side folders, and rows if any were torn.
-        foreign = sorted(
-            {path.name for path in output.iterdir() if not path.name.startswith(".")} - {*SIDE_FOLDERS, RESULTS}
-        )
+        # A first cell that was interrupted leaves side files, and rows if any were torn.
+        foreign = sorted({path.name for path in output.iterdir() if not path.name.startswith(".")} - {*SIDES, RESULTS})
         if foreign:
             raise ValueError(f"--output: {output} holds other files ({', '.join(foreign[:5])}), choose another folder")
     return rows
@@ -106,6 +114,7 @@ def run(
         todo = [cell for cell in cells if cell.id not in done]
         if first:
             remove_torn(output)
+            write_whole(output / SETTINGS, json.dumps(settings.as_row(), indent=1))
             evaluation.save_data_panel(output, data)
             for cell in cells:
                 if cell.id in done:
@@ -168,11 +177,11 @@ def _here(cells: Sequence[Cell], data: SegmentationData, settings: Settings, out
 
                 try:
                     row = run_cell(cell, data, settings, output, origin, show)
-                except OSError:
-                    raise  # a full disk stops everything
                 except Exception as error:
-                    if together.world > 1:
-                        raise  # the others wait for this process: torchrun ends or restarts them all
+                    # A disk that takes no more stops everything. Among several processes the others wait for this one:
+                    # torchrun ends or restarts them all.
+                    if together.world > 1 or (isinstance(error, OSError) and error.errno in DISK):
+                        raise
                     fail(cell, error)
                     continue
             if row is not None:

@@ -12,16 +12,18 @@ class DecoderRule:
 
     strides: accepted output strides. default: the stride where none is asked for. by_argument: whether the constructor
     takes encoder_output_stride; otherwise the built encoder is dilated. min_side: shortest image side that works, for
-    the strides that need one.
+    the strides that need one. deepest: nominal stride of the deepest level that is read; output strides from there on
+    are one and the same network.
     """
 
     strides: tuple[int, ...]
     default: int
     by_argument: bool = False
     min_side: tuple[tuple[int, int], ...] = ()
+    deepest: int = 32
 
 
-# PSPNet stays at smp's default depth of 3, whose last level has stride 8: its strides give one and the same network.
+# PSPNet stays at smp's default depth of 3.
 DECODERS: dict[str, DecoderRule] = {
     "DeepLabV3": DecoderRule((8, 16), 8, by_argument=True),
     "DeepLabV3Plus": DecoderRule((8, 16), 16, by_argument=True),
@@ -29,7 +31,7 @@ DECODERS: dict[str, DecoderRule] = {
     "Linknet": DecoderRule((32,), 32),
     "MAnet": DecoderRule((32,), 32),
     "PAN": DecoderRule((16, 32), 16, by_argument=True, min_side=((16, 128), (32, 256))),
-    "PSPNet": DecoderRule((8, 16, 32), 32),
+    "PSPNet": DecoderRule((8, 16, 32), 32, deepest=8),
     "Segformer": DecoderRule((8, 16, 32), 32),
     "UPerNet": DecoderRule((8, 16, 32), 32),
     "Unet": DecoderRule((8, 16, 32), 32),

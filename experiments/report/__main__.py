@@ -18,10 +18,12 @@ from rich.console import Console
 
 from experiments.records import Row, read_rows, write_whole
 from experiments.report import tables, write_report
+from experiments.report.write import FILES
 
 FIELDS = (*tables.CONFIGURATION, "seed", "status", "cell", "commit", "host")
 # Marks a folder that this command made, and may make anew.
 SOURCES = "sources.json"
+WRITTEN = {SOURCES, "results.jsonl", "panel", "cells", *FILES}
 KEPT = (*(f"{number:02}.png" for number in range(100)), "images.json")
 
 
@@ -42,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = tyro.cli(Options, args=arguments, prog="python -m experiments.report", description=__doc__)
     try:
         found = rows_of(options.folders)
-        chosen = [(folder, row) for folder, row in found if matches(row, conditions(options.where, found))]
+        accepted = conditions(options.where, found)
+        chosen = [(folder, row) for folder, row in found if matches(row, accepted)]
         if not chosen:
             raise ValueError(f"--where: no row meets {' '.join(options.where)}")
         rebuild(chosen, options)
@@ -67,7 +70,8 @@ def rows_of(folders: Sequence[Path]) -> list[tuple[Path, Row]]:
         if not rows or not (folder / "panel" / "data.json").exists():
             raise ValueError(f"{folder} holds no comparison: results.jsonl with rows and panel/data.json are needed")
         found += [(folder, row) for row in rows]
-    sets = {row.get("data_id"): folder for folder, row in found}
+    # The earliest rows have no data_id.
+    sets = {row["data_id"]: folder for folder, row in found if row.get("data_id") is not None}
     if len(sets) > 1:
         listing = ", ".join(f"{data} in {folder}" for data, folder in sets.items())
         raise ValueError(f"folders must be of the same data, got data_id {listing}")
@@ -80,7 +84,11 @@ def rows_of(folders: Sequence[Path]) -> list[tuple[Path, Row]]:
 
 
 def conditions(where: Sequence[str], found: Sequence[tuple[Path, Row]]) -> dict[str, list[str]]:
-    """Accepted values by field. Raises ValueError, listing the choices, for a field or a value that no row has."""
+    """Accepted values by field.
+
+    Raises:
+        ValueError: a field or a value that no row has, with the choices, or a field that is given twice.
+    """
     accepted: dict[str, list[str]] = {}
     for condition in where:
         field, sign, values = condition.partition("=")
@@ -88,6 +96,8 @@ def conditions(where: Sequence[str], found: Sequence[tuple[Path, Row]]) -> dict[
             raise ValueError(
                 f"--where: conditions are FIELD=VALUE,VALUE with a field of {', '.join(FIELDS)}, got {condition}"
             )
+        if field in accepted:
+            raise ValueError(f"--where: each field may be given once, with values split by commas, got {field} twice")
         there = sorted({_text(row, field) for _, row in found})
         accepted[field] = values.split(",")
         if unknown := [value for value in accepted[field] if value not in there]:
@@ -107,8 +117,11 @@ def rebuild(chosen: Sequence[tuple[Path, Row]], options: Options) -> None:
         ValueError: the output folder holds something else than an earlier report of this command.
     """
     output = options.output
-    if output.exists() and (not output.is_dir() or (any(output.iterdir()) and not (output / SOURCES).exists())):
+    there = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if (output.exists() and not output.is_dir()) or (there and SOURCES not in there):
         raise ValueError(f"--output must be a new folder or one of an earlier call, got {output}")
+    if foreign := sorted(there - WRITTEN):
+        raise ValueError(f"--output: {output} holds other files too ({', '.join(foreign[:5])}), choose another folder")
     if output.resolve() in {folder.resolve() for folder in options.folders}:
         raise ValueError(f"--output must not be one of the folders it is made from, got {output}")
     if output.exists():

@@ -1,10 +1,12 @@
 """What a report is about: rows, what belongs to them, and the tables made from both."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pandas
 
 from experiments.records import Row, read_rows
@@ -17,7 +19,8 @@ class Content:
     """Everything that the pages of a report are rendered from.
 
     data: what panel/data.json says of the set. table and classes: see tables. comparison: intervals and differences of
-    the configurations in table, by label; None where they cannot be told, and then gap says why.
+    those configurations in table that have counts of each test image, by label, or None; gap says what is missing, ""
+    where nothing is.
     """
 
     output: Path
@@ -57,23 +60,33 @@ def gather(output: Path) -> Content:
     table = tables.summary(rows)
     comparison, gap = _compare(output, rows, table)
     if comparison is not None:
-        spans = [score.overall or score.over_images for score in comparison.scores]
+        spans = {score.configuration: score.overall or score.over_images for score in comparison.scores}
+        low, high = zip(*(spans.get(label, (math.nan, math.nan)) for label in table["label"]), strict=True)
         # Student's t knows nothing of the ends of the scale.
-        table["interval"] = [f"{max(0.0, low):.1f}{tables.MISSING}{min(100.0, high):.1f}" for low, high in spans]
+        table["interval_low"], table["interval_high"] = numpy.maximum(low, 0), numpy.minimum(high, 100)
     return Content(output, rows, data, table, tables.class_table(rows, table), comparison, gap)
 
 
 def _compare(output: Path, rows: list[Row], table: pandas.DataFrame) -> tuple[Comparison | None, str]:
-    """The comparison, or None with the reason why there is none."""
+    """The comparison of what has counts of each test image, or None; and the reason for what is not in it, or ""."""
     if table.empty:
         return None, "no configuration has finished"
-    configurations = {}
+    configurations, without = {}, []
     for _, line in table.iterrows():
         paths = {row["cell"]: output / "cells" / row["cell"] / "images.json" for row in tables.finished(rows, line)}
-        if missing := [cell for cell, path in paths.items() if not path.exists()]:
-            return None, f"the counts of each test image are missing for {', '.join(missing)}"
-        configurations[line["label"]] = {cell: read_counts(path) for cell, path in paths.items()}
+        missing = [str(cell) for cell, path in paths.items() if not path.exists()]
+        without += missing
+        if not missing:
+            configurations[line["label"]] = {cell: read_counts(path) for cell, path in paths.items()}
+    gap = f"the counts of each test image (images.json) are missing for {_few(without)}" if without else ""
+    if not configurations:
+        return None, gap
     try:
-        return compare(configurations), ""
+        return compare(configurations), gap
     except ValueError as error:  # such as one test image, of which nothing can be drawn
         return None, str(error)
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more cells"

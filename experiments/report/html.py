@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from experiments.report import judged, pages, plots, tables, words
+from experiments.report import facts, judged, pages, plots, tables, words
 from experiments.report.content import Content
 from experiments.report.ranking import body, class_lines
 
@@ -22,14 +22,15 @@ def html(content: Content) -> str:
     keys = [column.key for column in columns]
     values = table[keys].astype(object).where(table[keys].notna(), "").values.tolist() if len(table) else []
     comparison = content.comparison
+    ranks = dict(zip(table["label"], table["rank"], strict=True))
     return pages.load("template.html").render(
         title=f"Decoder comparison on {data['name']}",
-        finding=tables.finding(table),
+        finding=words.finding(table, comparison),
         note=data["note"],
         columns=columns,
         lines=[list(zip(texts, raw, strict=True)) for texts, raw in zip(body(table, columns), values, strict=True)],
         resolved=words.resolved(content),
-        wins=Markup(judged.win_matrix(comparison)) if comparison and len(comparison.scores) > 1 else "",
+        wins=Markup(judged.win_matrix(comparison, ranks)) if comparison and len(comparison.scores) > 1 else "",
         wins_width=judged.matrix_width(comparison) if comparison else 0,
         figures=[(title, Markup(svg), wide) for title, svg, wide in _figures(content)],
         labels=list(classes.columns),
@@ -41,8 +42,8 @@ def html(content: Content) -> str:
         failures=content.failures,
         not_applicable=content.not_applicable,
         how_to_read=words.how_to_read(content.ran),
-        facts=words.facts(content),
-        commands=words.commands(content.rows),
+        facts=facts.facts(content),
+        commands=facts.commands(content.rows),
     )
 
 
@@ -118,11 +119,12 @@ def _pictured(content: Content) -> list[tuple[str, Path]]:
 
 def _panel(content: Content) -> list[tuple[str, list[str]]]:
     """Per panel image: its name and data URIs of image, truth and the first seed of each configuration."""
-    lines = []
+    lines, pictured = [], _pictured(content)
     for number, name in enumerate(content.data["panel"]):
         paths = [content.output / "panel" / f"{number:02}_{kind}.png" for kind in ("image", "truth")]
-        paths += [folder / f"{number:02}.png" for _, folder in _pictured(content)]
-        lines.append((name, [_data_uri(path) for path in paths]))
+        paths += [folder / f"{number:02}.png" for _, folder in pictured]
+        if all(path.exists() for path in paths):
+            lines.append((name, [_data_uri(path) for path in paths]))
     return lines
 
 

@@ -1,6 +1,6 @@
 """Plots of what is resolved, and of accuracy at the edges of things, as inline SVG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 from matplotlib.patches import Rectangle
@@ -25,8 +25,11 @@ def matrix_width(comparison: Comparison) -> int:
     return round(96 * matrix_size(comparison)[0])
 
 
-def win_matrix(comparison: Comparison) -> str:
-    """Line minus column in points of test mIoU; shaded where the difference is resolved, blue up, orange down."""
+def win_matrix(comparison: Comparison, ranks: Mapping[str, int]) -> str:
+    """Line minus column in points of test mIoU; shaded where the difference is resolved, blue up, orange down.
+
+    ranks: by label of a configuration, as the ranking has them.
+    """
     names = [score.configuration for score in comparison.scores]
     count = len(names)
     with matplotlib.rc_context(STYLE):
@@ -44,7 +47,7 @@ def win_matrix(comparison: Comparison) -> str:
                 axes.text(
                     j,
                     i,
-                    f"{points:+.1f}",
+                    signed(points),
                     ha="center",
                     va="center",
                     fontsize=9,
@@ -53,14 +56,20 @@ def win_matrix(comparison: Comparison) -> str:
                 )
         axes.set_xlim(-0.5, count - 0.5)
         axes.set_ylim(count - 0.5, -0.5)
-        axes.set_xticks(range(count), [f"#{i + 1}" for i in range(count)])
-        axes.set_yticks(range(count), [f"#{i + 1} {name}" for i, name in enumerate(names)])
+        axes.set_xticks(range(count), [f"#{ranks[name]}" for name in names])
+        axes.set_yticks(range(count), [f"#{ranks[name]} {name}" for name in names])
         axes.tick_params(axis="both", labelcolor=INK, length=0)
         axes.xaxis.tick_top()
         axes.grid(False)
         for side in axes.spines.values():
             side.set_visible(False)
         return svg(figure, "wins")
+
+
+def signed(points: float) -> str:
+    """One digit with its sign; none where it is rounded to zero."""
+    text = f"{points:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
 def boundary_bands(curves: Sequence[tuple[str, Sequence[tuple[int, float]]]]) -> str:
@@ -81,7 +90,6 @@ def boundary_bands(curves: Sequence[tuple[str, Sequence[tuple[int, float]]]]) ->
         axes.set_xticks(sorted({width for _, points in curves for width, _ in points}))
         axes.set_xlabel("band, pixels")
         axes.set_ylabel("boundary F-score %")
-        axes.set_ylim(bottom=0)
         legend(axes)
         return svg(figure, "bands")
 

@@ -1,6 +1,6 @@
 """report.md, for repositories."""
 
-from experiments.report import tables, words
+from experiments.report import facts, tables, words
 from experiments.report.content import Content
 from experiments.report.ranking import body, class_lines
 
@@ -8,12 +8,12 @@ from experiments.report.ranking import body, class_lines
 def markdown(content: Content) -> str:
     """The report as Markdown, without pictures."""
     table, data = content.table, content.data
-    parts = [f"# Decoder comparison on {data['name']}", tables.finding(table)]
+    parts = [f"# Decoder comparison on {data['name']}", words.finding(table, content.comparison)]
     if data["note"]:
         parts.append(data["note"])
     if len(table):
         columns = tables.shown_columns(table)
-        text = [number for number, column in enumerate(columns) if column.digits is None or column.key == "rank"]
+        text = 1 + max(number for number, column in enumerate(columns) if column.digits is None)
         headings = [column.heading for column in columns]
         parts += ["## Ranking by test mIoU", tables.markdown_table(headings, body(table, columns), text)]
         parts += ["## Which differences are resolved", *words.resolved(content)]
@@ -29,8 +29,8 @@ def markdown(content: Content) -> str:
         if cells:
             parts += [f"## {heading}", "\n".join(f"- `{cell}`: {reason}" for cell, reason in cells)]
     parts += ["## How to read this", words.how_to_read(content.ran)]
-    facts = "\n".join(f"- {name}: {value}" for name, value in words.facts(content))
-    commands = "\n".join(words.commands(content.rows))
-    parts += ["## Where it comes from", facts, f"```\n{commands}\n```"]
+    origin = "\n".join(f"- {name}: {value}" for name, value in facts.facts(content))
+    commands = "\n".join(facts.commands(content.rows))
+    parts += ["## Where it comes from", origin, f"```\n{commands}\n```"]
     parts += ["Raw rows, one per cell: `results.jsonl`."]
     return "\n\n".join(parts) + "\n"

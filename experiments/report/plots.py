@@ -76,7 +76,8 @@ def trade_off(table: pandas.DataFrame, key: str, heading: str) -> str:
         axes.set_xlabel(heading)
         axes.set_ylabel("test mIoU %")
         figure.draw_without_rendering()
-        _label_points(axes, points[key].tolist(), points["test_miou"].tolist(), points["label"].tolist())
+        spreads = points["test_miou_sd"].fillna(0).tolist()
+        _label_points(axes, points[key].tolist(), points["test_miou"].tolist(), points["label"].tolist(), spreads)
         return svg(figure, key)
 
 
@@ -115,7 +116,7 @@ def loss_curves(curves: Sequence[tuple[str, Sequence[Sequence[float]], Sequence[
                     label=label if seed == 0 else None,
                 )
         axes.set_xlabel("training step")
-        axes.set_ylabel("cross-entropy, smoothed")
+        axes.set_ylabel("loss, smoothed")
         axes.set_ylim(bottom=0)
         axes.margins(x=0.01)
         legend(axes)
@@ -135,15 +136,19 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def legend(axes: Axes) -> None:
-    longest = max(map(len, axes.get_legend_handles_labels()[1]))
-    columns = max(1, 110 // (longest + 6))
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, handlelength=1.2, borderaxespad=0.2)
+    labels = axes.get_legend_handles_labels()[1]
+    most = max(1, 145 // (max(map(len, labels)) + 6))
+    columns = -(-len(labels) // -(-len(labels) // most))  # rows filled evenly
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, handlelength=2, borderaxespad=0.2)
 
 
-def _label_points(axes: Axes, xs: list[float], ys: list[float], names: list[str]) -> None:
-    """Write each name beside its point, at the first of several places where it covers neither point nor name."""
+def _label_points(axes: Axes, xs: list[float], ys: list[float], names: list[str], spreads: list[float]) -> None:
+    """Write each name beside its point, at the first of several places where it covers no point, bar or name."""
     centres = axes.transData.transform(list(zip(xs, ys, strict=True)))
     taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in centres]
+    for x, y, spread in zip(xs, ys, spreads, strict=True):
+        (left, low), (_, high) = axes.transData.transform([(x, y - spread), (x, y + spread)])
+        taken.append(Bbox.from_extents(left - 1, low, left + 1, high))
     inside = axes.get_window_extent()
     places = [(9, 0, "left", "center"), (-9, 0, "right", "center")]
     places += [(0, 10, "center", "bottom"), (0, -10, "center", "top")]

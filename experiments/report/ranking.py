@@ -9,12 +9,14 @@ from experiments.report.content import Content
 
 
 def body(table: pandas.DataFrame, columns: Sequence[tables.Column]) -> list[list[str]]:
-    """The printed cells of the ranking; latency carries its range."""
+    """The printed cells of the ranking; latency carries its range, an interval both its ends."""
     lines = []
     for _, line in table.iterrows():
         cells = []
         for column in columns:
             text = tables.cell_text(column, line[column.key], line.get(f"{column.key}_sd"))
+            if column.key == "interval_low" and text != tables.MISSING:
+                text += f"{tables.MISSING}{line['interval_high']:.1f}"
             if column.key == "latency_ms_p50":
                 text += f" ({line['latency_ms_p20']:.1f}{tables.MISSING}{line['latency_ms_p80']:.1f})"
             cells.append(text)

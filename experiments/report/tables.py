@@ -1,8 +1,9 @@
-"""Rows of kind "segmentation" as tables: a ranking over configurations, classes by configuration, a sentence on both.
+"""Rows of kind "segmentation" as tables: a ranking over configurations, and classes by configuration.
 
 A configuration is what a cell is without its seed.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import pandas
 from experiments.records import Row
 
 CONFIGURATION = ["decoder", "encoder", "stem", "output_stride", "dilation", "window", "alignment"]
-# Rows from before these fields existed are of these values.
+# Rows of swinx's encoders from before these fields existed are of these values; others have None there.
 EARLIER = {"dilation": "exact", "window": None, "alignment": "none"}
 # The width in pixels at which the tables tell the boundary F-score.
 BAND = "2"
@@ -27,6 +28,7 @@ SPREAD = [
     "pixel_accuracy",
     "ece",
 ]
+INTERVAL = ["interval_low", "interval_high"]
 COST = [
     "params_m",
     "gflops",
@@ -60,7 +62,7 @@ COLUMNS = [
     Column("alignment", "alignment", None, "where tokens of dilated levels stand"),
     Column("seeds", "seeds", 0, "number of seeds behind the means"),
     Column("test_miou", "test mIoU %", 1, "mean IoU on the test split, over classes that occur"),
-    Column("interval", "95 % interval", None, "of test mIoU, over test images and, where known, seeds"),
+    Column("interval_low", "95 % interval", 1, "of test mIoU, over test images and, where known, seeds"),
     Column("val_miou", "val mIoU %", 1, "mean IoU on the validation split"),
     Column("best_val_miou", "best val %", 1, "highest validation mIoU in training"),
     Column("thin_miou", "thin IoU %", 1, "mean IoU of thin classes on the test split"),
@@ -83,7 +85,8 @@ CONSTANT = ["encoder", "stem", "dilation", "window", "alignment", "seeds", "imag
 
 def normal(row: Row) -> Row:
     """A row with every field that the tables use: missing ones of earlier rows filled in, None spelled as a dash."""
-    full = {**dict.fromkeys([*SPREAD, *COST]), **EARLIER, **row}
+    earlier = EARLIER if row["stem"] is not None else dict.fromkeys(EARLIER)
+    full = {**dict.fromkeys([*SPREAD, *COST]), **earlier, **row}
     full |= {key: MISSING if full[key] is None else full[key] for key in ("stem", "dilation", "window", "alignment")}
     full["window"] = str(full["window"])
     full["boundary_f"] = (row.get("boundary_f1") or {}).get(BAND)
@@ -95,11 +98,11 @@ def summary(rows: Sequence[Row]) -> pandas.DataFrame:
     """One line per configuration that finished, best test mIoU first.
 
     Columns: rank, label, CONFIGURATION, seeds, means of SPREAD with their sample standard deviation as KEY_sd (NaN for
-    one seed), medians of COST.
+    one seed), medians of COST, and the 95 % interval of test_miou as INTERVAL, NaN until something sets it.
     """
     frame = pandas.DataFrame([normal(row) for row in rows if row["status"] == "ok"])
     if frame.empty:
-        return pandas.DataFrame(columns=["rank", "label", *CONFIGURATION, "seeds", "interval", *SPREAD, *COST])
+        return pandas.DataFrame(columns=["rank", "label", *CONFIGURATION, "seeds", *SPREAD, *COST, *INTERVAL])
     frame[SPREAD + COST] = frame[SPREAD + COST].astype(float)
     groups = frame.groupby(CONFIGURATION, sort=False)
     table = groups[SPREAD].mean().join(groups[SPREAD].std().add_suffix("_sd")).join(groups[COST].median())
@@ -107,7 +110,7 @@ def summary(rows: Sequence[Row]) -> pandas.DataFrame:
     table = table.sort_values("test_miou", ascending=False, kind="stable", na_position="last", ignore_index=True)
     table.insert(0, "rank", range(1, len(table) + 1))
     table.insert(1, "label", labels(table))
-    table["interval"] = None
+    table[INTERVAL] = math.nan
     return table
 
 
@@ -175,26 +178,8 @@ def cell_text(column: Column, value: Any, spread: float | None = None) -> str:
     return text if spread is None or pandas.isna(spread) else f"{text} ± {spread:.{column.digits}f}"
 
 
-def finding(table: pandas.DataFrame) -> str:
-    """The ranking in a sentence or two, with what the seeds allow to be said."""
-    if table.empty:
-        return "No configuration has finished."
-    best = table.iloc[0]
-    text = f"{best['label']} reaches {best['test_miou']:.1f} % test mIoU"
-    if len(table) == 1:
-        return text + "."
-    last, second = table.iloc[-1], table.iloc[1]
-    text += f", {best['test_miou'] - second['test_miou']:.1f} points above {second['label']}"
-    if len(table) > 2:
-        text += f" and {best['test_miou'] - last['test_miou']:.1f} above {last['label']}, the last of {len(table)}"
-    spread = table["test_miou_sd"].max()
-    if pandas.isna(spread):
-        return text + ". Each ran with one seed, so the spread between seeds is unknown and small gaps decide nothing."
-    text += f". Between seeds the standard deviation is up to {spread:.1f} points"
-    return text + ": read smaller gaps as undecided."
-
-
-def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]], text: Sequence[int] = (0,)) -> str:
-    """A Markdown table; the columns of text are set left, the others right."""
-    rule = ["---" if i in text else "---:" for i in range(len(headings))]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [headings, rule, *lines])
+def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    """A Markdown table; the first text_columns columns are set left, the others right. A bar in a cell stays one."""
+    rule = ["---" if i < text_columns else "---:" for i in range(len(headings))]
+    plain = [[cell.replace("|", "\\|") for cell in line] for line in [headings, rule, *lines]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in plain)

@@ -1,45 +1,121 @@
-"""What a report says in sentences: findings, how to read it, where it comes from."""
+"""What a report says in sentences: what was found, which differences are resolved, how to read the numbers."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas
 
 from experiments.records import Row
-from experiments.report import tables
 from experiments.report.content import Content
-from experiments.statistics import Difference
+from experiments.report.facts import differing, differing_seeds, spelled, spelled_key
+from experiments.statistics import Comparison, Difference
+
+
+def finding(table: pandas.DataFrame, comparison: Comparison | None = None) -> str:
+    """The ranking in a sentence or two, with what images and seeds allow to be said."""
+    if table.empty:
+        return "No configuration has finished."
+    best = table.iloc[0]
+    if pandas.isna(best["test_miou"]):
+        return "No class occurs in the test images, so there is nothing to rank."
+    text = f"{best['label']} reaches {best['test_miou']:.1f} % test mIoU"
+    scored = table.dropna(subset=["test_miou"])
+    if len(scored) == 1:
+        return text + "."
+    last, second = scored.iloc[-1], scored.iloc[1]
+    text += f", {_lead(best, second, ' points', comparison)}"
+    if len(scored) > 2:
+        text += f" and {_lead(best, last, '', comparison)}, the last of {len(scored)}"
+    if comparison is not None and comparison.differences:
+        pairs, some = len(comparison.differences), sum(d.resolved for d in comparison.differences)
+        text += f". {some} of {pairs} differences {'is' if some == 1 else 'are'} resolved"
+        only = ", for these trained models only: each ran with one seed" if comparison.these_models_only else ""
+        return f"{text}{only}."
+    spread = table["test_miou_sd"].max()
+    if pandas.isna(spread):
+        return text + ". Each ran with one seed, so the spread between seeds is unknown and small gaps decide nothing."
+    text += f". Between seeds the standard deviation is up to {spread:.1f} points"
+    return text + ": read smaller gaps as undecided."
+
+
+def _lead(first: "pandas.Series[Any]", second: "pandas.Series[Any]", unit: str, comparison: Comparison | None) -> str:
+    """How far first is above second, and whether that is resolved where both were judged."""
+    names = {score.configuration for score in comparison.scores} if comparison is not None else set()
+    text = f"{first['test_miou'] - second['test_miou']:.1f}{unit} above {second['label']}"
+    if comparison is None or not {first["label"], second["label"]} <= names:
+        return text
+    resolved = comparison.between(str(first["label"]), str(second["label"])).resolved
+    return f"{text} ({'resolved' if resolved else 'not resolved'})"
 
 
 def how_to_read(rows: Sequence[Row]) -> str:
     """How the numbers came about, as the rows tell it."""
     weights = {row.get("weights") for row in rows}
-    start = "trains from scratch" if weights <= {None} else "trains, from pretrained encoders where told below,"
+    if weights <= {None}:
+        start = "trains from scratch"
+    elif None in weights:
+        start = "trains, from scratch or from pretrained encoders as told below,"
+    else:
+        start = f"trains from pretrained encoders ({', '.join(sorted(map(str, weights)))})"
+    others = differing(rows)
+    budget = "budgets that differ" if {"steps", "minutes", "batch_size"} & others.keys() else "the same budget"
+    sentences = [
+        f"Every configuration {start} under {budget}, on the same batches for a given seed, and is evaluated once, "
+        f"with {_evaluated(rows)}.",
+        _held_out(rows),
+    ]
+    if others:
+        listing = "; ".join(f"{spelled_key(key)} {', '.join(values)}" for key, values in others.items())
+        sentences.append(f"Settings differ between rows ({listing}), and differences may come from them.")
+    if mixed := differing_seeds(rows):
+        listing = ", ".join(spelled_key(key) for key in mixed)
+        sentences.append(f"Seeds of one configuration differ in {listing}, so ± is not chance alone.")
+    sentences += _predicted(rows)
+    sentences.append(
+        "Scores are means over seeds ± their standard deviation, costs are medians. IoU is computed from one confusion "
+        "matrix over all pixels that are not ignored; a class that is neither in the truth nor predicted is left out "
+        "of the means. Boundary F-score counts boundary pixels that lie within a band of the other map's, per image "
+        "and class. GFLOPs count two per multiply-add of matrix products and convolutions, for one image. Latency is "
+        "for one image, bytes in and logits out; the range is from the 20th to the 80th percentile."
+    )
+    return " ".join(sentences)
+
+
+def _evaluated(rows: Sequence[Row]) -> str:
+    """Which weights were evaluated. Rows from before ema_decay was a field have a moving average."""
+    plain = {row.get("ema_decay") == 0 for row in rows}
+    average = "the moving average of its weights"
+    if plain == {True}:
+        average = "its weights"
+    elif True in plain:
+        average += " (the weights themselves where ema decay is 0)"
     chosen = {row.get("select", "last") for row in rows}
     if chosen <= {"last"}:
-        choice = (
-            "with the moving average of its weights at the end. No checkpoint is selected, so val and test are both "
-            "held-out scores: choose by val, report test."
-        )
-    else:
-        choice = (
-            "with the moving average of its weights at the best validation (select best). Val mIoU is therefore no "
-            "held-out score: report test."
-        )
+        return f"{average} at the end"
+    return f"{average} at the best validation{' where select is best, else at the end' if 'last' in chosen else ''}"
+
+
+def _held_out(rows: Sequence[Row]) -> str:
+    selected = any(row.get("select", "last") == "best" for row in rows)
+    stopped = any(row.get("patience") is not None for row in rows)
+    if not selected and not stopped:
+        return "No checkpoint is selected, so val and test are both held-out scores: choose by val, report test."
+    uses = ["weights were chosen"] * selected + ["training was ended"] * stopped
+    return f"By val mIoU {' and '.join(uses)}, so it is no held-out score: report test."
+
+
+def _predicted(rows: Sequence[Row]) -> list[str]:
+    """How images were predicted, where that was not one plain call of the model."""
     means = []
-    if any(row.get("flip") or (row.get("scales") or [1.0]) != [1.0] for row in rows):
-        means.append("Predictions are averaged over mirrored or resized images where told below.")
-    if any(row.get("tile") for row in rows):
-        means.append("Large images are predicted by overlapping tiles.")
-    return " ".join(
-        [
-            f"Every configuration {start} under the same budget, on the same batches for a given seed, and is "
-            f"evaluated once, {choice}",
-            *means,
-            "IoU is computed from one confusion matrix over all pixels that are not ignored; a class that is neither "
-            "in the truth nor predicted is left out of the means. Boundary F-score counts boundary pixels that lie "
-            "within a band of the other map's, per image and class. GFLOPs count two per multiply-add of matrix "
-            "products and convolutions, for one image. Latency is for one image, bytes in and logits out; the range "
-            "is from the 20th to the 80th percentile.",
-        ]
-    )
+    if any(row.get("flip") for row in rows):
+        means.append("averaged with those of the mirrored image")
+    scales = dict.fromkeys(spelled(row["scales"]) for row in rows if row.get("scales") not in (None, [1.0]))
+    if scales:
+        means.append(f"averaged over scales {' or '.join(scales)}")
+    tiles = dict.fromkeys("x".join(map(str, row["tile"])) for row in rows if row.get("tile"))
+    if tiles:
+        means.append(f"made by overlapping tiles of {' or '.join(tiles)} pixels where images are larger")
+    return [f"Predictions are {', '.join(means)}."] if means else []
 
 
 def resolved(content: Content) -> list[str]:
@@ -48,8 +124,8 @@ def resolved(content: Content) -> list[str]:
     if comparison is None:
         return [f"Differences cannot be judged: {content.gap}."]
     if len(comparison.scores) == 1:
-        return ["There is one configuration, and so nothing to compare."]
-    if comparison.seed_sd is None:
+        return [f"There is one configuration to judge, and so nothing to compare{_gap(content)}."]
+    if comparison.these_models_only:
         basis = (
             f"Judged over {comparison.images} test images alone: each configuration ran with one seed, the spread "
             "between seeds is unknown, and what follows holds for these trained models only."
@@ -60,14 +136,21 @@ def resolved(content: Content) -> list[str]:
             f"{comparison.seed_sd:.2f} points pooled with {comparison.seed_freedom} degrees of freedom."
         )
     pairs = len(comparison.differences)
-    basis += f" Paired bootstrap; 95 %, corrected for {pairs} {'pair' if pairs == 1 else 'pairs'} (Holm)."
+    basis += f" Paired bootstrap; 95 %, corrected for {pairs} {'pair' if pairs == 1 else 'pairs'} (Holm). Images count "
+    basis += "as independent: where they are frames of few films, intervals are too narrow."
     yes = [difference for difference in comparison.differences if difference.resolved]
     no = [difference for difference in comparison.differences if not difference.resolved]
     lines = [basis]
     lines.append(f"Resolved, {len(yes)} of {pairs}: {_list(yes)}." if yes else f"None of {pairs} is resolved.")
     if no:
         lines.append(f"Not resolved, {len(no)} of {pairs}: {_list(no)}.")
+    if content.gap:
+        lines.append(f"Some configurations are not judged{_gap(content)}.")
     return lines
+
+
+def _gap(content: Content) -> str:
+    return f": {content.gap}" if content.gap else ""
 
 
 def _list(differences: Iterable[Difference]) -> str:
@@ -79,68 +162,3 @@ def _list(differences: Iterable[Difference]) -> str:
             first, second, points = second, first, -points
         groups.setdefault(first, []).append(f"{second} (+{points:.1f})")
     return "; ".join(f"{first} over {', '.join(others)}" for first, others in groups.items())
-
-
-def facts(content: Content) -> list[tuple[str, str]]:
-    """What holds for the whole report, as (name, value). Values that differ between rows are all listed."""
-    rows, data = content.ran or content.rows, content.data
-
-    def every(key: str) -> str:
-        values = dict.fromkeys(_spelled(row.get(key)) for row in rows if row.get(key) is not None)
-        return ", ".join(values) or "unknown"
-
-    counts = ", ".join(f"{count} {split}" for split, count in data["images"].items())
-    budget = ", ".join(
-        dict.fromkeys(f"{row['steps']} steps" if row["steps"] else f"{row['minutes']:g} minutes" for row in rows)
-    )
-    commits = dict.fromkeys(
-        f"{row['commit'][:12]}{' with uncommitted changes' if row['dirty'] else ''}" for row in rows if row["commit"]
-    )
-    recipe = [
-        f"{key.replace('_', ' ')} {every(key)}" for key in RECIPE if any(row.get(key) is not None for row in rows)
-    ]
-    told = [("recipe", ", ".join(recipe))] if recipe else []
-    inference = [key for key in ("tile", "flip", "scales") if any(_used(row, key) for row in rows)]
-    told += [("prediction", ", ".join(f"{key} {every(key)}" for key in inference))] if inference else []
-    worlds = every("world_size")
-    times = [str(row["time"]) for row in rows]
-    return [
-        ("data", f"{data['name']}, {data['height']}x{data['width']}, images: {counts}"),
-        ("budget per cell", f"{budget}, batch size {every('batch_size')}, precision {every('precision')}"),
-        *told,
-        *(tables.constants(content.table) if len(content.table) else []),
-        ("hardware", f"{every('host')}; {every('threads')} threads"),
-        *([("processes per cell", worlds)] if worlds not in ("1", "unknown") else []),
-        ("peak memory", every("peak_memory_scope")),
-        ("versions", f"swinx {every('swinx')}, torch {every('torch')}, Python {every('python')}"),
-        ("commit", ", ".join(commits) or "not a git checkout"),
-        ("finished", f"{min(times)} to {max(times)}" if times else tables.MISSING),
-    ]
-
-
-def commands(rows: Sequence[Row]) -> list[str]:
-    """The commands behind the rows, each once."""
-    return list(dict.fromkeys(str(row["command"]) for row in rows))
-
-
-RECIPE = (
-    *(
-        "losses",
-        "class_weighting",
-        "learning_rate",
-        "weight_decay",
-        "warmup",
-        "ema_decay",
-        "gradient_clip",
-        "accumulate",
-    ),
-    *("crop", "zoom", "color", "weights", "layer_decay", "patience", "select"),
-)
-
-
-def _used(row: Row, key: str) -> bool:
-    return bool(row.get(key)) and row[key] != [1.0]
-
-
-def _spelled(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

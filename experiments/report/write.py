@@ -11,6 +11,8 @@ from experiments.report.html import html
 from experiments.report.latex import latex
 from experiments.report.markdown import markdown
 
+FILES = ("report.html", "report.md", "report.tex", "summary.csv", "class_iou.csv", "differences.csv")
+
 
 def write_report(output: Path) -> None:
     """Write report.html, .md and .tex, summary.csv, class_iou.csv and differences.csv from output/results.jsonl.

@@ -88,8 +88,10 @@ def fit(
     together = processes()
     size = recipe.crop or (data.train.images.shape[-2], data.train.images.shape[-1])
     weights = class_weights(data.train.masks, len(data.class_names), data.ignore_index, recipe.class_weighting)
-    if together.world > 1 and device.type == "cpu":
-        sync_norm.synchronise(model)
+    if together.world > 1:
+        sync_norm.check(model)
+        if device.type == "cpu":
+            sync_norm.synchronise(model)
     module = SegmentationModule(model, Objective(recipe.losses, weights, data.ignore_index), recipe, seed)
     checkpoint = folder / CHECKPOINT
     progress = Progress(budget, recipe, checkpoint, validate=validate, on_best=on_best, on_step=on_step)
@@ -135,6 +137,8 @@ def fit(
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from error
         module.read_losses()
+        if ended and together.rank == 0 and (best := progress.best()) is not None and best[0] == trainer.global_step:
+            on_best(module.average.module, *best)  # it may have been cut off right before: see Progress
     model.load_state_dict(module.average.module.state_dict())
     steps = trainer.global_step
     return Training(

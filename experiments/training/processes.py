@@ -3,6 +3,7 @@
 import copy
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, Strategy
@@ -37,6 +38,7 @@ def strategy(model: nn.Module, images: Tensor, together: Processes, device: torc
         return "auto"
     return DDPStrategy(
         find_unused_parameters=bool(unused_parameters(model, images)),
+        timeout=timedelta(hours=6),  # how long the first process may evaluate
         broadcast_buffers=False,  # normalisation is synchronised: buffers are equal as it is
         process_group_backend="nccl" if device.type == "cuda" else "gloo",
     )

@@ -44,6 +44,7 @@ class Progress(lightning.Callback):
         self.validations: list[tuple[int, float | None]] = []
         self.ended = False
         self._share = self._rate = self._since = self._saved = 0.0
+        self._logged = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("seconds", "rates", "losses", "validations", "ended")}
@@ -62,9 +63,15 @@ class Progress(lightning.Callback):
         self._share = self._agreed(trainer, self.budget.progress(trainer.global_step, self.seconds))
         module.losses = self.losses
         trainer.should_stop = self.ended
-        validated = dict(self.validations)
-        for step, (loss, rate) in enumerate(zip(self.losses, self.rates, strict=True), start=1):
-            self._log(trainer, step, loss=loss, learning_rate=rate, val_miou=validated.get(step))
+        # A checkpoint that this process does not see would leave it behind the others, or in another cell.
+        here = (self.checkpoint.parent.name, trainer.global_step)
+        if (first := self._agreed(trainer, here)) != here:
+            raise RuntimeError(
+                f"processes disagree, {first} in the first and {here} in this one: all must see the folder of --output"
+            )
+        self._logged = 0
+        self._log_read(trainer, module)
+        self._keep_best(trainer, module)
         self._since = self._saved = time.perf_counter()
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -83,41 +90,51 @@ class Progress(lightning.Callback):
         step = trainer.global_step
         due = now - self._saved > CHECKPOINT_SECONDS
         self._share, due = self._agreed(trainer, (self.budget.progress(step, self.seconds), due))
-        latest = module.losses[-1] if module.losses else float("nan")
-        self.on_step(self._share, latest)
+        self.on_step(self._share, module.losses[-1] if module.losses else float("nan"))
         self.ended = self._share >= 1
-        miou = None
         if self.ended or step % self.budget.validation_interval(self.recipe.validate_every) == 0:
             module.read_losses()
-            miou = self._validate(trainer, module, step)
+            self._validate(trainer, module, step)
             due = True
-        self._log(trainer, step, loss=latest, learning_rate=self._rate, val_miou=miou)
         if due:
             module.read_losses()
+        self._log_read(trainer, module)
+        if due:
+            for logger in trainer.loggers:
+                logger.save()
             trainer.save_checkpoint(self.checkpoint)
+            self._keep_best(trainer, module)
             self._saved = time.perf_counter()
         trainer.should_stop = self.ended
         self._since = time.perf_counter()
 
-    def _validate(self, trainer: lightning.Trainer, module: SegmentationModule, step: int) -> float | None:
+    def _validate(self, trainer: lightning.Trainer, module: SegmentationModule, step: int) -> None:
         model = module.average.module
         miou: float | None = self._agreed(trainer, self.validate(model) if trainer.is_global_zero else None)
-        best = self.best()
         self.validations.append((step, miou))
-        if miou is not None and (best is None or miou > best[1]) and trainer.is_global_zero:
-            self.on_best(model, step, miou)
         best = self.best()
         if self.recipe.patience is not None and best is not None:
             since = sum(step > best[0] for step, _ in self.validations)
             self.ended = self.ended or since >= self.recipe.patience
-        return miou
+
+    def _keep_best(self, trainer: lightning.Trainer, module: SegmentationModule) -> None:
+        """Hand the model on where it is the best so far. It follows the checkpoint that says so, and is done again by a
+        run that starts from that: a kill between the two must not leave the one with the other's weights."""
+        best = self.best()
+        if best is not None and best[0] == trainer.global_step and trainer.is_global_zero:
+            self.on_best(module.average.module, *best)
 
     @staticmethod
     def _agreed(trainer: lightning.Trainer, value: Any) -> Any:
         """The value that the first process has: what steers training must be the same in all."""
         return trainer.strategy.broadcast(value) if trainer.world_size > 1 else value
 
-    @staticmethod
-    def _log(trainer: lightning.Trainer, step: int, **values: float | None) -> None:
-        for logger in trainer.loggers:
-            logger.log_metrics({name: value for name, value in values.items() if value is not None}, step)
+    def _log_read(self, trainer: lightning.Trainer, module: SegmentationModule) -> None:
+        """Log the steps whose losses were read since the last call: on a GPU they are read several at a time."""
+        validated = dict(self.validations)
+        for step in range(self._logged + 1, len(module.losses) + 1):
+            values = {"loss": module.losses[step - 1], "learning_rate": self.rates[step - 1]}
+            miou = validated.get(step)
+            for logger in trainer.loggers:
+                logger.log_metrics(values if miou is None else {**values, "val_miou": miou}, step)
+        self._logged = len(module.losses)

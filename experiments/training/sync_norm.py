@@ -62,6 +62,16 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
 
+def check(module: nn.Module) -> None:
+    """Raise ValueError where a module has a normalisation over batches of a kind that is not synchronised.
+
+    timm's BatchNormAct2d is one: torch's conversion would drop its activation.
+    """
+    kinds = {type(child) for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)}
+    if unknown := sorted(kind.__name__ for kind in kinds - {nn.BatchNorm2d, SyncBatchNorm2d, nn.SyncBatchNorm}):
+        raise ValueError(f"several processes train networks with BatchNorm2d, got {', '.join(unknown)} in the network")
+
+
 def synchronise(module: nn.Module) -> None:
     """Replace every BatchNorm2d inside a module by SyncBatchNorm2d, with the same parameters and buffers."""
     for name, child in module.named_children():

@@ -6,9 +6,11 @@ from itertools import product
 
 import pytest
 import segmentation_models_pytorch as smp
+import torch
 
 from experiments.cells import ALIGNMENTS, DILATIONS, Axes, Cell, NotApplicable, grid, own_stem, own_window
 from experiments.decoders import DECODERS, size_rule
+from experiments.models import build_model
 from swinx.config import STEMS, VARIANTS
 
 UNET = Axes(decoders=("Unet",), encoders=("swinx_n",), seeds=(0,))
@@ -144,3 +146,18 @@ def test_bad_choices_name_the_option_and_the_choices(changes: dict[str, list[obj
 def test_timm_encoders_are_known_by_their_name() -> None:
     (cell,) = cells_of(replace(UNET, encoders=("tu-convnext_tiny.fb_in1k",)))
     assert cell.id == "tu-convnext_tiny.fb_in1k-Unet-os32-seed0"
+
+
+def test_one_network_is_one_cell() -> None:
+    """PSPNet reads down to stride 8 only: its output strides, rules and alignments are the same network."""
+    axes = Axes(["PSPNet"], ["swinx_n"], [0], [8, 16, 32], dilations=DILATIONS, alignments=ALIGNMENTS)
+    cells, missing = grid(axes)
+    assert cells == [Cell("swinx_n", "inline", "PSPNet", 32, 0)]
+    assert missing == []
+    image = torch.randn(1, 3, 64, 96)
+    model = build_model(cells[0], 3).eval()
+    with torch.inference_mode():
+        expected = model(image)
+        for stride in (8, 16):
+            model.encoder.make_dilated(stride)
+            assert torch.equal(model(image), expected)

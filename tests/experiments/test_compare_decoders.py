@@ -18,7 +18,9 @@ from experiments.settings import Settings
 from experiments.training import Recipe, Segmenter
 from experiments.weights import load_weights
 
-REPORT = {"results.jsonl", "report.md", "report.html", "summary.csv", "class_iou.csv", "panel", "cells", ".lock"}
+REPORT = {"results.jsonl", "report.md", "report.html", "summary.csv", "class_iou.csv", "panel", "cells", ".lock"} | {
+    *("settings.json", "report.tex", "differences.csv"),
+}
 CELL_FILES = {*(f"{number:02}.png" for number in range(5)), "images.json", "last.pt", "best.pt", "log"}
 SCHEMA = {
     *("kind", "commit", "dirty", "command", "time", "host", "python", "torch", "swinx"),
@@ -165,22 +167,23 @@ def test_other_strides_stems_and_encoders(tmp_path: Path) -> None:
     assert "Segformer · resnet18" in (output / "report.html").read_text()
 
 
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), FileNotFoundError(2, "no weights in the cache")])
 def test_a_cell_that_fails_leaves_the_others_and_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
     output = tmp_path / "out"
     original = cell_run.fit
 
     def breaks(model: Segmenter, *rest: Any, **options: Any) -> Any:
         if type(model.model).__name__ == "FPN":
-            raise RuntimeError("out of memory")
+            raise error
         return original(model, *rest, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(cell_run, "fit", breaks)
         assert main([*FAST, "--output", str(output)]) == 1
     told = capsys.readouterr()
-    assert "swinx_n-inline-FPN-os32-seed0: failed, RuntimeError: out of memory" in told.out
+    assert f"swinx_n-inline-FPN-os32-seed0: failed, {type(error).__name__}: {error}" in told.out
     assert "1 of 2 cells failed and have no row; the same command tries them again" in told.err
     assert [row["decoder"] for row in read_rows(output / "results.jsonl")] == ["Unet"]
     assert main([*FAST, "--output", str(output)]) == 0

@@ -77,7 +77,11 @@ def test_killed_while_putting_files_in_place(undisturbed: dict[str, Any], tmp_pa
 def test_killed_at_random_moments(undisturbed: dict[str, Any], tmp_path: Path) -> None:
     output = tmp_path / "out"
     generator = random.Random(0)
-    codes = [start(output, seconds=generator.uniform(0.5, 3)) for _ in range(4)]
-    assert set(codes) <= {0, -signal.SIGKILL}
+    resumed = 0
+    for _ in range(8):  # until a run has gone on from a checkpoint, on machines of any speed
+        code = start(output, seconds=generator.uniform(1, 5))
+        assert code in (0, -signal.SIGKILL)
+        resumed += any((output / "cells").glob("*/training.ckpt"))
+    assert resumed
     assert start(output) == 0
     assert results(output) == undisturbed

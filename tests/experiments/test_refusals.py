@@ -32,6 +32,24 @@ def test_another_configuration_is_refused_before_work(
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == contents
 
 
+def test_a_checkpoint_does_not_go_on_under_other_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first cell that was cut off has no row yet."""
+    output = tmp_path / "out"
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cell_run, "fit", interrupt)
+        assert main([*ONE, "--losses", "dice", "--output", str(output)]) == 130
+    assert read_rows(output / "results.jsonl") == []
+    assert main([*ONE, "--output", str(output)]) == 2
+    assert "(losses ['dice'] there, ['ce'] now)" in capsys.readouterr().err
+    assert main([*ONE, "--losses", "dice", "--output", str(output)]) == 0
+
+
 def test_foreign_folders_and_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.tex").touch()
@@ -76,6 +94,13 @@ def test_foreign_folders_and_files_are_refused(tmp_path: Path, capsys: pytest.Ca
         (["--crop", "65", "64"], "--crop must fit into the images, 64x64, got 65x64"),
         (["--workers", "-1"], "--workers must not be negative, got -1"),
         (["--stems", "none", "--encoders", "resnet18"], "--stems is for encoders of swinx, got --encoders resnet18"),
+        (["--weights", "imagenet"], "--weights must be one of (none: it has no pretrained weights) for swinx_n"),
+        (
+            ["--encoders", "swinx_t", "resnet18", "--weights", "imagenet", "--layer-decay", "0.9"],
+            "--layer-decay is for encoders of swinx, got resnet18 among --encoders",
+        ),
+        (["--overlap", "0.25"], "--overlap is for --tile, got 0.25 without it"),
+        (["--decoders", "PAN", "--size", "128", "128", "--tile", "64", "64"], "none of these cells can exist"),
         (["--windows", "0"], "--windows must be at least 1, got 0"),
         (["--dilations", "wide"], "--dilations: wide is not one of exact, dense, enlarged"),
         (["--ray.cpus", "2"], "--ray options are for --launcher ray, got --launcher here"),

@@ -11,7 +11,8 @@ from report_folder import CLASSES, folder, row
 from experiments.cell_run import RESULT_FIELDS, curves
 from experiments.report import write_report
 from experiments.report.plots import VARIABLES
-from experiments.report.tables import class_table, constants, finding, markdown_table, shown_columns, summary
+from experiments.report.tables import class_table, constants, markdown_table, shown_columns, summary
+from experiments.report.words import finding
 from experiments.training import Training
 
 
@@ -55,6 +56,30 @@ def test_one_seed_claims_no_spread() -> None:
 
 def test_markdown_table() -> None:
     assert markdown_table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+    assert markdown_table(["a", "b", "c"], [], 2) == "| a | b | c |\n| --- | --- | ---: |"
+    assert markdown_table(["a"], [["x|y"]]) == "| a |\n| --- |\n| x\\|y |"
+
+
+def test_finding_word_for_word() -> None:
+    assert finding(summary([])) == "No configuration has finished."
+    assert finding(summary([row("Unet", test=40.0)])) == "Unet reaches 40.0 % test mIoU."
+    table = summary([row("Unet", test=40.0), row("FPN", test=41.5), row("PAN", test=30.0)])
+    assert finding(table) == (
+        "FPN reaches 41.5 % test mIoU, 1.5 points above Unet and 11.5 above PAN, the last of 3. Each ran with one "
+        "seed, so the spread between seeds is unknown and small gaps decide nothing."
+    )
+    nothing = summary([row("Unet", test_miou=None), row("FPN", test_miou=None)])
+    assert finding(nothing) == "No class occurs in the test images, so there is nothing to rank."
+    assert finding(summary([row("Unet", test=40.0), row("FPN", test_miou=None)])) == "Unet reaches 40.0 % test mIoU."
+
+
+def test_earlier_rows_are_the_same_configuration() -> None:
+    new = {"dilation": "exact", "window": None, "alignment": "none"}
+    assert summary([row("Unet", 0), row("Unet", 1, **new)])["seeds"].tolist() == [2]
+    context = {"encoder": "resnet50", "stem": None}
+    none = {"dilation": None, "window": None, "alignment": None}
+    table = summary([row("Unet", 0, **context), row("Unet", 1, **context, **none)])
+    assert table[["dilation", "window", "alignment", "seeds"]].values.tolist() == [["\N{EN DASH}"] * 3 + [2]]
 
 
 def test_markdown_report_has_ranking_classes_and_origin(tmp_path: Path) -> None:

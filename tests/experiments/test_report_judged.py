@@ -11,8 +11,10 @@ from experiments.cell_run import RESULT_FIELDS
 from experiments.records import Row
 from experiments.report import write_report
 from experiments.report.content import gather
+from experiments.report.facts import BUDGET, PREDICTION, RECIPE
 from experiments.report.latex import escape
 from experiments.report.words import how_to_read, resolved
+from experiments.settings import Settings
 
 BANDS = {"1": 20.0, "2": 30.0, "3": 35.5, "4": 40.0, "5": None}
 
@@ -42,7 +44,7 @@ def test_two_seeds_resolve_what_is_far_apart_and_say_what_is_not(tmp_path: Path)
     basis, yes, no = resolved(gather(tmp_path))
     assert "9 test images and the spread between seeds, a standard deviation of" in basis
     assert "with 3 degrees of freedom" in basis
-    assert "corrected for 3 pairs (Holm)" in basis
+    assert "corrected for 3 pairs (Holm). Images count as independent" in basis
     assert re.fullmatch(r"Resolved, 2 of 3: Unet over (FPN|PAN) \(\+\d+\.\d\), (FPN|PAN) \(\+\d+\.\d\)\.", yes)
     assert re.fullmatch(r"Not resolved, 1 of 3: (FPN over PAN|PAN over FPN) \(\+0\.0\)\.", no)
     assert basis in text
@@ -53,19 +55,25 @@ def test_two_seeds_resolve_what_is_far_apart_and_say_what_is_not(tmp_path: Path)
     assert (table["overall_high"] >= table["points"]).all()
     assert (table["p_corrected"] >= table["p"]).all()
     unet = pandas.read_csv(tmp_path / "summary.csv").iloc[0]
-    low, high = map(float, unet["interval"].split("\N{EN DASH}"))
-    assert low <= unet["test_miou"] <= high
+    assert unet["interval_low"] < unet["test_miou"] < unet["interval_high"]
+    interval = f"{unet['interval_low']:.1f}\N{EN DASH}{unet['interval_high']:.1f}"
+    assert f"| {unet['test_miou']:.1f} ± {unet['test_miou_sd']:.1f} | {interval} |" in text
+    lead = r"Unet reaches \d+\.\d % test mIoU, \d+\.\d points above \w+ \(resolved\) and \d+\.\d above \w+ \(resolved\)"
+    assert re.search(lead + r", the last of 3\. 2 of 3 differences are resolved\.\n", text)
     html = (tmp_path / "report.html").read_text()
     matrix = html.split('class="matrix"')[1].split("</figure>")[0]
     assert matrix.count("opacity: 0.25") == 4  # two resolved pairs, from both sides
-    points = sorted(float(number) for number in re.findall(r">([+−-]\d+\.\d)</text>", matrix.replace("−", "-")))
+    points = sorted(float(number) for number in re.findall(r">([+-]?\d+\.\d)</text>", matrix.replace("−", "-")))
     assert len(points) == 6
+    assert matrix.count(">0.0</text>") == 2
     assert points == pytest.approx([-point for point in reversed(points)])
 
 
 def test_one_seed_speaks_of_these_models_only(tmp_path: Path) -> None:
     write_report(judged(tmp_path, 1))
-    assert "holds for these trained models only" in (tmp_path / "report.md").read_text()
+    text = (tmp_path / "report.md").read_text()
+    assert "holds for these trained models only" in text
+    assert "2 of 3 differences are resolved, for these trained models only: each ran with one seed.\n" in text
     assert pandas.read_csv(tmp_path / "differences.csv")["overall_low"].isna().all()
 
 
@@ -73,8 +81,22 @@ def test_without_counts_of_each_image_the_report_says_so(tmp_path: Path) -> None
     output = judged(tmp_path, 1)
     (output / "cells" / row("FPN")["cell"] / "images.json").unlink()
     write_report(output)
-    assert f"the counts of each test image are missing for {row('FPN')['cell']}" in (output / "report.md").read_text()
-    assert "95 % interval" not in (output / "report.md").read_text()
+    gap = f"the counts of each test image (images.json) are missing for {row('FPN')['cell']}"
+    text = (output / "report.md").read_text()
+    assert f"Some configurations are not judged: {gap}.\n" in text
+    assert pandas.read_csv(output / "differences.csv")[["first", "second"]].values.tolist() == [["Unet", "PAN"]]
+    table = pandas.read_csv(output / "summary.csv").set_index("label")
+    assert table["interval_low"].isna().to_dict() == {"Unet": False, "FPN": True, "PAN": False}
+    matrix = (output / "report.html").read_text().split('class="matrix"')[1].split("</figure>")[0]
+    for name in ("Unet", "PAN"):
+        assert f">#{table['rank'][name]} {name}</text>" in matrix
+    for decoder in ("Unet", "PAN"):
+        (output / "cells" / row(decoder)["cell"] / "images.json").unlink()
+    write_report(output)
+    text = (output / "report.md").read_text()
+    assert "Differences cannot be judged: the counts of each test image (images.json) are missing for" in text
+    assert "95 % interval" not in text
+    assert 'class="matrix"' not in (output / "report.html").read_text()
     assert pandas.read_csv(output / "differences.csv").empty
 
 
@@ -102,6 +124,12 @@ def test_missing_side_files_and_pictures_are_left_out(tmp_path: Path) -> None:
     losses = html.split("<h3>Training loss</h3>")[1].split("</figure>")[0]
     assert ">PAN<" not in losses
     assert ">FPN<" in losses
+    (output / "panel" / "00_truth.png").unlink()
+    write_report(output)
+    assert (output / "report.html").read_text().count("<img") == 2 + 2
+    (output / "panel" / "01_image.png").unlink()
+    write_report(output)
+    assert "Predictions on test images" not in (output / "report.html").read_text()
 
 
 def test_cells_that_cannot_exist_stand_apart(tmp_path: Path) -> None:
@@ -139,12 +167,41 @@ def test_labels_and_columns_of_new_axes(tmp_path: Path) -> None:
 
 
 def test_how_to_read_follows_the_rows() -> None:
-    assert "No checkpoint is selected" in how_to_read([row("Unet")])
-    best = how_to_read([row("Unet", select="best", weights="imagenet", flip=True, tile=[64, 64])])
-    assert "best validation (select best)" in best
-    assert "from pretrained encoders" in best
-    assert "averaged over mirrored" in best
-    assert "overlapping tiles" in best
+    for rows, said in (
+        ([row("Unet")], "trains from scratch under the same budget,"),
+        ([row("Unet")], "evaluated once, with the moving average of its weights at the end. No checkpoint is selected"),
+        ([row("Unet", ema_decay=0)], "evaluated once, with its weights at the end."),
+        (
+            [row("Unet", select="best")],
+            "its weights at the best validation. By val mIoU weights were chosen",
+        ),
+        ([row("Unet", patience=3)], "at the end. By val mIoU training was ended, so it is no held-out score"),
+        ([row("Unet", weights="imagenet")], "trains from pretrained encoders (imagenet) under"),
+        ([row("Unet", weights="imagenet"), row("Unet", weights=None)], "from scratch or from pretrained encoders"),
+        (
+            [row("Unet", flip=True, tile=[64, 96], scales=[0.75, 1.0])],
+            "Predictions are averaged with those of the mirrored image, averaged over scales 0.75 1.0, made by "
+            "overlapping tiles of 64x96 pixels where images are larger.",
+        ),
+        ([row("Unet", steps=20), row("FPN", steps=30)], "under budgets that differ, on the same batches"),
+        (
+            [row("Unet", learning_rate=0.1), row("FPN", learning_rate=0.2)],
+            "Settings differ between rows (learning rate 0.1, 0.2), and differences may come from them. Scores are",
+        ),
+        (
+            [row("Unet", 0, learning_rate=0.1), row("Unet", 1, learning_rate=0.2)],
+            "Seeds of one configuration differ in learning rate, so ± is not chance alone.",
+        ),
+    ):
+        assert said in how_to_read(rows)
+    plain = how_to_read([row("Unet", flip=False, tile=None, scales=[1.0], patience=None), row("FPN")])
+    assert "Predictions are" not in plain
+    assert "Settings differ" not in plain, "a field that an earlier row lacks is no difference"
+
+
+def test_every_setting_is_looked_at() -> None:
+    settings = Settings("toy", "x", 8, 8, 20, None, 2, "32", "cpu").as_row()
+    assert {*BUDGET, *RECIPE, *PREDICTION} == settings.keys() - {"data", "data_id", "height", "width"}
 
 
 def test_latex_tables_are_escaped(tmp_path: Path) -> None:
@@ -160,3 +217,16 @@ def test_latex_tables_are_escaped(tmp_path: Path) -> None:
     assert {line.count(" & ") + 1 for line in body} == {len(columns)}
     assert r"\(\pm\)" in text
     assert not re.search(r"(?<!\\)[%#_](?!\s*Needs)", text.split("\n", 1)[1])
+    assert r"\shortstack[r]{test\\mIoU}" in text
+    assert "mean over 2 seeds" in text
+    assert "class & Unet & " in text
+
+
+def test_latex_of_many_configurations_has_ranks_for_headings(tmp_path: Path) -> None:
+    rows = [row("DeepLabV3Plus", test=50.0 - stride, output_stride=stride) for stride in (8, 16, 32)]
+    write_report(folder(tmp_path, rows))
+    text = (tmp_path / "report.tex").read_text()
+    assert r"class & \#1 & \#2 & \#3 \\" in text
+    assert "by rank in the table before" in text
+    assert r"\begin{tabular}{rp{26mm}" in text, "long names are broken into lines"
+    assert r"1 & DeepLabV3Plus \textperiodcentered{} OS 8 & 42.0 &" in text

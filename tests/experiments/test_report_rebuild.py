@@ -45,10 +45,14 @@ def test_chosen_rows_make_a_report_of_their_own(two: list[str], tmp_path: Path) 
 def test_bad_input_is_refused(two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.tex").touch()
+    assert main([two[1], "--output", str(tmp_path / "mixed")]) == 0
+    (tmp_path / "mixed" / "thesis.tex").touch()
     other = folder(tmp_path / "other", [row("MAnet", data_id="y")])
     for arguments, message in (
         ([*two, "--output", str(tmp_path / "notes")], "--output must be a new folder or one of an earlier call"),
         ([*two, "--output", two[0]], "--output must be"),
+        ([*two, "--output", str(tmp_path / "mixed")], "holds other files too (thesis.tex), choose another folder"),
+        ([*two, "--output", str(tmp_path / "o"), "--where", "seed=0", "seed=1"], "each field may be given once"),
         ([two[0], two[0], "--output", str(tmp_path / "o")], "each cell may come once"),
         ([*two, str(other), "--output", str(tmp_path / "o")], "must be of the same data, got data_id x in"),
         ([str(tmp_path / "notes"), "--output", str(tmp_path / "o")], "holds no comparison"),
@@ -63,4 +67,15 @@ def test_bad_input_is_refused(two: list[str], tmp_path: Path, capsys: pytest.Cap
         assert message in capsys.readouterr().err
         assert not (tmp_path / "o").exists()
     assert (tmp_path / "notes" / "thesis.tex").exists()
+    assert (tmp_path / "mixed" / "thesis.tex").exists()
     assert (Path(two[0]) / "results.jsonl").exists()
+
+
+def test_rows_of_other_settings_and_without_data_id_go_together(tmp_path: Path) -> None:
+    first = folder(tmp_path / "a", [row("Unet", test=40.0, data_id="x", learning_rate=0.1)])
+    earlier = row("FPN", test=41.0, learning_rate=0.2)  # has no data_id
+    second = folder(tmp_path / "b", [earlier])
+    assert main([str(first), str(second), "--output", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "- settings that differ: learning rate 0.1, 0.2\n" in text
+    assert "FPN reaches 41.0 % test mIoU, 1.0 points above Unet." in text

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from experiments.cells import Cell
 from experiments.data import SegmentationData
 from experiments.models import build_model
 from experiments.training import Budget, Recipe, Segmenter, Training, fit
+from experiments.training.optim import learning_rate_factor
 
 CPU = torch.device("cpu")
 
@@ -27,7 +29,14 @@ def checksum(model: nn.Module) -> float:
 
 
 def train(
-    data: SegmentationData, folder: Path, recipe: Recipe, *, steps: int = 9, cut: int | None = None, **options: Any
+    data: SegmentationData,
+    folder: Path,
+    recipe: Recipe,
+    *,
+    budget: Budget | None = None,
+    steps: int = 9,
+    cut: int | None = None,
+    **options: Any,
 ) -> tuple[nn.Module, Training]:
     """A network with stochastic depth, dropout and BatchNorm; cut raises after that many steps of this call."""
     torch.manual_seed(1)
@@ -45,7 +54,7 @@ def train(
     training = fit(
         model,
         data,
-        Budget(steps=steps),
+        budget or Budget(steps=steps),
         recipe,
         folder=folder,
         batch_size=2,
@@ -79,15 +88,46 @@ def test_a_run_cut_off_at_any_step_ends_with_the_same_bits(
 
 
 def test_the_clock_of_a_budget_of_minutes_goes_on(toy: SegmentationData, tmp_path: Path) -> None:
-    recipe = Recipe(validate_every=1)
+    """The share of the budget, and with it the learning rate, starts where the checkpoint left it."""
+    recipe, budget = Recipe(validate_every=1), Budget(minutes=0.1)
     with pytest.raises(CutOffError):
-        train(toy, tmp_path, recipe, steps=9, cut=6)
+        train(toy, tmp_path, recipe, budget=budget, cut=6)
     state = torch.load(tmp_path / "training.ckpt", weights_only=True)["callbacks"]["Progress"]
-    seconds = state["seconds"]
-    assert seconds > 0
     assert len(state["losses"]) == 5
-    _, training = train(toy, tmp_path, recipe, steps=9)
-    assert training.minutes * 60 > seconds * 1.2
+    assert 0 < state["seconds"] < 6
+    _, training = train(toy, tmp_path, recipe, budget=budget, loggers=("csv",))
+    assert 6 <= training.minutes * 60 < 6 + 2 * state["seconds"]
+    assert training.steps > 6
+    rates = [float(row["learning_rate"]) for row in csv.DictReader((tmp_path / "log" / "metrics.csv").open())]
+    assert rates[:5] == state["rates"]
+    share = state["seconds"] / 6
+    assert rates[5] == pytest.approx(recipe.learning_rate * learning_rate_factor(share, recipe.warmup))
+
+
+def test_best_weights_follow_the_checkpoint_that_says_so(toy: SegmentationData, tmp_path: Path) -> None:
+    """A kill between a checkpoint and the weights of the best model: the next run hands the model on again."""
+    scores = {2: 10.0, 4: 30.0, 6: 20.0, 8: 20.0, 9: 20.0}
+    seen: list[tuple[int, float, float]] = []
+
+    def validate(steps: Iterator[int]) -> Callable[[nn.Module], float]:
+        return lambda model: scores[next(steps)]
+
+    def on_best(model: nn.Module, step: int, miou: float) -> None:
+        seen.append((step, miou, checksum(model)))
+
+    def cut_off(model: nn.Module, step: int, miou: float) -> None:
+        if step == 4:
+            raise CutOffError
+        on_best(model, step, miou)
+
+    recipe = Recipe(validate_every=2)
+    train(toy, tmp_path / "whole", recipe, validate=validate(iter(scores)), on_best=on_best)
+    expected, seen = seen, []
+    with pytest.raises(CutOffError):
+        train(toy, tmp_path / "cut", recipe, validate=validate(iter(scores)), on_best=cut_off)
+    train(toy, tmp_path / "cut", recipe, validate=validate(iter([6, 8, 9])), on_best=on_best)
+    assert seen == expected
+    assert [step for step, _, _ in seen] == [2, 4]
 
 
 def test_checkpoints_hold_no_code(toy: SegmentationData, tmp_path: Path) -> None:

@@ -171,6 +171,25 @@ def test_holm_rejects_what_the_step_down_procedure_rejects() -> None:
         assert set(numpy.flatnonzero(holm(p) < 0.05)) == rejected
 
 
+def test_resolved_means_resolved_among_all_pairs() -> None:
+    generator = numpy.random.default_rng(29)
+    base, noise = generator.normal(50, 8, 61), generator.normal(0, 4, 61)
+    noise -= noise.mean()
+    # 2.4 standard errors: p = 0.016, below 0.05 alone but not among fifteen pairs.
+    shifted = base + noise + 2.4 * noise.std() / 61**0.5
+    pair = {"a": {"a0": plain(shifted)}, "b": {"b0": plain(base)}}
+    alone = compare(pair).between("a", "b")
+    assert alone.p == alone.p_corrected == pytest.approx(0.0164, abs=0.004)
+    assert alone.resolved
+    others = {name: {name: plain(base + generator.normal(0, 4, 61))} for name in "cdef"}
+    result = compare(pair | others)
+    among = result.between("a", "b")
+    assert among.p == alone.p
+    assert among.p_corrected > 0.05
+    assert not among.resolved
+    assert [d.p_corrected for d in result.differences] == pytest.approx(holm([d.p for d in result.differences]))
+
+
 def test_identical_models_never_differ() -> None:
     case = random_counts(1)
     result = compare({"a": {"a0": case, "a1": random_counts(3)}, "b": {"b0": case, "b1": random_counts(3)}})

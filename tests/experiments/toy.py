@@ -1,6 +1,9 @@
 """A tiny set whose masks can be read off its images, and arguments of commands that work on it."""
 
+from pathlib import Path
+
 import torch
+from PIL import Image
 
 from experiments.data import SegmentationData, Split
 
@@ -35,3 +38,16 @@ def toy_data(size: int = HEIGHT) -> SegmentationData:
         thin_classes=(1,),
         note="made for tests",
     )
+
+
+def save_folder(data: SegmentationData, root: Path) -> None:
+    """The set as files, in the layout that load_folder reads, with classes.txt beside it."""
+    root.mkdir(parents=True)
+    (root / "classes.txt").write_text("\n".join(data.class_names))
+    for name in ("train", "val", "test"):
+        split: Split = getattr(data, name)
+        for kind in ("images", "masks"):
+            (root / kind / name).mkdir(parents=True)
+        for stem, image, mask in zip(split.names, split.images, split.masks, strict=True):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / "images" / name / f"{stem}.png")
+            Image.fromarray(mask.numpy()).save(root / "masks" / name / f"{stem}.png")

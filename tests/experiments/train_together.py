@@ -1,6 +1,6 @@
 """Run by torchrun, or alone, in the tests of distributed training: python train_together.py FOLDER equal|stems
 
-equal: ten steps of a network without random parts, in float64; writes its losses, weights and validations to
+equal: five steps of a network without random parts, in float64; writes its losses, weights and validations to
 FOLDER/WORLD.pt.
 stems: one step of every stem under every decoder; writes one line for each to FOLDER/stems.txt.
 """
@@ -55,7 +55,7 @@ def equal(folder: Path) -> None:
     cell = Cell("swinx_n_still", "inline", "Unet", 32, 0)  # its decoder has BatchNorm and no dropout
     # A number that tells the averaged weights apart.
     weight = lambda model: float(next(model.parameters()).double().sum())  # noqa: E731
-    model, training = train(cell, folder, 10, 64, torch.float64, weight, validate_every=4, accumulate=2)
+    model, training = train(cell, folder, 5, 64, torch.float64, weight, validate_every=2, accumulate=2)
     if processes().rank == 0:
         content = {"losses": training.losses, "state": model.state_dict(), "validations": training.validations}
         torch.save(content, folder / f"{processes().world}.pt")
