@@ -124,7 +124,9 @@ def _gpu(device: torch.device) -> tuple[int, int]:
     if device.type == "cpu":
         return triton_launch.GENERATIONS[-1], 0
     properties = torch.cuda.get_device_properties(device)
-    return properties.major, properties.shared_memory_per_block_optin
+    # torch 2.14 has the attribute, and does not tell type checkers.
+    shared: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined, unused-ignore]
+    return properties.major, shared
 
 
 class _Call:

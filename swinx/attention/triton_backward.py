@@ -25,6 +25,7 @@ from swinx.attention.triton_places import (
 from swinx.attention.triton_scores import (
     add_padding_gradient,
     clear_padding_gradient,
+    exactly,
     load_bias,
     store_bias_gradient,
     tile_scores,
@@ -88,9 +89,9 @@ def backward_kernel(
         grad_s = probabilities * (grad_p - delta[:, None])
         sum_bias += grad_s
         rounded = grad_s.to(query.dtype)
-        grad_q = tl.dot(rounded, key, input_precision=PRECISION) * SCALE
+        grad_q = tl.dot(rounded, key, input_precision=PRECISION) * exactly(SCALE, ACC)
         store_tokens(image_g, 3 * places, grad_q, in_grid, held, channels, FULL, PADDED, D, DP)
-        grad_k = tl.dot(tl.trans(rounded), query, input_precision=PRECISION) * SCALE
+        grad_k = tl.dot(tl.trans(rounded), query, input_precision=PRECISION) * exactly(SCALE, ACC)
         store_tokens(image_g + heads * D, 3 * places, grad_k, in_grid, held, channels, FULL, PADDED, D, DP)
         if PADDED and ATTENDED:
             if holds_padding(window, grid, WH, WW):

@@ -26,6 +26,7 @@ from swinx.attention.triton_places import (
 from swinx.attention.triton_scores import (
     add_padding_gradient,
     clear_padding_gradient,
+    exactly,
     load_bias,
     store_bias_gradient,
     tile_scores,
@@ -96,7 +97,7 @@ def query_kernel(
             new_sums = new_sums + (sums[tile] + grad_s,)
         sums = new_sums
         image_g = grad_qkv + (3 * (first - head) + head) * D
-        store_tokens(image_g, 3 * rows * D, grad_q * SCALE, grid_q, held_q, channels, FULL, PADDED, D, DP)
+        store_tokens(image_g, 3 * rows * D, grad_q * exactly(SCALE, ACC), grid_q, held_q, channels, FULL, PADDED, D, DP)
 
     head_grad = grad_bias + (split * heads + head) * N * N
     for tile in tl.static_range(TILES):
@@ -176,7 +177,7 @@ def key_kernel(
             grad_p = tl.dot(value, tl.trans(grad), input_precision=PRECISION)
             grad_s = probabilities * (grad_p - delta[None, :])
             grad_k = tl.dot(grad_s.to(query.dtype), query, grad_k, input_precision=PRECISION)
-        grad_k *= SCALE
+        grad_k *= exactly(SCALE, ACC)
 
         image_g = grad_qkv + (3 * (first - head) + heads + head) * D
         places = 3 * row_offsets(y_k, x_k, width, 1, WIDE) * heads * D

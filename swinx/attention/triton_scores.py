@@ -15,13 +15,19 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def exactly(VALUE: tl.constexpr, ACC: tl.constexpr):
+    """A number in the type of what it is multiplied by: before Triton 3.9 a bare one is float32 beside float64 too."""
+    return tl.full((), VALUE, ACC)
+
+
+@triton.jit
 def load_bias(bias, queries, keys, N: tl.constexpr, ACC: tl.constexpr):
     """One head's (N, N) bias at queries and keys that broadcast; -inf for keys past the window.
 
     Queries past it have none: with a bias of -inf they might see no key, and their NaN would reach sums over queries.
     """
     values = tl.load(bias + queries * N + tl.minimum(keys, N - 1), mask=queries < N, other=0.0)
-    return tl.where(keys < N, values.to(ACC) * LOG2E, float("-inf"))
+    return tl.where(keys < N, values.to(ACC) * exactly(LOG2E, ACC), float("-inf"))
 
 
 @triton.jit
@@ -35,7 +41,7 @@ def tile_scores(
     Only windows at the end of a shifted lattice hold more than one region: its own rows and columns, and those that the
     roll brings there. Padding that is not attended is one more.
     """
-    scores = tl.fma(tl.dot(left, tl.trans(right), input_precision=PRECISION), SCALE * LOG2E, bias)
+    scores = tl.fma(tl.dot(left, tl.trans(right), input_precision=PRECISION), exactly(SCALE * LOG2E, bias.dtype), bias)
     if SHIFTED:
         _, _, count_h, count_w, _, _, _ = grid
         _, _, i, j = window
