@@ -122,7 +122,7 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], what:
 
 def finish(process: subprocess.Popen[str]) -> tuple[list[dict[str, Any]], str]:
     """What the command was told, and all else that it or Ray printed."""
-    printed, _ = process.communicate(timeout=180)
+    printed, _ = process.communicate(timeout=400)
     events, rest = [], []
     for line in printed.splitlines():
         if line.startswith("{"):
@@ -158,7 +158,7 @@ def test_killed_node(machine: Machine, tmp_path: Path) -> None:
         cell.id: cell_run.run_cell(cell, data, settings, local, provenance(torch.device("cpu")))
         for cell in ray_driver.REAL
     }
-    printed, _ = head.communicate(timeout=120)
+    printed, _ = head.communicate(timeout=300)
     assert head.returncode == 0, printed
     machine.ray_start(f"--address=127.0.0.1:{port}", **{ray_driver.SECOND: "yes"})
     output = tmp_path / "ray"
