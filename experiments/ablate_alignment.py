@@ -16,7 +16,7 @@ Expected: no difference that two seeds resolve, as heads trained on off-centre t
 training it costs several points); if any, boundary F-score under Segformer at stride 8. Centring averages neighbours
 and drops part of the last tokens, so it may also lose.
 
-Measured: see docs/benchmarks.
+Measured: not yet at these defaults.
 """
 
 import sys

@@ -18,7 +18,7 @@ for enlarged at 8, whose windows hold 1024 tokens. The default command takes 1.5
 Expected: 16 above 32 in mIoU and more so in boundary F-score, 8 little above 16. The rules lie closer together than
 the strides do, because all are trained from scratch; dense, which reaches less far, is the lowest of them.
 
-Measured: see docs/benchmarks.
+Measured: not yet at these defaults.
 """
 
 import sys

@@ -15,7 +15,7 @@ Expected: under Unet none is lowest, most of all in boundary F-score and thin cl
 level 1 lie close together. Under FPN none equals shared, branch differs by no more than a seed does, and inline is
 highest, as it was in the first small runs from scratch.
 
-Measured: see docs/benchmarks.
+Measured: not yet at these defaults.
 """
 
 import sys

@@ -15,7 +15,7 @@ thread of an AMD EPYC, shared machine); parameters differ by 0.014 M, in bias ta
 
 Expected: 4 lowest by one to two points of mIoU; 7, 8 and 12 not resolved by two seeds.
 
-Measured: see docs/benchmarks.
+Measured: not yet at these defaults.
 """
 
 import sys
