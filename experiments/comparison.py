@@ -29,8 +29,6 @@ RESULTS = "results.jsonl"
 # Written before the first cell trains: its checkpoints must not go on under other settings.
 SETTINGS = "settings.json"
 SIDES = {"panel", "cells", SETTINGS}
-
-
 # What an operating system says of a disk that is full, over its quota, read-only or broken.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 

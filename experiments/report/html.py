@@ -71,7 +71,7 @@ def _figures(content: Content) -> list[Figure]:
     if losses:
         figures.append(("Training loss", plots.loss_curves(losses), True))
     if validations:
-        figures.append(("Validation", judged.validation_curves(validations), True))
+        figures.append(("Validation", plots.validation_curves(validations), True))
     return figures
 
 

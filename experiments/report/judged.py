@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 from matplotlib.patches import Rectangle
 
-from experiments.report.plots import INK, MUTED, SERIES, STYLE, canvas, legend, svg
+from experiments.report.plots import INK, MUTED, SERIES, STYLE, canvas, legend, line_style, svg
 from experiments.statistics import Comparison
 
 BETTER, WORSE = SERIES[0], SERIES[1]
@@ -80,8 +80,7 @@ def boundary_bands(curves: Sequence[tuple[str, Sequence[tuple[int, float]]]]) ->
             axes.plot(
                 [width for width, _ in points],
                 [percent for _, percent in points],
-                color=SERIES[number % len(SERIES)],
-                linestyle=("-", "--", ":", "-.")[number // len(SERIES) % 4],
+                **line_style(number),
                 marker="o",
                 markersize=4,
                 linewidth=1.6,
@@ -92,26 +91,3 @@ def boundary_bands(curves: Sequence[tuple[str, Sequence[tuple[int, float]]]]) ->
         axes.set_ylabel("boundary F-score %")
         legend(axes)
         return svg(figure, "bands")
-
-
-def validation_curves(curves: Sequence[tuple[str, Sequence[Sequence[float]], Sequence[Sequence[float]]]]) -> str:
-    """Validation mIoU by step. curves: (label, steps by seed, percent by seed) per configuration."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = canvas(11.6, 3.9)
-        for number, (label, steps_by_seed, scores_by_seed) in enumerate(curves):
-            for seed, (steps, scores) in enumerate(zip(steps_by_seed, scores_by_seed, strict=True)):
-                axes.plot(
-                    steps,
-                    scores,
-                    color=SERIES[number % len(SERIES)],
-                    linestyle=("-", "--", ":", "-.")[number // len(SERIES) % 4],
-                    marker="o",
-                    markersize=3,
-                    linewidth=1.4,
-                    label=label if seed == 0 else None,
-                )
-        axes.set_xlabel("training step")
-        axes.set_ylabel("validation mIoU %")
-        axes.margins(x=0.01)
-        legend(axes)
-        return svg(figure, "validation")

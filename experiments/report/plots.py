@@ -101,26 +101,42 @@ def class_bars(classes: pandas.DataFrame, thin: Sequence[str]) -> str:
         return svg(figure, "classes")
 
 
-def loss_curves(curves: Sequence[tuple[str, Sequence[Sequence[float]], Sequence[Sequence[float]]]]) -> str:
-    """Smoothed training loss by step. curves: (label, steps by seed, losses by seed) per configuration."""
+# Per configuration: its label, and by seed steps and values.
+Curves = Sequence[tuple[str, Sequence[Sequence[float]], Sequence[Sequence[float]]]]
+
+
+def loss_curves(curves: Curves) -> str:
+    """Smoothed training loss by step."""
+    smoothed = [(label, steps, [smooth(losses) for losses in by_seed]) for label, steps, by_seed in curves]
+    return _by_step(smoothed, "loss, smoothed", "losses", from_zero=True, linewidth=1.6)
+
+
+def validation_curves(curves: Curves) -> str:
+    """Validation mIoU in percent by step."""
+    return _by_step(curves, "validation mIoU %", "validation", from_zero=False, linewidth=1.4, marker="o", markersize=3)
+
+
+def _by_step(curves: Curves, heading: str, plot: str, *, from_zero: bool, **style: Any) -> str:
     with matplotlib.rc_context(STYLE):
         figure, axes = canvas(11.6, 3.9)
-        for number, (label, steps_by_seed, losses_by_seed) in enumerate(curves):
-            for seed, (steps, losses) in enumerate(zip(steps_by_seed, losses_by_seed, strict=True)):
-                axes.plot(
-                    steps,
-                    smooth(losses),
-                    color=SERIES[number % len(SERIES)],
-                    linestyle=("-", "--", ":", "-.")[number // len(SERIES) % 4],
-                    linewidth=1.6,
-                    label=label if seed == 0 else None,
-                )
+        for number, (label, steps_by_seed, values_by_seed) in enumerate(curves):
+            for seed, (steps, values) in enumerate(zip(steps_by_seed, values_by_seed, strict=True)):
+                axes.plot(steps, values, label=label if seed == 0 else None, **line_style(number), **style)
         axes.set_xlabel("training step")
-        axes.set_ylabel("loss, smoothed")
-        axes.set_ylim(bottom=0)
+        axes.set_ylabel(heading)
+        if from_zero:
+            axes.set_ylim(bottom=0)
         axes.margins(x=0.01)
         legend(axes)
-        return svg(figure, "losses")
+        return svg(figure, plot)
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Colour and dashes of the line with this number, from 0: colours come again with other dashes."""
+    return {
+        "color": SERIES[number % len(SERIES)],
+        "linestyle": ("-", "--", ":", "-.")[number // len(SERIES) % 4],
+    }
 
 
 def smooth(losses: Sequence[float]) -> list[float]:
