@@ -11,9 +11,9 @@ results.jsonl (one row per cell), report.html (self-contained), report.md, repor
 experiments.predict. The same command on the same folder continues where it stopped, a cell cut off from its last
 checkpoint.
 
-The default command took 6.5 to 9.5 minutes and 1.6 GB on two cores of an AMD EPYC (2026-11-22, seed 0) and reached 43.3
-and 44.0 % test mIoU with DeepLabV3Plus on two machines, 41.3 and 41.9 with Unet, 40.2 and 39.9 with PAN, 39.4 and 38.7
-with FPN. docs/benchmarks has more seeds.
+The default command took 6.3 minutes (by hand) and 1.7 GB on two cores of an AMD EPYC (2026-11-24, seed 0) and reached
+43.4 % test mIoU with DeepLabV3Plus, 40.9 with Unet, 40.3 with PAN and 39.5 with FPN; its rows are in
+docs/benchmarks/scenes-default-cpu-2026-11-24.jsonl. Pages beside them have more seeds.
 """
 
 import sys
