@@ -67,7 +67,8 @@ class SwinConfig:
             raise ValueError(f"drop_path_rate must be at least 0 and below 1, got {self.drop_path_rate!r}")
 
 
-# swinx_n has no published weights: it is for CPU work and tests, and trains best from scratch with an inline stem.
+# swinx_n is for CPU work and tests. It has no published weights that its inline stem could lose; whether that stem pays
+# from scratch is open (docs/benchmarks/ablate-stem-swinx_n-cpu-2026-11-24.md).
 VARIANTS: dict[str, SwinConfig] = {
     "swinx_n": SwinConfig(32, (2, 2, 2, 2), (1, 2, 4, 8), 8, 0.05, stem="inline"),
     "swinx_t": SwinConfig(96, (2, 2, 6, 2), (3, 6, 12, 24), 7, 0.2),
