@@ -2,30 +2,23 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from experiments import evaluation
-from experiments.cells import Cell, NotApplicable
+from experiments.cell_rows import RESULT_FIELDS, evaluated_at_once, head, measure, rounded
+from experiments.cells import Cell
 from experiments.data import SegmentationData
 from experiments.models import build_model
-from experiments.records import Row, now, write_whole
+from experiments.records import Row, write_whole
 from experiments.settings import Settings
 from experiments.training import CHECKPOINT, Processes, Segmenter, Training, fit, processes
 from experiments.weights import load_weights, save_weights
 
 # Points kept of a loss curve, so that a long run does not swell the report.
 CURVE_POINTS = 500
-RESULT_FIELDS = (
-    *("test_miou", "val_miou", "thin_miou", "test_f1", "pixel_accuracy", "class_iou"),
-    *("boundary_f1", "thin_boundary_f1", "ece"),
-    *("params_m", "gflops", "latency_ms_p20", "latency_ms_p50", "latency_ms_p80"),
-    *("peak_memory_mb", "peak_memory_scope"),
-    *("images_seen", "train_minutes", "best_val_miou", "best_step", "stopped_step"),
-)
 
 
 def run_cell(
@@ -71,7 +64,7 @@ def run_cell(
                 data.val,
                 len(data.class_names),
                 data.ignore_index,
-                batch_size=_evaluated_at_once(settings),
+                batch_size=evaluated_at_once(settings),
                 **common,
             ),
             on_best=lambda average, step, miou: save("best", average, step, miou),
@@ -87,7 +80,7 @@ def run_cell(
             if training.best is None:
                 raise ValueError("--select best needs labelled pixels in the validation split, got none")
             model = load_weights(folder / "best.pt", device).model
-        results |= _measure(model, data, settings, device, folder)
+        results |= measure(model, data, settings, device, folder)
         results |= _told(training)
         results |= {"peak_memory_mb": round(memory.megabytes(), 1), "peak_memory_scope": memory.scope}
         evaluation.save_predictions(output, cell.id, model, data, device, settings.precision)
@@ -97,22 +90,10 @@ def run_cell(
     if together.rank > 0:
         return None
     return {
-        **_head(cell, settings, origin),
+        **head(cell, settings, origin),
         "threads": torch.get_num_threads(),
         "world_size": together.world,
         **results,
-    }
-
-
-def not_applicable_row(missing: NotApplicable, settings: Settings, origin: Row) -> Row:
-    """The row of a cell that cannot exist: status "not applicable", the rule as error, no results."""
-    return {
-        **_head(missing.cell, settings, origin),
-        "threads": None,
-        "world_size": None,
-        "status": "not applicable",
-        "error": missing.rule,
-        **dict.fromkeys(RESULT_FIELDS),
     }
 
 
@@ -121,17 +102,8 @@ def finish(cell_id: str, output: Path) -> None:
     (output / "cells" / cell_id / CHECKPOINT).unlink(missing_ok=True)
 
 
-def _head(cell: Cell, settings: Settings, origin: Row) -> Row:
-    return {"kind": "segmentation", "cell": cell.id, **asdict(cell), **settings.as_row(), **origin, "time": now()}
-
-
 def _device(settings: Settings, together: Processes) -> torch.device:
     return torch.device("cuda", together.local_rank) if settings.device == "cuda" else torch.device("cpu")
-
-
-def _evaluated_at_once(settings: Settings) -> int:
-    """Images of a batch in evaluation: one process does it, and has the memory for its own share of a batch."""
-    return max(1, settings.batch_size // processes().world)
 
 
 def _told(training: Training) -> Row:
@@ -140,43 +112,9 @@ def _told(training: Training) -> Row:
     return {
         "images_seen": training.images_seen,
         "train_minutes": round(training.minutes, 3),
-        "best_val_miou": _rounded(best),
+        "best_val_miou": rounded(best),
         "best_step": best_step,
         "stopped_step": training.steps,
-    }
-
-
-def _measure(model: Segmenter, data: SegmentationData, settings: Settings, device: torch.device, folder: Path) -> Row:
-    """Accuracy and cost of a trained model, by the names of RESULT_FIELDS; writes the counts of each test image."""
-    classes = len(data.class_names)
-    common: dict[str, Any] = {
-        "thin_classes": data.thin_classes,
-        "batch_size": _evaluated_at_once(settings),
-        "device": device,
-        "precision": settings.precision,
-        "inference": settings.inference,
-    }
-    val = evaluation.evaluate(model, data.val, classes, data.ignore_index, **common).scores
-    tested = evaluation.evaluate(model, data.test, classes, data.ignore_index, **common)
-    write_whole(folder / "images.json", tested.images.as_json(data.class_names))
-    test = tested.scores
-    image = data.test.images[:1].to(device)
-    p20, p50, p80 = evaluation.latency(model, image, settings.precision)
-    return {
-        "val_miou": _rounded(val.miou),
-        "test_miou": _rounded(test.miou),
-        "thin_miou": _rounded(test.thin_miou),
-        "test_f1": _rounded(test.f1),
-        "class_iou": {name: _rounded(iou) for name, iou in zip(data.class_names, test.class_iou, strict=True)},
-        "pixel_accuracy": _rounded(test.pixel_accuracy),
-        "boundary_f1": {str(band): _rounded(value) for band, value in tested.boundary_f1.items()},
-        "thin_boundary_f1": {str(band): _rounded(value) for band, value in tested.thin_boundary_f1.items()},
-        "ece": _rounded(tested.ece),
-        "params_m": round(evaluation.parameters(model) / 1e6, 4),
-        "gflops": round(evaluation.flops(model, image) / 1e9, 4),
-        "latency_ms_p20": round(p20, 3),
-        "latency_ms_p50": round(p50, 3),
-        "latency_ms_p80": round(p80, 3),
     }
 
 
@@ -189,9 +127,5 @@ def curves(training: Training) -> dict[str, Sequence[float | None]]:
         "step": [i * width + (len(chunk) + 1) / 2 for i, chunk in enumerate(chunks)],
         "loss": [round(sum(chunk) / len(chunk), 5) for chunk in chunks],
         "val_step": [step for step, _ in training.validations],
-        "val_miou": [_rounded(miou) for _, miou in training.validations],
+        "val_miou": [rounded(miou) for _, miou in training.validations],
     }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)

@@ -29,9 +29,11 @@ from rich.console import Console
 
 from experiments import comparison, data_options
 from experiments.cells import Axes, Cell, NotApplicable, grid
+from experiments.console import complain, say
 from experiments.data import SegmentationData
 from experiments.data_options import DataOptions
-from experiments.evaluation import Inference
+from experiments.devices import check_precision, choose_device
+from experiments.evaluation import Inference, check_inference
 from experiments.launch import RayResources, check_ray, run_on_ray
 from experiments.models import applicable
 from experiments.records import Row
@@ -124,7 +126,7 @@ def main(
     except KeyboardInterrupt:
         console.print("interrupted; the same command continues with the cell that was cut off")
         return 130
-    console.print(f"report: {options.output / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"report: {options.output / 'report.html'}")
     if processes().world > 1:
         return 0  # torchrun would take anything else for a process that broke down, and start it again
     asked = {cell.id for cell in cells}
@@ -132,9 +134,8 @@ def main(
 
 
 def _complain(message: str) -> None:
-    if processes().rank > 0:
-        return  # the first process says the same
-    Console(stderr=True).print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    if processes().rank == 0:  # the others would say the same
+        complain(message)
 
 
 def prepare(options: Options, console: Console) -> tuple[list[Cell], list[NotApplicable], SegmentationData, Settings]:
@@ -198,11 +199,7 @@ def prepare(options: Options, console: Console) -> tuple[list[Cell], list[NotApp
 
 def _sizes(options: Options, height: int, width: int) -> list[tuple[int, int]]:
     """Heights and widths of images that models meet: in training, and with each scale and tile of evaluation."""
-    sizes = [options.recipe.crop or (height, width)]
-    for scale in options.inference.scales:
-        tile = options.inference.tile or (height, width)
-        sizes.append((min(tile[0], round(height * scale)), min(tile[1], round(width * scale))))
-    return list(dict.fromkeys(sizes))
+    return list(dict.fromkeys([options.recipe.crop or (height, width), *options.inference.sizes(height, width)]))
 
 
 def _check_weights(options: Options) -> None:
@@ -230,8 +227,6 @@ def _check_execution(options: Options) -> None:
         )
     if options.workers < 0:
         raise ValueError(f"--workers must not be negative, got {options.workers}")
-    if options.inference.tile is None and options.inference.overlap != Inference().overlap:
-        raise ValueError(f"--overlap is for --tile, got {options.inference.overlap} without it")
     if options.launcher == "ray" and world > 1:
         raise ValueError("--launcher ray trains each cell in one process, got a start by torchrun")
     if options.launcher == "here" and options.ray != RayResources():
@@ -243,6 +238,7 @@ def _check_against(options: Options, data: SegmentationData) -> None:
     height, width = data.train.images.shape[-2:]
     if options.recipe.crop is not None:
         check_crop(options.recipe.crop, height, width)
+    check_inference(options.inference, height, width)
     if options.batch_size > len(data.train.images):
         count = len(data.train.images)
         raise ValueError(
@@ -254,18 +250,13 @@ def _check_against(options: Options, data: SegmentationData) -> None:
 def _device(options: Options) -> str:
     if options.launcher == "ray":  # the machines of the cluster have devices of their own
         device = ("cuda" if options.ray.gpus else "cpu") if options.device == "auto" else options.device
+        check_precision(options.precision, device)
+        check_ray(options.ray, device)
     else:
-        available = torch.cuda.is_available()
-        if options.device == "cuda" and not available:
-            raise ValueError("--device cuda: torch sees no CUDA device here")
-        device = ("cuda" if available else "cpu") if options.device == "auto" else options.device
+        device = choose_device(options.device, options.precision)
         if device == "cuda" and processes().local_world > max(1, torch.cuda.device_count()):
             count = torch.cuda.device_count()
             raise ValueError(f"--nproc-per-node must not exceed the GPUs, {count}, got {processes().local_world}")
-    if options.precision == "16" and device == "cpu":
-        raise ValueError("--precision 16 needs --device cuda; bf16 works on the CPU")
-    if options.launcher == "ray":
-        check_ray(options.ray, device)
     return device
 
 
@@ -282,7 +273,7 @@ def _launch(options: Options, data: SegmentationData, settings: Settings, consol
             origin,
             collect=collect,
             fail=fail,
-            say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+            say=lambda line: say(console, line),
             resources=options.ray,
         )
 

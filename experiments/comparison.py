@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import json
-import math
 import os
 import tempfile
 import traceback
@@ -17,8 +16,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from experiments import evaluation
-from experiments.cell_run import finish, not_applicable_row, run_cell
+from experiments.cell_rows import not_applicable_row
+from experiments.cell_run import finish, run_cell
 from experiments.cells import Cell, NotApplicable
+from experiments.console import say
 from experiments.data import SegmentationData
 from experiments.records import Row, append_row, provenance, read_rows, remove_torn, write_whole
 from experiments.report import write_report
@@ -40,15 +41,18 @@ class CellsFailedError(RuntimeError):
 # Take a finished row; take a cell that ended in an error of its own.
 Collect = Callable[[Row], None]
 Fail = Callable[[Cell, BaseException], None]
+# Makes the row of a cell in this process, given the origin of the row and whom to tell share done and loss.
+Work = Callable[[Cell, Row, Callable[[float, float], None]], Row | None]
 # Runs cells, given the origin of their rows.
 Launch = Callable[[Sequence[Cell], Row, Collect, Fail], None]
 
 
-def check_output(output: Path, known: Row) -> list[Row]:
+def check_output(output: Path, known: Row, *, trained: bool = True) -> list[Row]:
     """The rows that output holds already; none for a new folder.
 
-    known: the part of Settings.as_row that can be told so far. Raises ValueError where output is not a folder, was
-    begun with other settings, or holds files that are not of a comparison.
+    known: the part of Settings.as_row that can be told so far. trained: whether cells are trained, or take the weights
+    of cells that were trained elsewhere. Raises ValueError where output is not a folder, was begun with other settings
+    or the other way of these two, or holds files that are not of a comparison.
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output: {output} is a file, a folder is needed")
@@ -56,6 +60,9 @@ def check_output(output: Path, known: Row) -> list[Row]:
     for row in rows:
         if row.get("kind") != "segmentation":
             raise ValueError(f"--output: {output} holds rows of kind {row.get('kind')!r}, choose another folder")
+        if row["status"] != "not applicable" and ("weights_of" in row) is trained:
+            what = "evaluations of cells trained elsewhere" if trained else "cells that were trained"
+            raise ValueError(f"--output: {output} holds {what}, choose another folder")
     begun = [json.loads((output / SETTINGS).read_text())] if (output / SETTINGS).exists() else []
     for there in (*begun, *rows):
         differing = [
@@ -89,12 +96,14 @@ def run(
     output: Path,
     console: Console,
     launch: Launch | None = None,
+    work: Work | None = None,
 ) -> list[Row]:
     """Train and evaluate every cell that output has no row for, and write the report after each; returns all rows.
 
     missing: cells that cannot exist; each gets a row that says why. launch: what runs the cells, by default one after
-    another in this process. A cell's side files are in place before its row, and a row is appended whole: an
-    interruption at any moment loses what a cell did since its last checkpoint and nothing else.
+    another in this process. work: what to do for a cell there instead of training it. A cell's side files are in place
+    before its row, and a row is appended whole: an interruption at any moment loses what a cell did since its last
+    checkpoint and nothing else.
 
     Raises:
         CellsFailedError: after all others have finished, where cells ended in an error.
@@ -107,7 +116,7 @@ def run(
     origin = provenance(torch.device(settings.device if launch is None else "cpu"))
     first = together.rank == 0
     with _locked(output) if first else nullcontext():
-        rows = check_output(output, settings.as_row())
+        rows = check_output(output, settings.as_row(), trained=work is None)
         done = {row["cell"] for row in rows}
         todo = [cell for cell in cells if cell.id not in done]
         if first:
@@ -117,12 +126,12 @@ def run(
             for cell in cells:
                 if cell.id in done:
                     finish(cell.id, output)
-                    _say(console, f"{_name(cell, cells)}: finished before, skipped")
+                    say(console, f"{_name(cell, cells)}: finished before, skipped")
             for absent in missing:
                 if absent.cell.id not in done:
                     rows.append(not_applicable_row(absent, settings, origin))
                     append_row(output / RESULTS, rows[-1])
-                _say(console, f"{absent.cell.id}: not applicable, {absent.rule}")
+                say(console, f"{absent.cell.id}: not applicable, {absent.rule}")
         failed: list[Cell] = []
 
         def collect(row: Row) -> None:
@@ -134,11 +143,14 @@ def run(
 
         def fail(cell: Cell, error: BaseException) -> None:
             failed.append(cell)
-            _say(console, f"{_name(cell, cells)}: failed, {type(error).__name__}: {error}", style="bold red")
-            _say(console, "".join(traceback.format_exception(error)))
+            say(console, f"{_name(cell, cells)}: failed, {type(error).__name__}: {error}", style="bold red")
+            say(console, "".join(traceback.format_exception(error)))
+
+        def train(cell: Cell, origin: Row, on_step: Callable[[float, float], None]) -> Row | None:
+            return run_cell(cell, data, settings, output, origin, on_step)
 
         if todo:
-            (launch or _here(cells, data, settings, output, console))(todo, origin, collect, fail)
+            (launch or _here(cells, work or train, console))(todo, origin, collect, fail)
         elif first:
             # Nothing was left to do, but the renderer may be newer than the report.
             write_report(output)
@@ -149,7 +161,7 @@ def run(
     return rows
 
 
-def _here(cells: Sequence[Cell], data: SegmentationData, settings: Settings, output: Path, console: Console) -> Launch:
+def _here(cells: Sequence[Cell], work: Work, console: Console) -> Launch:
     """One cell after another in this process, or in those that torchrun started together."""
 
     def launch(
@@ -163,18 +175,18 @@ def _here(cells: Sequence[Cell], data: SegmentationData, settings: Settings, out
         for cell in todo:
             with Progress(
                 *columns,
-                TextColumn("loss {task.fields[loss]:.3f}"),
+                TextColumn("{task.fields[loss]}"),
                 console=console,
                 transient=True,
                 disable=together.rank > 0,
             ) as progress:
-                task = progress.add_task(escape(_name(cell, cells)), total=1.0, loss=math.nan)
+                task = progress.add_task(escape(_name(cell, cells)), total=1.0, loss="")
 
                 def show(share: float, loss: float, progress: Progress = progress, task: object = task) -> None:
-                    progress.update(task, completed=share, loss=loss)  # type: ignore[arg-type]  # rich's own id
+                    progress.update(task, completed=share, loss=f"loss {loss:.3f}")  # type: ignore[arg-type]  # rich's own id
 
                 try:
-                    row = run_cell(cell, data, settings, output, origin, show)
+                    row = work(cell, origin, show)
                 except Exception as error:
                     # A disk that takes no more stops everything. Among several processes the others wait for this one:
                     # torchrun ends or restarts them all.
@@ -211,14 +223,10 @@ def _tell(row: Row, cells: Sequence[Cell], console: Console) -> None:
     name = next(_name(cell, cells) for cell in cells if cell.id == row["cell"])
     if row["status"] == "ok":
         scores = f"test mIoU {_percent(row['test_miou'])}, val mIoU {_percent(row['val_miou'])}"
-        _say(console, f"{name}: {scores}, {row['train_minutes']:.1f} min of training")
+        took = f", {row['train_minutes']:.1f} min of training" if "weights_of" not in row else ""
+        say(console, f"{name}: {scores}{took}")
     else:
-        _say(console, f"{name}: {row['error']}", style="bold red")
-
-
-def _say(console: Console, line: str, style: str | None = None) -> None:
-    """One line as it is: names of cells look like markup, and a log must not be wrapped."""
-    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+        say(console, f"{name}: {row['error']}", style="bold red")
 
 
 def _percent(value: float | None) -> str:

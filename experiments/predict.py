@@ -26,6 +26,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from experiments import prediction
+from experiments.console import complain, say
+from experiments.devices import choose_device
 from experiments.evaluation.inference import Inference
 from experiments.prediction import Job, PictureError, Scaling
 from experiments.records import provenance
@@ -74,37 +76,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         classes = job.trained.class_names, job.trained.colors[:-1]
         prediction.write_record(job.output, job.record, provenance(job.device), *classes)
     except (ValueError, OSError) as error:
-        _complain(str(error))
+        complain(str(error))
         return 2
-    _say(console, _summary(job))
+    say(console, _summary(job))
     try:
         problems = _run(job, console)
         prediction.write_index(job.output, [name for name in job.pictures if name not in problems], *classes)
     except OSError as error:
-        _complain(f"{error}; finished pictures are kept, and the same command continues after them")
+        complain(f"{error}; finished pictures are kept, and the same command continues after them")
         return 2
     except torch.OutOfMemoryError as error:
-        _complain(f"{error}; a smaller --batch-size or --tile needs less memory; finished pictures are kept")
+        complain(f"{error}; a smaller --batch-size or --tile needs less memory; finished pictures are kept")
         return 2
     except KeyboardInterrupt:
-        _say(console, "interrupted; the same command continues after the pictures that are finished")
+        say(console, "interrupted; the same command continues after the pictures that are finished")
         return 130
     done = f"{len(job.todo) - len(problems)} predicted"
     before = f", {len(job.pictures) - len(job.todo)} finished before" if len(job.todo) < len(job.pictures) else ""
-    _say(console, f"{done}{before}: {job.output / 'index.html'}")
+    say(console, f"{done}{before}: {job.output / 'index.html'}")
     if problems:
         lines = [f"  {job.pictures[name]} {problem}" for name, problem in list(problems.items())[:SHOWN]]
         lines += [f"  and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        _complain("\n".join([f"{len(problems)} of {len(job.pictures)} pictures have no result:", *lines]))
+        complain("\n".join([f"{len(problems)} of {len(job.pictures)} pictures have no result:", *lines]))
     return int(bool(problems))
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _complain(message: str) -> None:
-    Console(stderr=True).print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
 def prepare(options: Options) -> Job:
@@ -114,7 +108,7 @@ def prepare(options: Options) -> Job:
         ValueError, OSError: bad input; the message names option, rule and value.
     """
     _check(options)
-    device = _device(options)
+    device = torch.device(choose_device(options.device, options.precision))
     pictures = prediction.find_pictures(options.images, options.output)
     trained = load_weights(options.weights, device)
     scaling = _scaling(options, trained)
@@ -165,16 +159,6 @@ def _check(options: Options) -> None:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
     if options.overlap is not None and options.tile is None and not options.native:
         raise ValueError(f"--overlap is for tiles, which --tile or --native makes, got {options.overlap} without")
-
-
-def _device(options: Options) -> torch.device:
-    available = torch.cuda.is_available()
-    if options.device == "cuda" and not available:
-        raise ValueError("--device cuda: torch sees no CUDA device here")
-    device = ("cuda" if available else "cpu") if options.device == "auto" else options.device
-    if options.precision == "16" and device == "cpu":
-        raise ValueError("--precision 16 needs --device cuda; bf16 works on the CPU")
-    return torch.device(device)
 
 
 def _scaling(options: Options, trained: Trained) -> Scaling:

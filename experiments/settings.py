@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 from experiments.data import SegmentationData
 from experiments.evaluation import Inference
@@ -48,6 +48,23 @@ class Settings:
             del flat[name]
         row: Row = json.loads(json.dumps({**flat.pop("recipe"), **flat.pop("inference"), **flat}))
         return row
+
+
+def settings_of(row: Row) -> Settings:
+    """The settings that a row was made under; as_row of them gives its fields back.
+
+    Raises:
+        ValueError: the row lacks some; it names the cell.
+    """
+    parts: dict[type, dict[str, object]] = {}
+    for kind in (Recipe, Inference, Settings):
+        names = [field.name for field in fields(kind) if field.name not in ("recipe", "inference", *EXECUTION)]
+        if missing := [name for name in names if name not in row]:
+            raise ValueError(f"the row of {row['cell']} lacks {', '.join(missing)}: an older version made it")
+        values = {name: row[name] for name in names}
+        parts[kind] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    recipe, inference = Recipe(**parts[Recipe]), Inference(**parts[Inference])  # type: ignore[arg-type]  # as_row's own
+    return Settings(**parts[Settings], recipe=recipe, inference=inference)  # type: ignore[arg-type]  # as_row's own
 
 
 def data_id(data: SegmentationData) -> str:

@@ -3,7 +3,7 @@
 from experiments.evaluation.accuracy import Evaluation, ImageCounts, Scores, evaluate, miou
 from experiments.evaluation.boundary import BANDS
 from experiments.evaluation.cost import PeakMemory, flops, latency, parameters
-from experiments.evaluation.inference import Inference, probabilities
+from experiments.evaluation.inference import Inference, check_inference, probabilities
 from experiments.evaluation.panel import save_data_panel, save_predictions
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Inference",
     "PeakMemory",
     "Scores",
+    "check_inference",
     "evaluate",
     "flops",
     "latency",

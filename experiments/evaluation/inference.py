@@ -4,7 +4,7 @@ Shapes: B images, K classes, H W pixels, n tiles along an axis, t pixels of a ti
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +39,26 @@ class Inference:
         if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
             raise ValueError(f"scales must be one or more positive finite factors, got {self.scales}")
 
+    def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Heights and widths in pixels that a model meets in an image of height x width, at each scale and by tiles."""
+        whole = [(_scaled(height, scale), _scaled(width, scale)) for scale in self.scales]
+        if self.tile is None:
+            return whole
+        return [(min(self.tile[0], size[0]), min(self.tile[1], size[1])) for size in whole]
+
 
 PLAIN = Inference()
+
+
+def check_inference(inference: Inference, height: int, width: int) -> None:
+    """Raise ValueError, naming the option, where one would do nothing to images of height x width pixels."""
+    if inference.tile is None:
+        if inference.overlap != PLAIN.overlap:
+            raise ValueError(f"--overlap is for --tile, got {inference.overlap} without it")
+    elif inference.sizes(height, width) == replace(inference, tile=None).sizes(height, width):
+        tile = "x".join(map(str, inference.tile))
+        at = f" at --scales {' '.join(map(str, inference.scales))}" if inference.scales != PLAIN.scales else ""
+        raise ValueError(f"--tile must be smaller than the images, {height}x{width}{at}, got {tile}")
 
 
 @torch.inference_mode()
@@ -122,11 +140,15 @@ def _softmax(model: nn.Module, images: Tensor, precision: str) -> Tensor:
 
 def _resized_images(images: Tensor, scale: float) -> Tensor:
     """Images (B, 3, H, W) uint8 scaled by a factor, at least one pixel large."""
-    height, width = (max(1, round(scale * size)) for size in images.shape[-2:])
+    height, width = (_scaled(size, scale) for size in images.shape[-2:])
     if (height, width) == images.shape[-2:]:
         return images
     # By way of float32: on CUDA bytes cannot be resized with antialiasing.
     return _resized(images.float(), (height, width)).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _scaled(side: int, scale: float) -> int:
+    return max(1, round(scale * side))
 
 
 def _resized(values: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,6 +1,9 @@
 """The smp model of a cell."""
 
+from collections.abc import Mapping
+
 import segmentation_models_pytorch as smp
+from torch import Tensor
 
 import swinx
 from experiments.cells import Cell, own_stem
@@ -9,10 +12,14 @@ from experiments.models.alignment import centre_levels
 from experiments.models.dilation import set_rule
 
 
-def build_model(cell: Cell, classes: int, weights: str | None = None) -> smp.base.SegmentationModel:
+def build_model(
+    cell: Cell, classes: int, weights: str | None = None, *, state: Mapping[str, Tensor] | None = None
+) -> smp.base.SegmentationModel:
     """The smp model of a cell: images (B, 3, H, W) in, logits (B, classes, H, W) out.
 
-    weights: smp's tag of pretrained encoder weights; None builds the encoder untrained.
+    weights: smp's tag of pretrained encoder weights; None builds the encoder untrained. state: the state_dict of the
+    same model at any output stride under the rule exact or dense, to load before the cell's own rule is set, which may
+    resize what is loaded.
 
     Raises:
         Exception: whatever smp or the encoder raises where the encoder does not support the decoder or the stride.
@@ -25,6 +32,8 @@ def build_model(cell: Cell, classes: int, weights: str | None = None) -> smp.bas
     )
     if cell.output_stride != 32 and not rule.by_argument:
         model.encoder.make_dilated(cell.output_stride)
+    if state is not None:
+        model.load_state_dict(state)
     if cell.dilation is not None:
         set_rule(model.encoder, cell.dilation)
     if cell.alignment == "centred":

@@ -30,9 +30,8 @@ def facts(content: Content) -> list[tuple[str, str]]:
     budget = ", ".join(
         dict.fromkeys(f"{row['steps']} steps" if row["steps"] else f"{row['minutes']:g} minutes" for row in rows)
     )
-    commits = dict.fromkeys(
-        f"{row['commit'][:12]}{' with uncommitted changes' if row['dirty'] else ''}" for row in rows if row["commit"]
-    )
+    commits = _commits(rows)
+    sources = [row["weights_of"] for row in rows if "weights_of" in row]
     told: list[tuple[str, str]] = []
     if recipe := [key for key in RECIPE if any(row.get(key) is not None for row in rows)]:
         told.append(("recipe", listed(recipe)))
@@ -52,14 +51,30 @@ def facts(content: Content) -> list[tuple[str, str]]:
         *([("processes per cell", worlds)] if worlds not in ("1", "unknown") else []),
         ("peak memory", every("peak_memory_scope")),
         ("versions", f"swinx {every('swinx')}, torch {every('torch')}, Python {every('python')}"),
-        ("commit", ", ".join(commits) or "not a git checkout"),
+        ("commit", commits),
+        *([("trained", _trained(sources))] if sources else []),
         ("finished", f"{min(times)} to {max(times)}" if times else tables.MISSING),
     ]
 
 
+def _trained(sources: Sequence[Row]) -> str:
+    """Where weights come from that were evaluated without training."""
+    precisions = ", ".join(dict.fromkeys(str(source["precision"]) for source in sources))
+    return f"commit {_commits(sources)}, precision {precisions}"
+
+
+def _commits(rows: Sequence[Row]) -> str:
+    """The commits that rows name, each once."""
+    named = (
+        f"{row['commit'][:12]}{' with uncommitted changes' if row['dirty'] else ''}" for row in rows if row["commit"]
+    )
+    return ", ".join(dict.fromkeys(named)) or "not a git checkout"
+
+
 def commands(rows: Sequence[Row]) -> list[str]:
-    """The commands behind the rows, each once."""
-    return list(dict.fromkeys(str(row["command"]) for row in rows))
+    """The commands behind the rows, each once; those that trained come before those that evaluated."""
+    trained = [row["weights_of"]["command"] for row in rows if "weights_of" in row]
+    return list(dict.fromkeys(map(str, [*trained, *(row["command"] for row in rows)])))
 
 
 def differing(rows: Sequence[Row]) -> dict[str, list[str]]:

@@ -58,10 +58,12 @@ def how_to_read(rows: Sequence[Row]) -> str:
     else:
         start = f"trains from pretrained encoders ({', '.join(sorted(map(str, weights)))})"
     others = differing(rows)
+    subject = "Every model" if any("weights_of" in row for row in rows) else "Every configuration"
     budget = "budgets that differ" if {"steps", "minutes", "batch_size"} & others.keys() else "the same budget"
     sentences = [
-        f"Every configuration {start} under {budget}, on the same batches for a given seed, and is evaluated once, "
+        f"{subject} {start} under {budget}, on the same batches for a given seed, and is evaluated once, "
         f"with {_evaluated(rows)}.",
+        *_without_training(rows),
         _held_out(rows),
     ]
     if others:
@@ -79,6 +81,18 @@ def how_to_read(rows: Sequence[Row]) -> str:
         "for one image, bytes in and logits out; the range is from the 20th to the 80th percentile."
     )
     return " ".join(sentences)
+
+
+def _without_training(rows: Sequence[Row]) -> list[str]:
+    """Whose weights were evaluated, where rows are not all of cells as they were trained."""
+    taken = [row for row in rows if "weights_of" in row]
+    if not taken:
+        return []
+    cells = ", ".join(dict.fromkeys(str(row["weights_of"]["cell"]) for row in taken))
+    if len(taken) == len(rows):
+        return [f"What was trained is {cells}: configurations take these weights as they are, without more training."]
+    also = ", ".join(str(row["cell"]) for row in taken)
+    return [f"Not trained, but evaluated with the weights of {cells} as they are: {also}."]
 
 
 def _evaluated(rows: Sequence[Row]) -> str:

@@ -100,7 +100,12 @@ def test_foreign_folders_and_files_are_refused(tmp_path: Path, capsys: pytest.Ca
             "--layer-decay is for encoders of swinx, got resnet18 among --encoders",
         ),
         (["--overlap", "0.25"], "--overlap is for --tile, got 0.25 without it"),
-        (["--decoders", "PAN", "--size", "128", "128", "--tile", "64", "64"], "none of these cells can exist"),
+        (["--tile", "64", "64"], "--tile must be smaller than the images, 64x64, got 64x64"),
+        (
+            ["--tile", "64", "100", "--scales", "0.5", "1"],
+            "--tile must be smaller than the images, 64x64 at --scales 0.5 1.0, got 64x100",
+        ),
+        (["--decoders", "PAN", "--size", "128", "128", "--tile", "32", "32"], "none of these cells can exist"),
         (["--windows", "0"], "--windows must be at least 1, got 0"),
         (["--dilations", "wide"], "--dilations: wide is not one of exact, dense, enlarged"),
         (["--ray.cpus", "2"], "--ray options are for --launcher ray, got --launcher here"),
@@ -185,6 +190,10 @@ def test_cuda_is_refused_where_there_is_none(tmp_path: Path, capsys: pytest.Capt
     ("arguments", "message"),
     [
         (["--losses", "ce", "ce"], "--losses must be different names among ce, dice, lovasz, got ce ce"),
+        (
+            ["--losses", "dice", "--class-weighting", "none"],
+            "--class-weighting is for ce, got none with --losses dice",
+        ),
         (["--overlap", "1"], "overlap must be 0 or more and below 1, got 1.0"),
         (["--ray.cpus", "0"], "--ray.cpus must be more than 0, got 0"),
     ],

@@ -8,7 +8,8 @@ import pandas
 import pytest
 from report_folder import CLASSES, folder, row
 
-from experiments.cell_run import RESULT_FIELDS, curves
+from experiments.cell_rows import RESULT_FIELDS
+from experiments.cell_run import curves
 from experiments.report import write_report
 from experiments.report.plots import VARIABLES
 from experiments.report.tables import class_table, constants, markdown_table, shown_columns, summary

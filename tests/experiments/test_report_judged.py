@@ -7,7 +7,7 @@ import pandas
 import pytest
 from report_folder import add_counts, folder, row
 
-from experiments.cell_run import RESULT_FIELDS
+from experiments.cell_rows import RESULT_FIELDS
 from experiments.records import Row
 from experiments.report import write_report
 from experiments.report.content import gather
@@ -191,6 +191,12 @@ def test_how_to_read_follows_the_rows() -> None:
         (
             [row("Unet", 0, learning_rate=0.1), row("Unet", 1, learning_rate=0.2)],
             "Seeds of one configuration differ in learning rate, so ± is not chance alone.",
+        ),
+        ([row("Unet", weights_of={"cell": "c"})], "Every model trains from scratch under the same budget"),
+        ([row("Unet", weights_of={"cell": "c"})], "What was trained is c: configurations take these weights as they"),
+        (
+            [row("FPN"), row("Unet", cell="u", weights_of={"cell": "c"})],
+            "Not trained, but evaluated with the weights of c as they are: u.",
         ),
     ):
         assert said in how_to_read(rows)

@@ -1,0 +1,280 @@
+"""Trained weights evaluated once more: as they were, and at other strides, rules and alignments."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from torch.nn import functional
+from toy import ONE, save_folder, toy_data
+
+from experiments import cell_run, compare_decoders, data_options, evaluate, evaluation
+from experiments.cell_rows import RESULT_FIELDS
+from experiments.cells import DILATIONS, Cell
+from experiments.data import SegmentationData
+from experiments.models import build_model
+from experiments.models.dilation import enlarged_table, set_rule
+from experiments.records import Row, append_row, read_rows
+from experiments.settings import settings_of
+from experiments.training import Segmenter
+from experiments.weights import load_weights, save_weights
+
+OF_TRAINING = {"images_seen", "train_minutes", "best_val_miou", "best_step", "stopped_step"}
+MEASURED = set(RESULT_FIELDS) - OF_TRAINING - {name for name in RESULT_FIELDS if name.startswith(("latency", "peak"))}
+SEGFORMER = "swinx_n-inline-Segformer-os32-seed0"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of FPN and Segformer; the weights of the latter made such that each rule gives another prediction."""
+    toy = toy_data()
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_options, "make_scenes", lambda **_: toy)
+        patch.setattr(cell_run.evaluation, "latency", lambda *_: (1.0, 2.0, 3.0))
+        arguments = [*ONE[2:], "--decoders", "FPN", "Segformer", "--output", str(folder)]
+        assert compare_decoders.main(arguments) == 0
+        path = folder / "cells" / SEGFORMER / "last.pt"
+        model = load_weights(path, "cpu")
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in model.model.named_parameters():
+                if name.endswith("relative_position_bias_table"):
+                    parameter.normal_(std=2)
+            model.model.model.segmentation_head[0].weight.mul_(50)
+        save_weights(path, model.model, model.cell, toy, step=1, val_miou=None)
+        yield folder
+
+
+def run(folder: Path, output: Path, *arguments: str) -> tuple[int, dict[str, Row]]:
+    code = evaluate.main([str(folder), "--device", "cpu", *arguments, "--output", str(output)])
+    return code, {row["cell"]: row for row in read_rows(output / "results.jsonl")}
+
+
+def test_as_trained_gives_the_same_row(trained: Path, tmp_path: Path) -> None:
+    cell = "swinx_n-inline-FPN-os32-seed0"
+    code, rows = run(trained, tmp_path / "out", "--where", "decoder=FPN")
+    assert code == 0
+    assert list(rows) == [cell]
+    source = {row["cell"]: row for row in read_rows(trained / "results.jsonl")}[cell]
+    assert {name: rows[cell][name] for name in MEASURED} == {name: source[name] for name in MEASURED}
+    assert settings_of(rows[cell]) == settings_of(source)
+    assert {rows[cell][name] for name in OF_TRAINING} == {None}
+    assert rows[cell]["weights_of"] == {
+        name: source[name] for name in ("cell", "commit", "dirty", "command", "time", "precision")
+    }
+    for name in ("images.json", "00.png", "04.png"):
+        assert (tmp_path / "out" / "cells" / cell / name).read_bytes() == (trained / "cells" / cell / name).read_bytes()
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert f"What was trained is {cell}: configurations take these weights as they are" in text
+    assert source["command"] in text
+
+
+def by_hand(trained: Path, toy: SegmentationData, stride: int, rule: str) -> dict[str, Any]:
+    """Counts of each test image: smp's model by name, dilated, with the weights, then the rule."""
+    state = torch.load(trained / "cells" / SEGFORMER / "last.pt", weights_only=True)["state_dict"]
+    model = smp.Segformer("swinx_n", encoder_weights=None, classes=3)
+    if stride < 32:
+        model.encoder.make_dilated(stride)
+    model.load_state_dict(state)
+    set_rule(model.encoder, rule)
+    measured = evaluation.evaluate(
+        Segmenter(model), toy.test, 3, toy.ignore_index, batch_size=2, device=torch.device("cpu"), precision="32"
+    )
+    counts: dict[str, Any] = json.loads(measured.images.as_json(toy.class_names))
+    return counts
+
+
+def test_other_strides_and_rules_are_the_same_weights_there(
+    trained: Path, toy: SegmentationData, tmp_path: Path
+) -> None:
+    arguments = ["--where", "decoder=Segformer", "--output-strides", "32", "16", "8"]
+    arguments += ["--dilations", "exact", "dense", "enlarged"]
+    code, rows = run(trained, tmp_path / "out", *arguments)
+    assert code == 0
+    seen = set()
+    names = {(row["output_stride"], row["dilation"]): row["cell"] for row in rows.values()}
+    assert set(names) == {(32, "exact"), *((stride, rule) for stride in (16, 8) for rule in DILATIONS)}
+    for (stride, rule), cell in names.items():
+        counts = json.loads((tmp_path / "out" / "cells" / cell / "images.json").read_text())
+        assert counts == by_hand(trained, toy, stride, rule)
+        assert rows[cell]["weights_of"]["cell"] == SEGFORMER
+        seen.add(json.dumps(counts))
+    assert len(seen) == len(names), "a setting that changes nothing shows nothing"
+
+
+def test_enlarged_windows_get_the_resized_table_of_the_trained_weights(trained: Path) -> None:
+    state = load_weights(trained / "cells" / SEGFORMER / "last.pt", "cpu").model.model.state_dict()
+    model = build_model(Cell("swinx_n", "inline", "Segformer", 8, 0, "enlarged"), 3, state=state)
+    key = "encoder.layers.3.blocks.1.attn.relative_position_bias_table"
+    window = model.encoder.layers[3].window_size[0] // 4
+    assert torch.equal(model.state_dict()[key], enlarged_table(state[key], (window, window), 4))
+
+
+def test_centred_and_mirrored(trained: Path, toy: SegmentationData, tmp_path: Path) -> None:
+    arguments = ["--where", "decoder=Segformer", "--output-strides", "8", "--alignments", "none", "centred"]
+    code, rows = run(trained, tmp_path / "out", *arguments, "--flip", "--precision", "bf16")
+    assert code == 0
+    assert {(row["alignment"], row["flip"], row["precision"]) for row in rows.values()} == {
+        ("none", True, "bf16"),
+        ("centred", True, "bf16"),
+    }
+    assert len({row["test_miou"] for row in rows.values()}) == 2
+    cell = "swinx_n-inline-Segformer-os8-seed0"
+    model = load_weights(trained / "cells" / SEGFORMER / "last.pt", "cpu").model
+    model.model.encoder.make_dilated(8)
+    hits = []
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        for images, masks in zip(toy.test.images.split(2), toy.test.masks.split(2), strict=True):
+            plain = model(images).float().softmax(1)
+            mirrored = model(images.flip(-1)).float().softmax(1).flip(-1)
+            predicted = ((plain + mirrored) / 2).argmax(1)
+            right = functional.one_hot(predicted.where((predicted == masks) & (masks != toy.ignore_index), 3), 4)
+            hits += right[..., :3].sum((1, 2)).tolist()
+    assert json.loads((tmp_path / "out" / "cells" / cell / "images.json").read_text())["hits"] == hits
+
+
+def test_the_same_command_goes_on(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--where", "decoder=Segformer", "--output-strides"]
+    assert run(trained, tmp_path / "out", *arguments, "16")[0] == 0
+    before = (tmp_path / "out" / "results.jsonl").read_text()
+    code, rows = run(trained, tmp_path / "out", *arguments, "16", "32")
+    assert code == 0
+    assert list(rows) == ["swinx_n-inline-Segformer-os16-seed0", SEGFORMER]
+    assert (tmp_path / "out" / "results.jsonl").read_text().startswith(before)
+
+
+def test_cells_that_cannot_exist_have_rows(trained: Path, tmp_path: Path) -> None:
+    code, rows = run(trained, tmp_path / "out", "--output-strides", "16")
+    assert code == 0
+    assert {cell: row["error"] for cell, row in rows.items()} == {
+        "swinx_n-inline-FPN-os16-seed0": "FPN takes output stride 32, got 16",
+        "swinx_n-inline-Segformer-os16-seed0": None,
+    }
+
+
+def test_predictions_that_are_not_finite_are_told(trained: Path, toy: SegmentationData, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    path = copy / "cells" / SEGFORMER / "last.pt"
+    weights = load_weights(path, "cpu")
+    with torch.no_grad():
+        weights.model.model.segmentation_head[0].bias.fill_(torch.nan)
+    save_weights(path, weights.model, weights.cell, toy, step=1, val_miou=None)
+    code, rows = run(copy, tmp_path / "out", "--where", "decoder=Segformer")
+    assert code == 1
+    assert (rows[SEGFORMER]["status"], rows[SEGFORMER]["test_miou"]) == ("diverged", None)
+    assert "not finite" in rows[SEGFORMER]["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--where", "decoder=PAN"], "--where: decoder PAN is not one of FPN, Segformer"),
+        (["--where", "decoder=FPN", "--output-strides", "16"], "FPN takes output stride 32, got 16"),
+        (["--output-strides", "4"], "--output-strides: 4 is not one of 8, 16, 32"),
+        (["--dilations", "wide"], "--dilations: wide is not one of exact, dense, enlarged"),
+        (["--overlap", "0.25"], "--overlap is for --tile, got 0.25 without it"),
+        (["--tile", "64", "64"], "--tile must be smaller than the images, 64x64, got 64x64"),
+        (["--precision", "16"], "--precision 16 needs --device cuda"),
+        (["--data", "camvid"], "--data camvid needs --root"),
+    ],
+)
+def test_bad_input_is_refused_before_work(
+    arguments: list[str], message: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, rows = run(trained, tmp_path / "out", *arguments)
+    assert (code, rows) == (2, {})
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_data_is_refused(
+    trained: Path, toy: SegmentationData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_folder(toy, tmp_path / "data")
+    given = ["--data", "folder", "--root", str(tmp_path / "data"), "--classes", str(tmp_path / "data" / "classes.txt")]
+    assert run(trained, tmp_path / "out", *given)[0] == 2
+    message = capsys.readouterr().err
+    assert f"--data must be what {trained} was trained on, toy at 64x64 with data_id" in message
+    assert not (tmp_path / "out").exists()
+
+
+def refused(folder: Path, output: Path, *arguments: str) -> None:
+    """The command says no, and changes nothing."""
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert run(folder, output, *arguments)[0] == 2
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def copied(trained: Path, target: Path, *changes: Row) -> Path:
+    """A copy of the folder with one row, Segformer's, for each of these changes; None takes a field away."""
+    shutil.copytree(trained, target)
+    row = next(row for row in read_rows(trained / "results.jsonl") if row["cell"] == SEGFORMER)
+    (target / "results.jsonl").unlink()
+    for change in changes:
+        changed = {name: value for name, value in (row | change).items() if name not in change or value is not None}
+        append_row(target / "results.jsonl", changed)
+        shutil.copytree(trained / "cells" / SEGFORMER, target / "cells" / changed["cell"], dirs_exist_ok=True)
+    return target
+
+
+def test_outputs_of_another_kind_are_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(trained, trained)
+    assert f"{trained} holds cells that were trained, choose another folder" in capsys.readouterr().err
+    out, segformer = tmp_path / "out", ("--where", "decoder=Segformer")
+    assert run(trained, out, *segformer)[0] == 0
+    assert compare_decoders.main([*ONE[2:], "--decoders", "Segformer", "--output", str(out)]) == 2
+    assert f"{out} holds evaluations of cells trained elsewhere" in capsys.readouterr().err
+    refused(trained, out, *segformer, "--flip")
+    assert "flip False there, True now" in capsys.readouterr().err
+    refused(copied(trained, tmp_path / "later", {"time": "2000"}), out)
+    assert f"holds an evaluation of {SEGFORMER} as trained at 20" in (told := capsys.readouterr().err)
+    assert "not at 2000: choose another folder" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        ([{"zoom": None}], [], f"the row of {SEGFORMER} lacks zoom: an older version made it"),
+        ([{"select": "best", "cell": "x", "seed": 1}], [], "seed1/best.pt: no such file"),
+        (
+            [{"cell": "swinx_n-inline-Segformer-os16-enlarged-seed0", "output_stride": 16, "dilation": "enlarged"}],
+            ["--output-strides", "8"],
+            "os16-enlarged-seed0 has position biases of enlarged windows, which fit no other stride or rule",
+        ),
+        (
+            [{}, {"cell": SEGFORMER.replace("32", "16"), "output_stride": 16}],
+            ["--output-strides", "8"],
+            f"leave one trained cell for {SEGFORMER.replace('32', '8')}, got {SEGFORMER} and swinx_n-inline-",
+        ),
+        (
+            [{}, {"cell": SEGFORMER.replace("seed0", "seed1"), "seed": 1, "steps": 9}],
+            [],
+            "--where must choose cells of one configuration of training, got 2",
+        ),
+    ],
+    ids=["older", "no weights", "enlarged", "two sources", "two settings"],
+)
+def test_sources_that_do_not_fit_are_refused(
+    changes: list[Row],
+    arguments: list[str],
+    message: str,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    refused(copied(trained, tmp_path / "source", *changes), tmp_path / "out", *arguments)
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_cell_are_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = copied(trained, tmp_path / "source", {"cell": SEGFORMER.replace("seed0", "seed1"), "seed": 1})
+    assert run(source, tmp_path / "out")[0] == 1
+    assert f"last.pt holds weights of {SEGFORMER}, not of {SEGFORMER[:-1]}1" in capsys.readouterr().out
+    assert read_rows(tmp_path / "out" / "results.jsonl") == []
