@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from experiments.data.dataset import Split
 
@@ -62,6 +62,7 @@ def read_splits(
     problems: what the loader found wrong with the layout; reported with what is found here. ids: what a value in a mask
     file means, a class id or ignore_index; other values are refused. size = (H, W) resizes images (bilinear,
     antialiased) and masks (nearest); without it all images must have one size. formats: PIL's names of image formats.
+    Images are taken as stored, whatever EXIF says, but where their masks have the size of the turned image alone.
 
     Raises:
         DataError: with every problem at once: those given, files outside root, unreadable or truncated ones, images or
@@ -91,6 +92,8 @@ def read_splits(
     for pair in inside:
         image = _read(pair.image, root, formats, problems)
         mask = _read(pair.mask, root, FORMATS, problems)
+        if image is not None and mask is not None:
+            image = _as_drawn_on(image, mask)
         if image is not None:
             seen.setdefault((image.height, image.width), []).append(_at(pair.image, root))
         problems += _pair_problems(pair, image, mask, root, ids, ignore_index)
@@ -214,6 +217,14 @@ def _read(path: Path, root: Path, formats: tuple[str, ...], problems: list[str])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL raises all of these
         problems.append(f"{_at(path, root)} cannot be read: {error}")
     return None
+
+
+def _as_drawn_on(image: Image.Image, mask: Image.Image) -> Image.Image:
+    """The image as its mask was drawn on it: as stored, or turned as its EXIF orientation says where only that fits."""
+    if image.size == mask.size:
+        return image
+    turned = ImageOps.exif_transpose(image)
+    return turned if turned.size == mask.size else image
 
 
 def _pair_problems(

@@ -86,6 +86,19 @@ def test_size_resizes_images_smoothly_and_masks_to_nearest(tree: Path) -> None:
     assert (data.val.masks == 2).all()
 
 
+def test_an_image_lies_as_its_mask_was_drawn_on_it(tree: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    sideways = picture(0).transpose(Image.Transpose.ROTATE_90)
+    sideways.save(tree / "images/train/a.png", exif=exif)  # its mask has the turned size
+    picture(2).save(tree / "images/val/c.png", exif=exif)  # its mask has the stored size
+    data = load_folder(tree, NAMES)
+    assert torch.equal(data.train.images[0], torch.from_numpy(np.array(picture(0))).permute(2, 0, 1))
+    assert torch.equal(data.val.images[0], torch.from_numpy(np.array(picture(2))).permute(2, 0, 1))
+    sideways.save(tree / "images/train/a.png")
+    assert "images/train/a.png is 37x23, its mask masks/train/a.png 23x37; they must be equal" in problems_of(tree)
+
+
 def test_missing_root_and_file_for_root(tmp_path: Path) -> None:
     assert problems_of(tmp_path / "nowhere") == ("the folder does not exist",)
     (tmp_path / "file").touch()
