@@ -81,8 +81,9 @@ def _compare(output: Path, rows: list[Row], table: pandas.DataFrame) -> tuple[Co
     gap = f"the counts of each test image (images.json) are missing for {_few(without)}" if without else ""
     if not configurations:
         return None, gap
+    models = {row["cell"]: row["weights_of"]["cell"] for row in rows if "weights_of" in row}
     try:
-        return compare(configurations), gap
+        return compare(configurations, models=models), gap
     except ValueError as error:  # such as one test image, of which nothing can be drawn
         return None, str(error)
 

@@ -149,6 +149,12 @@ def resolved(content: Content) -> list[str]:
             f"Judged over {comparison.images} test images and the spread between seeds, a standard deviation of "
             f"{comparison.seed_sd:.2f} points pooled with {comparison.seed_freedom} degrees of freedom."
         )
+    if comparison.paired_sd is not None:
+        basis += (
+            " All configurations are the same trained models, so differences are taken model by model: beside the "
+            f"level of each model their standard deviation is {comparison.paired_sd:.2f} points with "
+            f"{comparison.paired_freedom} degrees of freedom."
+        )
     pairs = len(comparison.differences)
     basis += f" Paired bootstrap; 95 %, corrected for {pairs} {'pair' if pairs == 1 else 'pairs'} (Holm). Images count "
     basis += "as independent: where they are frames of few films, intervals are too narrow."

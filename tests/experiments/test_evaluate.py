@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from experiments.data import SegmentationData
 from experiments.models import build_model
 from experiments.models.dilation import enlarged_table, set_rule
 from experiments.records import Row, append_row, read_rows
+from experiments.report.content import gather
 from experiments.settings import settings_of
 from experiments.training import Segmenter
 from experiments.weights import load_weights, save_weights
@@ -146,6 +148,25 @@ def test_the_same_command_goes_on(trained: Path, tmp_path: Path, monkeypatch: py
     assert code == 0
     assert list(rows) == ["swinx_n-inline-Segformer-os16-seed0", SEGFORMER]
     assert (tmp_path / "out" / "results.jsonl").read_text().startswith(before)
+
+
+def test_the_report_pairs_what_are_the_same_models(trained: Path, tmp_path: Path) -> None:
+    source = copied(trained, tmp_path / "source", {}, {"cell": SEGFORMER.replace("seed0", "seed1"), "seed": 1})
+    other = source / "cells" / SEGFORMER.replace("seed0", "seed1") / "last.pt"
+    weights = load_weights(other, "cpu")
+    with torch.no_grad():
+        weights.model.model.segmentation_head[0].weight.neg_()
+    save_weights(other, weights.model, replace(weights.cell, seed=1), toy_data(), step=1, val_miou=None)
+    assert run(source, tmp_path / "out", "--output-strides", "32", "8")[0] == 0
+    found = gather(tmp_path / "out").comparison
+    assert found is not None
+    scores = {row["cell"]: row["test_miou"] for row in read_rows(tmp_path / "out" / "results.jsonl")}
+    lines = [[scores[f"swinx_n-inline-Segformer-os{stride}-seed{seed}"] for seed in (0, 1)] for stride in (32, 8)]
+    assert found.paired_freedom == 1
+    (one, other_one), (two, other_two) = lines
+    assert found.paired_sd == pytest.approx(abs(one - two - other_one + other_two) / 2, abs=0.002)
+    assert found.paired_sd > 0.01
+    assert "differences are taken model by model" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_cells_that_cannot_exist_have_rows(trained: Path, tmp_path: Path) -> None:
