@@ -225,6 +225,9 @@ def _check_execution(options: Options) -> None:
         raise ValueError(
             f"--batch-size must be a multiple of the number of processes, {world}, got {options.batch_size}"
         )
+    if options.recipe.class_weighting != Recipe().class_weighting and "ce" not in options.recipe.losses:
+        losses = " ".join(options.recipe.losses)
+        raise ValueError(f"--class-weighting is for ce, got {options.recipe.class_weighting} with --losses {losses}")
     if options.workers < 0:
         raise ValueError(f"--workers must not be negative, got {options.workers}")
     if options.launcher == "ray" and world > 1:

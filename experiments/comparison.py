@@ -60,10 +60,11 @@ def check_output(output: Path, known: Row, *, trained: bool = True) -> list[Row]
     for row in rows:
         if row.get("kind") != "segmentation":
             raise ValueError(f"--output: {output} holds rows of kind {row.get('kind')!r}, choose another folder")
-        if row["status"] != "not applicable" and ("weights_of" in row) is trained:
-            what = "evaluations of cells trained elsewhere" if trained else "cells that were trained"
-            raise ValueError(f"--output: {output} holds {what}, choose another folder")
     begun = [json.loads((output / SETTINGS).read_text())] if (output / SETTINGS).exists() else []
+    finished = [("weights_of" not in row) for row in rows if row.get("status") != "not applicable"]
+    if any(was is not trained for was in (*finished, *(there.get("trained", True) for there in begun))):
+        what = "evaluations of cells trained elsewhere" if trained else "cells that were trained"
+        raise ValueError(f"--output: {output} holds {what}, choose another folder")
     for there in (*begun, *rows):
         differing = [
             f"{key} {there.get(key)} there, {value} now" for key, value in known.items() if there.get(key) != value
@@ -98,12 +99,12 @@ def run(
     launch: Launch | None = None,
     work: Work | None = None,
 ) -> list[Row]:
-    """Train and evaluate every cell that output has no row for, and write the report after each; returns all rows.
+    """Make the row of every cell that output has none for, and write the report after each; returns all rows.
 
     missing: cells that cannot exist; each gets a row that says why. launch: what runs the cells, by default one after
-    another in this process. work: what to do for a cell there instead of training it. A cell's side files are in place
-    before its row, and a row is appended whole: an interruption at any moment loses what a cell did since its last
-    checkpoint and nothing else.
+    another in this process. work: what is done for a cell there, by default training and evaluation. A cell's side
+    files are in place before its row, and a row is appended whole: an interruption at any moment loses what a cell did
+    since its last checkpoint, where it trains, and nothing else.
 
     Raises:
         CellsFailedError: after all others have finished, where cells ended in an error.
@@ -121,7 +122,8 @@ def run(
         todo = [cell for cell in cells if cell.id not in done]
         if first:
             remove_torn(output)
-            write_whole(output / SETTINGS, json.dumps(settings.as_row(), indent=1))
+            begun = settings.as_row() | ({} if work is None else {"trained": False})
+            write_whole(output / SETTINGS, json.dumps(begun, indent=1))
             evaluation.save_data_panel(output, data)
             for cell in cells:
                 if cell.id in done:

@@ -6,11 +6,11 @@
 
 Takes a folder of experiments.compare_decoders and the data that it was trained on, and writes a folder of the same
 kind, with a report: one row for each trained cell (those that --where chooses) in each combination of output stride,
-dilation rule and alignment; by default its own. One state_dict fits all of them. Scores of one seed and of several are
-compared image by image, as those of trained cells are. The same command continues where it stopped.
+dilation rule and alignment; by default its own. One state_dict fits all of them. Mirrors, scales and tiles are what the
+options say, by default none, whatever they were after training. The same command continues where it stopped.
 
 What it answers: whether exact lattices keep what the weights know where ordinary windows lose it; what a finer stride
-is worth to weights that were not made for it; what mirrors, scales and tiles add.
+is worth to weights that were not made for it. The scores under mirrors, scales or tiles are a folder each.
 
 Cost: that of evaluating each cell. The 334 images of CamVid's val and test at 128x160 took 15 seconds on one thread of
 an AMD EPYC at stride 32 (swinx_n, Segformer).
@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -98,9 +98,10 @@ def prepare(
     """
     if processes().world > 1:
         raise ValueError("evaluation runs in one process, got a start by torchrun")
-    rows = _chosen(options)
+    rows = _chosen(options, console)
     sources, missing = _plan(rows, options)
     settings = _settings(rows, options)
+    check_inference(options.inference, settings.height, settings.width)
     begun = comparison.check_output(options.output, settings.as_row(), trained=False)
     _check_begun(begun, sources, options.output)
     with console.status("loading data"):
@@ -108,9 +109,8 @@ def prepare(
     if data_id(data) != settings.data_id:
         raise ValueError(
             f"--data must be what {options.folder} was trained on, {settings.data} at {settings.height}x"
-            f"{settings.width} with data_id {settings.data_id}, got {data.name} with {data_id(data)}"
+            f"{settings.width} with data_id {settings.data_id}, got {data.name} at {_size(data)} with {data_id(data)}"
         )
-    check_inference(options.inference, settings.height, settings.width)
     cells = list(sources)
     with console.status("building every model once"):
         for size in dict.fromkeys(options.inference.sizes(settings.height, settings.width)):
@@ -123,13 +123,22 @@ def prepare(
     return {cell: sources[cell] for cell in cells}, missing, data, settings
 
 
-def _chosen(options: Options) -> list[Row]:
-    """The rows of the trained cells asked for."""
+def _size(data: SegmentationData) -> str:
+    return "x".join(map(str, data.train.images.shape[-2:]))
+
+
+def _chosen(options: Options, console: Console) -> list[Row]:
+    """The rows of the trained cells asked for; says which of them have no weights to evaluate."""
     found = rows_of([options.folder])
     accepted = conditions(options.where, found)
-    rows = [row for _, row in found if row["status"] == "ok" and matches(row, accepted)]
+    met = [row for _, row in found if matches(row, accepted)]
+    rows = [row for row in met if row["status"] == "ok"]
     if not rows:
-        raise ValueError(f"{options.folder} has no finished cell that meets --where {' '.join(options.where)}".rstrip())
+        that = f" that meets --where {' '.join(options.where)}" if options.where else ""
+        raise ValueError(f"{options.folder} has no finished cell{that}")
+    for row in met:
+        if row["status"] != "ok":
+            say(console, f"{row['cell']}: left out, {row['status']} ({row['error']})")
     return rows
 
 
@@ -147,31 +156,43 @@ def _plan(rows: Sequence[Row], options: Options) -> tuple[dict[Cell, Source], li
         for cell in cells:
             if trained.dilation == "enlarged" and cell != trained:
                 raise ValueError(
-                    f"--where: {trained.id} has position biases of enlarged windows, which fit no other stride or rule"
+                    f"--where: {trained.id} was trained with enlarged windows, whose position biases fit it alone, "
+                    f"got {cell.id}"
                 )
             if cell in sources:
                 both = f"{sources[cell].row['cell']} and {trained.id}"
                 raise ValueError(f"--where must leave one trained cell for {cell.id}, got {both}")
             sources[cell] = Source(row, weights)
+    _check_axes(list(sources), options)
     return sources, list(missing.values())
 
 
 def _axes(trained: Cell, options: Options) -> Axes:
-    """The combinations of one trained cell. Encoders that are not swinx's have None where an axis is swinx's."""
-
-    def own(value: str | None) -> tuple[str, ...]:
-        return () if value is None else (value,)
-
+    """The combinations of one trained cell."""
+    common: dict[str, Any] = {
+        "decoders": (trained.decoder,),
+        "encoders": (trained.encoder,),
+        "seeds": (trained.seed,),
+        "output_strides": options.output_strides or (trained.output_stride,),
+    }
+    if trained.stem is None or trained.dilation is None or trained.alignment is None:
+        return Axes(**common)  # an encoder of another library
     return Axes(
-        decoders=(trained.decoder,),
-        encoders=(trained.encoder,),
-        seeds=(trained.seed,),
-        output_strides=options.output_strides or (trained.output_stride,),
-        stems=own(trained.stem),
-        dilations=options.dilations or own(trained.dilation),
+        **common,
+        stems=(trained.stem,),
+        dilations=options.dilations or (trained.dilation,),
         windows=() if trained.window is None else (trained.window,),
-        alignments=options.alignments or own(trained.alignment),
+        alignments=options.alignments or (trained.alignment,),
     )
+
+
+def _check_axes(cells: Sequence[Cell], options: Options) -> None:
+    """Refuse rules and alignments that none of the cells has."""
+    for name, asked in (("dilations", options.dilations), ("alignments", options.alignments)):
+        there = {getattr(cell, name[:-1]) for cell in cells}
+        if asked and cells and there.isdisjoint(asked):
+            why = "nothing is dilated" if there - {None} else "no encoder is swinx's"
+            raise ValueError(f"--{name} {' '.join(asked)} would do nothing: {why}")
 
 
 def _settings(rows: Sequence[Row], options: Options) -> Settings:
@@ -181,7 +202,12 @@ def _settings(rows: Sequence[Row], options: Options) -> Settings:
         raise ValueError(f"--where must choose cells of one configuration of training, got {len(of_training)}")
     settings = of_training[0]
     precision = options.precision or settings.precision
-    device = choose_device(options.device, precision)
+    try:
+        device = choose_device(options.device, precision)
+    except ValueError as error:
+        if options.precision is None:
+            raise ValueError(f"{error}; cells were trained with precision {precision}, give another") from error
+        raise
     return replace(settings, inference=options.inference, precision=precision, device=device)
 
 
@@ -189,11 +215,12 @@ def _check_begun(begun: Sequence[Row], sources: Mapping[Cell, Source], output: P
     """Refuse to go on in a folder whose rows are about other weights."""
     there = {row["cell"]: row["weights_of"] for row in begun if "weights_of" in row}
     for cell, source in sources.items():
-        if there.get(cell.id, source.told) != source.told:
-            told = there[cell.id]
+        was, now = there.get(cell.id, source.told), source.told
+        if differing := [
+            f"{name} {was.get(name)} there, {now[name]} now" for name in now if was.get(name) != now[name]
+        ]:
             raise ValueError(
-                f"--output: {output} holds an evaluation of {told['cell']} as trained at {told['time']}, "
-                f"not at {source.row['time']}: choose another folder"
+                f"--output: {output} holds {cell.id} with other weights ({'; '.join(differing)}), choose another folder"
             )
 
 

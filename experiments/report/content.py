@@ -45,7 +45,7 @@ class Content:
 
     @property
     def ran(self) -> list[Row]:
-        """The rows of cells that were trained."""
+        """The rows of cells that can exist."""
         return [row for row in self.rows if row["status"] != "not applicable"]
 
     def side(self, row: Row, name: str) -> Path:

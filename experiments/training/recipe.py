@@ -54,9 +54,6 @@ class Recipe:
         if not self.losses or len(set(self.losses)) < len(self.losses) or not set(self.losses) <= set(get_args(Loss)):
             choices = ", ".join(get_args(Loss))
             raise ValueError(f"--losses must be different names among {choices}, got {' '.join(self.losses) or 'none'}")
-        if self.class_weighting != "sqrt" and "ce" not in self.losses:
-            losses = " ".join(self.losses)
-            raise ValueError(f"--class-weighting is for ce, got {self.class_weighting} with --losses {losses}")
         _positive("learning-rate", self.learning_rate)
         _positive("gradient-clip", self.gradient_clip)
         for name, value, least, bound in (

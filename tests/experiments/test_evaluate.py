@@ -37,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("trained") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data_options, "make_scenes", lambda **_: toy)
-        patch.setattr(cell_run.evaluation, "latency", lambda *_: (1.0, 2.0, 3.0))
+        patch.setattr(cell_run.evaluation, "latency", lambda *_, **__: (1.0, 2.0, 3.0))
         arguments = [*ONE[2:], "--decoders", "FPN", "Segformer", "--output", str(folder)]
         assert compare_decoders.main(arguments) == 0
         path = folder / "cells" / SEGFORMER / "last.pt"
@@ -66,9 +66,9 @@ def test_as_trained_gives_the_same_row(trained: Path, tmp_path: Path) -> None:
     assert {name: rows[cell][name] for name in MEASURED} == {name: source[name] for name in MEASURED}
     assert settings_of(rows[cell]) == settings_of(source)
     assert {rows[cell][name] for name in OF_TRAINING} == {None}
-    assert rows[cell]["weights_of"] == {
-        name: source[name] for name in ("cell", "commit", "dirty", "command", "time", "precision")
-    }
+    told = ("cell", "commit", "dirty", "command", "time", "host", "torch", "swinx", "precision")
+    assert rows[cell]["weights_of"] == {name: source[name] for name in told}
+    assert rows[cell]["time"] >= source["time"]
     for name in ("images.json", "00.png", "04.png"):
         assert (tmp_path / "out" / "cells" / cell / name).read_bytes() == (trained / "cells" / cell / name).read_bytes()
     text = (tmp_path / "out" / "report.md").read_text()
@@ -143,11 +143,65 @@ def test_centred_and_mirrored(trained: Path, toy: SegmentationData, tmp_path: Pa
 def test_the_same_command_goes_on(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--where", "decoder=Segformer", "--output-strides"]
     assert run(trained, tmp_path / "out", *arguments, "16")[0] == 0
-    before = (tmp_path / "out" / "results.jsonl").read_text()
-    code, rows = run(trained, tmp_path / "out", *arguments, "16", "32")
+    before = read_rows(tmp_path / "out" / "results.jsonl")
+    original, asked = evaluate.evaluate_again, []
+    monkeypatch.setattr(evaluate, "evaluate_again", lambda cell, *rest: asked.append(cell.id) or original(cell, *rest))
+    assert run(trained, tmp_path / "out", *arguments, "16", "32")[0] == 0
+    assert asked == [SEGFORMER]
+    rows = read_rows(tmp_path / "out" / "results.jsonl")
+    assert [row["cell"] for row in rows] == ["swinx_n-inline-Segformer-os16-seed0", SEGFORMER]
+    assert rows[:1] == before
+
+
+def test_cells_of_enlarged_windows_and_of_other_encoders(
+    tmp_path: Path, tiny_scenes: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained beside each other: all can be evaluated as they are; at other strides, what has other strides."""
+    grid = ["--decoders", "Segformer", "--encoders", "swinx_n", "resnet18", "--output-strides", "16"]
+    trained = tmp_path / "trained"
+    command = [*ONE[2:], *grid, "--dilations", "enlarged", "dense", "--output", str(trained)]
+    assert compare_decoders.main(command) == 0
+    code, rows = run(trained, tmp_path / "own")
     assert code == 0
-    assert list(rows) == ["swinx_n-inline-Segformer-os16-seed0", SEGFORMER]
-    assert (tmp_path / "out" / "results.jsonl").read_text().startswith(before)
+    source = {row["cell"]: row for row in read_rows(trained / "results.jsonl")}
+    assert set(rows) == set(source)
+    assert len(rows) == 3
+    for cell, row in rows.items():
+        assert {name: row[name] for name in MEASURED} == {name: source[cell][name] for name in MEASURED}
+    strides = ["--output-strides", "32", "8", "--dilations", "exact", "dense"]
+    assert run(trained, tmp_path / "no", *strides)[0] == 2
+    assert "-os16-enlarged-seed0 was trained with enlarged windows, whose" in capsys.readouterr().err
+    code, rows = run(trained, tmp_path / "other", "--where", "dilation=dense,-", *strides)
+    assert code == 0
+    assert {(row["encoder"], row["output_stride"], row["dilation"]) for row in rows.values()} == {
+        *(("swinx_n", stride, rule) for stride, rule in ((32, "exact"), (8, "exact"), (8, "dense"))),
+        *(("resnet18", stride, None) for stride in (32, 8)),
+    }
+    assert run(trained, tmp_path / "no", "--where", "encoder=resnet18", "--alignments", "centred")[0] == 2
+    assert "--alignments centred would do nothing: no encoder is swinx's" in capsys.readouterr().err
+
+
+def test_folders_that_were_begun_without_a_row_keep_their_kind(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_scenes: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    train = [*ONE[2:], "--decoders", "FPN", "Segformer", "--output"]
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "evaluate_again", interrupt)
+        assert run(trained, tmp_path / "evaluated")[0] == 130
+        patch.setattr(cell_run, "fit", interrupt)
+        assert compare_decoders.main([*train, str(tmp_path / "training")]) == 130
+    assert run(trained, tmp_path / "training")[0] == 2
+    assert "holds cells that were trained, choose" in capsys.readouterr().err
+    assert compare_decoders.main([*train, str(tmp_path / "evaluated")]) == 2
+    assert "holds evaluations of cells trained elsewhere, choose" in capsys.readouterr().err
+    assert run(trained, tmp_path / "evaluated", "--where", "decoder=FPN")[0] == 0
 
 
 def test_the_report_pairs_what_are_the_same_models(trained: Path, tmp_path: Path) -> None:
@@ -201,7 +255,9 @@ def test_predictions_that_are_not_finite_are_told(trained: Path, toy: Segmentati
         (["--dilations", "wide"], "--dilations: wide is not one of exact, dense, enlarged"),
         (["--overlap", "0.25"], "--overlap is for --tile, got 0.25 without it"),
         (["--tile", "64", "64"], "--tile must be smaller than the images, 64x64, got 64x64"),
-        (["--precision", "16"], "--precision 16 needs --device cuda"),
+        (["--precision", "16"], "--precision 16 needs --device cuda; bf16 works on the CPU"),
+        (["--dilations", "dense"], "--dilations dense would do nothing: nothing is dilated"),
+        (["--where", "status=diverged"], "--where: status diverged is not one of ok"),
         (["--data", "camvid"], "--data camvid needs --root"),
     ],
 )
@@ -222,6 +278,7 @@ def test_other_data_is_refused(
     assert run(trained, tmp_path / "out", *given)[0] == 2
     message = capsys.readouterr().err
     assert f"--data must be what {trained} was trained on, toy at 64x64 with data_id" in message
+    assert "got data at 64x64 with" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -254,19 +311,21 @@ def test_outputs_of_another_kind_are_refused(trained: Path, tmp_path: Path, caps
     refused(trained, out, *segformer, "--flip")
     assert "flip False there, True now" in capsys.readouterr().err
     refused(copied(trained, tmp_path / "later", {"time": "2000"}), out)
-    assert f"holds an evaluation of {SEGFORMER} as trained at 20" in (told := capsys.readouterr().err)
-    assert "not at 2000: choose another folder" in told
+    assert f"{out} holds {SEGFORMER} with other weights (time 20" in (told := capsys.readouterr().err)
+    assert "there, 2000 now), choose another folder" in told
 
 
 @pytest.mark.parametrize(
     ("changes", "arguments", "message"),
     [
         ([{"zoom": None}], [], f"the row of {SEGFORMER} lacks zoom: an older version made it"),
+        ([{"precision": "16"}], [], "on the CPU; cells were trained with precision 16, give another"),
+        ([{"status": "diverged"}], [], "source has no finished cell\n"),
         ([{"select": "best", "cell": "x", "seed": 1}], [], "seed1/best.pt: no such file"),
         (
             [{"cell": "swinx_n-inline-Segformer-os16-enlarged-seed0", "output_stride": 16, "dilation": "enlarged"}],
             ["--output-strides", "8"],
-            "os16-enlarged-seed0 has position biases of enlarged windows, which fit no other stride or rule",
+            "os16-enlarged-seed0 was trained with enlarged windows, whose position biases fit it alone, got swinx_n-",
         ),
         (
             [{}, {"cell": SEGFORMER.replace("32", "16"), "output_stride": 16}],
@@ -279,7 +338,7 @@ def test_outputs_of_another_kind_are_refused(trained: Path, tmp_path: Path, caps
             "--where must choose cells of one configuration of training, got 2",
         ),
     ],
-    ids=["older", "no weights", "enlarged", "two sources", "two settings"],
+    ids=["older", "half precision", "no finished cell", "no weights", "enlarged", "two sources", "two settings"],
 )
 def test_sources_that_do_not_fit_are_refused(
     changes: list[Row],

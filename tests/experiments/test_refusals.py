@@ -99,6 +99,10 @@ def test_foreign_folders_and_files_are_refused(tmp_path: Path, capsys: pytest.Ca
             ["--encoders", "swinx_t", "resnet18", "--weights", "imagenet", "--layer-decay", "0.9"],
             "--layer-decay is for encoders of swinx, got resnet18 among --encoders",
         ),
+        (
+            ["--losses", "dice", "--class-weighting", "none"],
+            "--class-weighting is for ce, got none with --losses dice",
+        ),
         (["--overlap", "0.25"], "--overlap is for --tile, got 0.25 without it"),
         (["--tile", "64", "64"], "--tile must be smaller than the images, 64x64, got 64x64"),
         (
@@ -190,10 +194,6 @@ def test_cuda_is_refused_where_there_is_none(tmp_path: Path, capsys: pytest.Capt
     ("arguments", "message"),
     [
         (["--losses", "ce", "ce"], "--losses must be different names among ce, dice, lovasz, got ce ce"),
-        (
-            ["--losses", "dice", "--class-weighting", "none"],
-            "--class-weighting is for ce, got none with --losses dice",
-        ),
         (["--overlap", "1"], "overlap must be 0 or more and below 1, got 1.0"),
         (["--ray.cpus", "0"], "--ray.cpus must be more than 0, got 0"),
     ],
