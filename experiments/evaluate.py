@@ -1,8 +1,7 @@
 """Evaluate trained cells once more, without training: at other strides, under other rules, averaged over mirrors.
 
     python -m experiments.evaluate runs/camvid --data camvid --root PATH --flip --output runs/camvid_flip
-    python -m experiments.evaluate runs/camvid --data camvid --root PATH --where decoder=Segformer \
-        --output-strides 32 16 8 --dilations exact dense --alignments none centred --output runs/strides
+    python -m experiments.evaluate FOLDER --output-strides 32 16 8 --dilations exact dense --output runs/strides
 
 Takes a folder of experiments.compare_decoders and the data that it was trained on, and writes a folder of the same
 kind, with a report: one row for each trained cell (those that --where chooses) in each combination of output stride,
@@ -52,9 +51,9 @@ class Options:
     where: tuple[str, ...] = ()
     """conditions such as decoder=Unet,PAN that trained cells must all meet"""
     output_strides: tuple[int, ...] = ()
-    """8, 16, 32; none: the trained cell's"""
+    """8, 16, 32; none given: the trained cell's"""
     dilations: tuple[str, ...] = ()
-    """exact, dense, enlarged; none: the trained cell's"""
+    """exact, dense, enlarged; none given: the trained cell's"""
     alignments: tuple[str, ...] = ()
     """none, centred; none given: the trained cell's"""
     inference: tyro.conf.OmitArgPrefixes[Inference] = field(default_factory=Inference)
