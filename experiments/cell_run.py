@@ -45,7 +45,8 @@ def run_cell(
     common: dict[str, Any] = {"device": device, "precision": settings.precision}
 
     def save(name: str, weights: Segmenter, step: int, val_miou: float | None) -> None:
-        save_weights(folder / f"{name}.pt", weights, cell, data, step=step, val_miou=val_miou)
+        crop = settings.recipe.crop
+        save_weights(folder / f"{name}.pt", weights, cell, data, step=step, val_miou=val_miou, crop=crop)
 
     results: Row = {"status": "ok", "error": None, **dict.fromkeys(RESULT_FIELDS)}
     try:

@@ -108,6 +108,7 @@ def main(
     try:
         options = tyro.cli(Options, args=arguments, default=defaults or Options(), prog=prog, description=description)
         cells, missing, data, settings = prepare(options, console)
+        _advise(settings, console)
     except (ValueError, ImportError, OSError) as error:
         _complain(str(error))
         return 2
@@ -131,6 +132,21 @@ def main(
         return 0  # torchrun would take anything else for a process that broke down, and start it again
     asked = {cell.id for cell in cells}
     return int(any(row["status"] != "ok" for row in rows if row["cell"] in asked))
+
+
+def _advise(settings: Settings, console: Console) -> None:
+    """What is allowed, but seldom meant."""
+    crop, image = settings.recipe.crop, (settings.height, settings.width)
+    if crop not in (None, image) and settings.inference.tile is None:
+        say(
+            console,
+            f"note: training sees crops of {_spelled(crop)}, evaluation whole images of {_spelled(image)}; decoders "
+            f"that pool over all they see lose by that, --tile {crop[0]} {crop[1]} evaluates at the size trained on",
+        )
+
+
+def _spelled(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def _complain(message: str) -> None:

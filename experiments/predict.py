@@ -51,9 +51,10 @@ class Options:
     size: tuple[int, int] | None = None
     """resize pictures to this height and width instead, whatever their aspect"""
     native: bool = False
-    """leave pictures at their own size, and predict tiles of the size of the training images"""
+    """leave pictures at their own size, and predict tiles of the size trained on"""
     tile: tuple[int, int] | None = None
-    """height and width of overlapping tiles of the scaled picture (default: none, but with --native)"""
+    """height and width of overlapping tiles of the scaled picture (default: the crops trained on; where training saw
+    whole images none, but with --native their size)"""
     overlap: float | None = None
     """least share of a tile in common with the next one (default 0.5)"""
     flip: bool = False
@@ -157,8 +158,6 @@ def _check(options: Options) -> None:
         raise ValueError(f"--size must be height and width of at least 1, got {options.size[0]} {options.size[1]}")
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
-    if options.overlap is not None and options.tile is None and not options.native:
-        raise ValueError(f"--overlap is for tiles, which --tile or --native makes, got {options.overlap} without")
 
 
 def _scaling(options: Options, trained: Trained) -> Scaling:
@@ -168,7 +167,9 @@ def _scaling(options: Options, trained: Trained) -> Scaling:
 
 
 def _inference(options: Options, trained: Trained) -> Inference:
-    tile = (trained.height, trained.width) if options.native and options.tile is None else options.tile
+    tile = options.tile or trained.crop or ((trained.height, trained.width) if options.native else None)
+    if options.overlap is not None and tile is None:
+        raise ValueError(f"--overlap is for tiles, which --tile or --native makes, got {options.overlap} without")
     overlap = 0.5 if options.overlap is None else options.overlap
     try:
         return Inference(tile, overlap, options.flip, options.scales)

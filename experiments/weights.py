@@ -29,8 +29,9 @@ class Trained:
 
     model: on the device asked for, in eval mode, images (B, 3, H, W) uint8 -> logits (B, K, H, W). class_names has K
     entries, colors K + 1 (RGB 0..255, the last one for ignored pixels). height and width are those of the training
-    images in pixels, data the name of their set. step counts training steps; val_miou (percent) is that of these
-    weights, None where it was not measured.
+    images in pixels, crop is the size that was cut out of them for training, None where they were seen whole; data is
+    the name of their set. step counts training steps; val_miou (percent) is that of these weights, None where it was
+    not measured.
     """
 
     model: Segmenter
@@ -43,10 +44,18 @@ class Trained:
     data: str
     step: int
     val_miou: float | None
+    crop: tuple[int, int] | None = None
 
 
 def save_weights(
-    path: Path, model: Segmenter, cell: Cell, data: SegmentationData, *, step: int, val_miou: float | None
+    path: Path,
+    model: Segmenter,
+    cell: Cell,
+    data: SegmentationData,
+    *,
+    step: int,
+    val_miou: float | None,
+    crop: tuple[int, int] | None = None,
 ) -> None:
     """Write model, a trained model of cell, as a file for load_weights; whole or not at all.
 
@@ -67,6 +76,7 @@ def save_weights(
         "width": width,
         "step": step,
         "val_miou": val_miou,
+        "crop": None if crop is None else list(crop),
         "state_dict": state,
     }
     buffer = io.BytesIO()
@@ -154,6 +164,7 @@ def _rebuild(entries: Mapping[str, Any], device: torch.device | str) -> Trained:
         data=entries["data"],
         step=entries["step"],
         val_miou=entries["val_miou"],
+        crop=None if entries.get("crop") is None else tuple(entries["crop"]),  # older files have no such entry
     )
 
 

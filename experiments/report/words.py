@@ -129,7 +129,21 @@ def _predicted(rows: Sequence[Row]) -> list[str]:
     tiles = dict.fromkeys("x".join(map(str, row["tile"])) for row in rows if row.get("tile"))
     if tiles:
         means.append(f"made by overlapping tiles of {' or '.join(tiles)} pixels where images are larger")
-    return [f"Predictions are {', '.join(means)}."] if means else []
+    sentences = [f"Predictions are {', '.join(means)}."] if means else []
+    if whole := list(dict.fromkeys(_larger_than_crop(row) for row in rows if _larger_than_crop(row))):
+        sentences.append(
+            f"Models were trained on crops and evaluated on whole images ({', '.join(whole)}), where decoders that "
+            "pool over all they see meet a size that they were not trained for."
+        )
+    return sentences
+
+
+def _larger_than_crop(row: Row) -> str:
+    """The sizes, where a row is of evaluation on larger images than were trained on; "" elsewhere."""
+    crop, image = row.get("crop"), [row.get("height"), row.get("width")]
+    if crop in (None, image) or row.get("tile"):
+        return ""
+    return f"{crop[0]}x{crop[1]} of {image[0]}x{image[1]} pixels"
 
 
 def resolved(content: Content) -> list[str]:

@@ -34,7 +34,7 @@ class Recipe:
     accumulate: int = 1
     """batches whose gradients make one step"""
     crop: tuple[int, int] | None = None
-    """height and width trained on; by default the size of the images"""
+    """height and width trained on; by default the size of the images (--tile of this size evaluates at it)"""
     zoom: tuple[float, float] = (1.0, 2.0)
     """range of the random enlargement before the crop"""
     color: float = 0.3

@@ -36,12 +36,16 @@ class Pixelwise(nn.Module):
 
 
 def stand_in(
-    monkeypatch: pytest.MonkeyPatch, weights: Path, cell: Cell = CELL, size: tuple[int, int] = (64, 96)
+    monkeypatch: pytest.MonkeyPatch,
+    weights: Path,
+    cell: Cell = CELL,
+    size: tuple[int, int] = (64, 96),
+    crop: tuple[int, int] | None = None,
 ) -> Pixelwise:
-    """A model of cell, trained on images of this height and width, for the file weights, written but not read."""
+    """A model of cell, trained on (crops of) images of this height and width, for the file weights, never read."""
     model = Pixelwise().eval()
     weights.write_bytes(b"stands for a file of weights")
-    trained = Trained(model, cell, ("dark", "grey", "bright <&>"), COLORS, 255, *size, "toy", 9, None)
+    trained = Trained(model, cell, ("dark", "grey", "bright <&>"), COLORS, 255, *size, "toy", 9, None, crop)
     monkeypatch.setattr(predict, "load_weights", lambda path, device: trained)
     return model
 

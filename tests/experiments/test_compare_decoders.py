@@ -55,6 +55,19 @@ def test_two_steps_write_everything(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "report.html" in capsys.readouterr().out
 
 
+def test_crops_are_kept_with_the_weights_and_whole_images_are_pointed_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    note = "note: training sees crops of 48x32, evaluation whole images of 64x64"
+    assert main([*ONE, "--crop", "48", "32", "--output", str(output)]) == 0
+    assert note in capsys.readouterr().out
+    assert load_weights(output / "cells" / "swinx_n-inline-FPN-os32-seed0" / "last.pt", "cpu").crop == (48, 32)
+    for number, more in enumerate((["--crop", "48", "32", "--tile", "48", "32"], ["--crop", "64", "64"], [])):
+        assert main([*ONE, *more, "--output", str(tmp_path / str(number))]) == 0
+        assert "note:" not in capsys.readouterr().out
+
+
 def test_finished_cells_are_skipped_and_a_grown_grid_continues(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,24 @@ def test_the_training_scale_of_upright_images(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("options", "seen"),
     [
+        ([], [(1, 3, 64, 70)] * 2),
+        (["--native"], [(1, 3, 64, 70)] * 6),
+        (["--tile", "64", "96"], [(1, 3, 64, 96)]),
+    ],
+)
+def test_a_model_of_crops_sees_tiles_of_their_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], seen: list[tuple[int, ...]]
+) -> None:
+    model = stand_in(monkeypatch, tmp_path / "w.pt", crop=(64, 70))
+    fill(tmp_path / "in", {"a.png": (100, 150)})
+    tiles = [] if "--tile" in options else ["--overlap", "0.25"]
+    assert main(arguments(tmp_path, *options, *tiles)) == 0
+    assert model.shapes == seen
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
         (["--short-side", "50"], [(1, 3, 50, 75)]),
         (["--size", "40", "50"], [(1, 3, 40, 50)]),
         (["--native", "--tile", "999", "999"], [(1, 3, 100, 150)]),

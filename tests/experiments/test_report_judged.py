@@ -198,8 +198,16 @@ def test_how_to_read_follows_the_rows() -> None:
             [row("FPN"), row("Unet", cell="u", weights_of={"cell": "c"})],
             "Not trained, but evaluated with the weights of c as they are: u.",
         ),
+        (
+            [row("PAN", crop=[48, 32], height=64, width=64, tile=None)],
+            "trained on crops and evaluated on whole images (48x32 of 64x64 pixels), where decoders that pool",
+        ),
     ):
         assert said in how_to_read(rows)
+    for tiled in ({"tile": [48, 32]}, {"tile": None, "height": 48, "width": 32}, {"crop": None}):
+        assert "whole images" not in how_to_read(
+            [row("PAN", **({"crop": [48, 32], "height": 64, "width": 64} | tiled))]
+        )
     plain = how_to_read([row("Unet", flip=False, tile=None, scales=[1.0], patience=None), row("FPN")])
     assert "Predictions are" not in plain
     assert "Settings differ" not in plain, "a field that an earlier row lacks is no difference"

@@ -53,6 +53,15 @@ def refusal(path: Path) -> str:
     return str(caught.value)
 
 
+def test_crops_are_told_and_files_from_before_they_were_have_none(
+    path: Path, model: Segmenter, toy: SegmentationData
+) -> None:
+    assert load_weights(path, "cpu").crop is None
+    save_weights(path, model, CELL, toy, step=17, val_miou=41.5, crop=(48, 32))
+    assert load_weights(path, "cpu").crop == (48, 32)
+    assert load_weights(changed(path, crop=None), "cpu").crop is None
+
+
 def test_round_trip(path: Path, model: Segmenter, toy: SegmentationData) -> None:
     trained = load_weights(path, "cpu")
     images = torch.randint(0, 256, (2, 3, 61, 83), dtype=torch.uint8)
