@@ -27,7 +27,7 @@ from pathlib import Path
 
 from experiments import compare_decoders
 from experiments.cells import ALIGNMENTS
-from experiments.compare_decoders import Options
+from experiments.compare_options import Options
 
 DEFAULTS = replace(
     Options(),

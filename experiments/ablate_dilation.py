@@ -29,7 +29,7 @@ from pathlib import Path
 
 from experiments import compare_decoders
 from experiments.cells import DILATIONS
-from experiments.compare_decoders import Options
+from experiments.compare_options import Options
 
 DEFAULTS = replace(
     Options(),

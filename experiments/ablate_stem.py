@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments import compare_decoders
-from experiments.compare_decoders import Options
+from experiments.compare_options import Options
 from swinx.config import STEMS
 
 DEFAULTS = replace(Options(), decoders=("Unet", "FPN"), stems=STEMS, seeds=(0, 1), output=Path("runs/ablate_stem"))

@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments import compare_decoders
-from experiments.compare_decoders import Options
+from experiments.compare_options import Options
 
 DEFAULTS = replace(Options(), decoders=("FPN",), windows=(4, 7, 8, 12), seeds=(0, 1), output=Path("runs/ablate_window"))
 

@@ -18,80 +18,24 @@ docs/benchmarks/scenes-default-cpu-2026-11-24.jsonl. Pages beside them have more
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Literal
+from dataclasses import replace
 
-import segmentation_models_pytorch as smp
-import torch
 import tyro
 from rich.console import Console
 
 from experiments import comparison, data_options
 from experiments.cells import Axes, Cell, NotApplicable, grid
+from experiments.compare_options import Options, check_against, check_options, device_of
 from experiments.console import complain, say
 from experiments.data import SegmentationData
-from experiments.data_options import DataOptions
-from experiments.devices import check_precision, choose_device
-from experiments.evaluation import Inference, check_inference
-from experiments.launch import RayResources, check_ray, run_on_ray
+from experiments.launch import run_on_ray
 from experiments.models import applicable
 from experiments.records import Row
 from experiments.settings import Settings, data_id
-from experiments.training import Budget, Recipe, processes
-from experiments.training.batches import check_crop
-from experiments.training.optim import class_weights
-from swinx.config import VARIANTS
+from experiments.training import Budget, processes
 
 # Steps of the default budget: one to two minutes for each default decoder on scenes, on two CPU cores.
 DEFAULT_STEPS = 250
-
-
-@dataclass(frozen=True)
-class Options:
-    """Compare segmentation decoders on the same data, batches and budget.
-
-    Trains every combination of the lists below and writes results.jsonl, report.html and report.md into the output
-    folder. The same command on the same folder continues where it stopped.
-    """
-
-    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
-    decoders: tuple[str, ...] = ("DeepLabV3Plus", "Unet", "FPN", "PAN")
-    """decoders of segmentation_models_pytorch"""
-    encoders: tuple[str, ...] = ("swinx_n",)
-    """swinx's encoders, smp's, or tu- and a timm model"""
-    output_strides: tuple[int, ...] = ()
-    """8, 16, 32; none: the decoder's own"""
-    stems: tuple[str, ...] = ()
-    """shared, branch, inline, none; none given: the encoder's own"""
-    dilations: tuple[str, ...] = ()
-    """exact, dense, enlarged: how stages beyond the output stride attend; none given: exact"""
-    windows: tuple[int, ...] = ()
-    """window sides in tokens; none given: the encoder's own"""
-    alignments: tuple[str, ...] = ()
-    """none, centred: where the tokens of dilated levels stand; none given: none"""
-    seeds: tuple[int, ...] = (0,)
-    """each seed is a training run of its own"""
-    steps: int | None = None
-    """training steps of each cell (default 250, unless --minutes is given)"""
-    minutes: float | None = None
-    """training time of each cell, instead of --steps"""
-    batch_size: int = 8
-    """images of a batch, over all processes"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["32", "bf16", "16"] = "32"
-    """bf16 and 16 are mixed precision; 16 needs cuda"""
-    recipe: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
-    inference: tyro.conf.OmitArgPrefixes[Inference] = field(default_factory=Inference)
-    workers: int = 0
-    """processes that prepare the batches of a cell; 0 prepares them between the steps"""
-    loggers: tuple[Literal["csv", "tensorboard"], ...] = ("csv",)
-    """logs of each step, into cells/ID/log"""
-    launcher: Literal["here", "ray"] = "here"
-    """here: one cell after another (under torchrun, by all processes); ray: cells spread over a cluster"""
-    ray: RayResources = field(default_factory=RayResources)
-    output: Path = Path("runs/compare_decoders")
-    """folder for results and report"""
 
 
 def main(
@@ -176,8 +120,7 @@ def prepare(options: Options, console: Console) -> tuple[list[Cell], list[NotApp
         raise ValueError(f"--steps and --minutes exclude each other, got {options.steps} and {options.minutes}")
     steps = DEFAULT_STEPS if options.steps is None and options.minutes is None else options.steps
     Budget(steps, options.minutes)
-    _check_execution(options)
-    _check_weights(options)
+    check_options(options)
     settings = Settings(
         data="",
         data_id="",
@@ -187,7 +130,7 @@ def prepare(options: Options, console: Console) -> tuple[list[Cell], list[NotApp
         minutes=options.minutes,
         batch_size=options.batch_size,
         precision=options.precision,
-        device=_device(options),
+        device=device_of(options),
         recipe=options.recipe,
         inference=options.inference,
         workers=options.workers,
@@ -201,7 +144,7 @@ def prepare(options: Options, console: Console) -> tuple[list[Cell], list[NotApp
     height, width = data.train.images.shape[-2:]
     settings = replace(settings, data=data.name, data_id=data_id(data), height=height, width=width)
     comparison.check_output(options.output, settings.as_row())
-    _check_against(options, data)
+    check_against(options, data)
     with console.status("building every model once"):
         for size in _sizes(options, height, width):
             cells, more = applicable(cells, *size, len(data.class_names))
@@ -216,67 +159,6 @@ def prepare(options: Options, console: Console) -> tuple[list[Cell], list[NotApp
 def _sizes(options: Options, height: int, width: int) -> list[tuple[int, int]]:
     """Heights and widths of images that models meet: in training, and with each scale and tile of evaluation."""
     return list(dict.fromkeys([options.recipe.crop or (height, width), *options.inference.sizes(height, width)]))
-
-
-def _check_weights(options: Options) -> None:
-    """Pretrained weights that encoders do not have, and layer-wise decay of encoders that know no layers here."""
-    for encoder in options.encoders:
-        entry = smp.encoders.encoders.get(encoder)
-        if options.recipe.weights is not None and entry is not None:
-            tags = list(entry["pretrained_settings"])
-            if options.recipe.weights not in tags:
-                choices = ", ".join(tags) or "(none: it has no pretrained weights)"
-                raise ValueError(f"--weights must be one of {choices} for {encoder}, got {options.recipe.weights}")
-        if options.recipe.layer_decay < 1 and encoder not in VARIANTS:
-            raise ValueError(f"--layer-decay is for encoders of swinx, got {encoder} among --encoders")
-
-
-def _check_execution(options: Options) -> None:
-    world = processes().world
-    if options.batch_size < 2:
-        raise ValueError(
-            f"--batch-size must be at least 2 (BatchNorm cannot train on one image), got {options.batch_size}"
-        )
-    if options.batch_size % world:
-        raise ValueError(
-            f"--batch-size must be a multiple of the number of processes, {world}, got {options.batch_size}"
-        )
-    if options.recipe.class_weighting != Recipe().class_weighting and "ce" not in options.recipe.losses:
-        losses = " ".join(options.recipe.losses)
-        raise ValueError(f"--class-weighting is for ce, got {options.recipe.class_weighting} with --losses {losses}")
-    if options.workers < 0:
-        raise ValueError(f"--workers must not be negative, got {options.workers}")
-    if options.launcher == "ray" and world > 1:
-        raise ValueError("--launcher ray trains each cell in one process, got a start by torchrun")
-    if options.launcher == "here" and options.ray != RayResources():
-        raise ValueError("--ray options are for --launcher ray, got --launcher here")
-
-
-def _check_against(options: Options, data: SegmentationData) -> None:
-    """Options that only the data can refuse."""
-    height, width = data.train.images.shape[-2:]
-    if options.recipe.crop is not None:
-        check_crop(options.recipe.crop, height, width)
-    check_inference(options.inference, height, width)
-    if options.batch_size > len(data.train.images):
-        count = len(data.train.images)
-        raise ValueError(
-            f"--batch-size must not exceed the number of training images, {count}, got {options.batch_size}"
-        )
-    class_weights(data.train.masks, len(data.class_names), data.ignore_index)  # refuses masks of a single class
-
-
-def _device(options: Options) -> str:
-    if options.launcher == "ray":  # the machines of the cluster have devices of their own
-        device = ("cuda" if options.ray.gpus else "cpu") if options.device == "auto" else options.device
-        check_precision(options.precision, device)
-        check_ray(options.ray, device)
-    else:
-        device = choose_device(options.device, options.precision)
-        if device == "cuda" and processes().local_world > max(1, torch.cuda.device_count()):
-            count = torch.cuda.device_count()
-            raise ValueError(f"--nproc-per-node must not exceed the GPUs, {count}, got {processes().local_world}")
-    return device
 
 
 def _launch(options: Options, data: SegmentationData, settings: Settings, console: Console) -> comparison.Launch | None:

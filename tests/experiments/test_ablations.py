@@ -18,7 +18,7 @@ from experiments import (
     data_options,
 )
 from experiments.cells import Axes, Cell, grid
-from experiments.compare_decoders import Options
+from experiments.compare_options import Options
 from experiments.models import build_model
 from experiments.records import read_rows
 
