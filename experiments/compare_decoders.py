@@ -29,7 +29,6 @@ from experiments.compare_options import Options, check_against, check_options, d
 from experiments.console import complain, say
 from experiments.data import SegmentationData
 from experiments.launch import run_on_ray
-from experiments.models import applicable
 from experiments.records import Row
 from experiments.settings import Settings, data_id
 from experiments.training import Budget, processes
@@ -84,13 +83,10 @@ def _advise(settings: Settings, console: Console) -> None:
     if crop not in (None, image) and settings.inference.tile is None:
         say(
             console,
-            f"note: training sees crops of {_spelled(crop)}, evaluation whole images of {_spelled(image)}; decoders "
-            f"that pool over all they see lose by that, --tile {crop[0]} {crop[1]} evaluates at the size trained on",
+            f"note: training sees crops of {crop[0]}x{crop[1]}, evaluation whole images of {image[0]}x{image[1]}; "
+            "decoders that pool over all they see lose by that, "
+            f"--tile {crop[0]} {crop[1]} evaluates at the size trained on",
         )
-
-
-def _spelled(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def _complain(message: str) -> None:
@@ -145,20 +141,11 @@ def prepare(options: Options, console: Console) -> tuple[list[Cell], list[NotApp
     settings = replace(settings, data=data.name, data_id=data_id(data), height=height, width=width)
     comparison.check_output(options.output, settings.as_row())
     check_against(options, data)
-    with console.status("building every model once"):
-        for size in _sizes(options, height, width):
-            cells, more = applicable(cells, *size, len(data.class_names))
-            missing += more
-    if not cells:
-        listing = "\n".join(f"  {absent.cell.id}: {absent.rule}" for absent in missing)
-        raise ValueError(f"none of these cells can exist:\n{listing}")
+    # Sizes that models meet: in training, and with each scale and tile of evaluation.
+    sizes = [options.recipe.crop or (height, width), *options.inference.sizes(height, width)]
+    cells, missing = comparison.runnable(cells, missing, sizes, len(data.class_names), console)
     comparison.check_writable(options.output)
     return cells, missing, data, settings
-
-
-def _sizes(options: Options, height: int, width: int) -> list[tuple[int, int]]:
-    """Heights and widths of images that models meet: in training, and with each scale and tile of evaluation."""
-    return list(dict.fromkeys([options.recipe.crop or (height, width), *options.inference.sizes(height, width)]))
 
 
 def _launch(options: Options, data: SegmentationData, settings: Settings, console: Console) -> comparison.Launch | None:

@@ -21,6 +21,7 @@ from experiments.cell_run import finish, run_cell
 from experiments.cells import Cell, NotApplicable
 from experiments.console import say
 from experiments.data import SegmentationData
+from experiments.models import applicable
 from experiments.records import Row, append_row, provenance, read_rows, remove_torn, write_whole
 from experiments.report import write_report
 from experiments.settings import Settings
@@ -80,6 +81,29 @@ def check_output(output: Path, known: Row, *, trained: bool = True) -> list[Row]
         if foreign:
             raise ValueError(f"--output: {output} holds other files ({', '.join(foreign[:5])}), choose another folder")
     return rows
+
+
+def runnable(
+    cells: Sequence[Cell],
+    missing: Sequence[NotApplicable],
+    sizes: Sequence[tuple[int, int]],
+    classes: int,
+    console: Console,
+) -> tuple[list[Cell], list[NotApplicable]]:
+    """Cells that can run at every one of these heights and widths in pixels; and those that cannot, after missing.
+
+    Raises:
+        ValueError: none can.
+    """
+    able, unable = list(cells), list(missing)
+    with console.status("building every model once"):
+        for height, width in dict.fromkeys(sizes):
+            able, more = applicable(able, height, width, classes)
+            unable += more
+    if not able:
+        listing = "\n".join(f"  {absent.cell.id}: {absent.rule}" for absent in unable)
+        raise ValueError(f"none of these cells can exist:\n{listing}")
+    return able, unable
 
 
 def check_writable(output: Path) -> None:

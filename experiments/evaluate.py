@@ -32,7 +32,6 @@ from experiments.data import SegmentationData
 from experiments.data_options import DataOptions
 from experiments.devices import choose_device
 from experiments.evaluation import Inference, check_inference
-from experiments.models import applicable
 from experiments.records import Row
 from experiments.report.subset import conditions, matches, rows_of
 from experiments.settings import Settings, data_id, settings_of
@@ -105,25 +104,16 @@ def prepare(
     _check_begun(begun, sources, options.output)
     with console.status("loading data"):
         data = data_options.load(options.data)
-    if data_id(data) != settings.data_id:
+    digest, (height, width) = data_id(data), data.train.images.shape[-2:]
+    if digest != settings.data_id:
         raise ValueError(
             f"--data must be what {options.folder} was trained on, {settings.data} at {settings.height}x"
-            f"{settings.width} with data_id {settings.data_id}, got {data.name} at {_size(data)} with {data_id(data)}"
+            f"{settings.width} with data_id {settings.data_id}, got {data.name} at {height}x{width} with {digest}"
         )
-    cells = list(sources)
-    with console.status("building every model once"):
-        for size in dict.fromkeys(options.inference.sizes(settings.height, settings.width)):
-            cells, more = applicable(cells, *size, len(data.class_names))
-            missing += more
-    if not cells:
-        listing = "\n".join(f"  {absent.cell.id}: {absent.rule}" for absent in missing)
-        raise ValueError(f"none of these cells can exist:\n{listing}")
+    sizes = options.inference.sizes(settings.height, settings.width)
+    cells, missing = comparison.runnable(list(sources), missing, sizes, len(data.class_names), console)
     comparison.check_writable(options.output)
     return {cell: sources[cell] for cell in cells}, missing, data, settings
-
-
-def _size(data: SegmentationData) -> str:
-    return "x".join(map(str, data.train.images.shape[-2:]))
 
 
 def _chosen(options: Options, console: Console) -> list[Row]:

@@ -130,7 +130,7 @@ def _predicted(rows: Sequence[Row]) -> list[str]:
     if tiles:
         means.append(f"made by overlapping tiles of {' or '.join(tiles)} pixels where images are larger")
     sentences = [f"Predictions are {', '.join(means)}."] if means else []
-    if whole := list(dict.fromkeys(_larger_than_crop(row) for row in rows if _larger_than_crop(row))):
+    if whole := [sizes for sizes in dict.fromkeys(map(_larger_than_crop, rows)) if sizes]:
         sentences.append(
             f"Models were trained on crops and evaluated on whole images ({', '.join(whole)}), where decoders that "
             "pool over all they see meet a size that they were not trained for."
