@@ -61,7 +61,9 @@ def evaluate_again(
         results |= measure(model, data, share, device, folder)
         scope = f"{memory.scope}, without training"
         results |= {"peak_memory_mb": round(memory.megabytes(), 1), "peak_memory_scope": scope}
-        evaluation.save_predictions(output, cell.id, model, data, device, settings.precision)
+        evaluation.save_predictions(
+            folder, model, data, device, inference=settings.inference, precision=settings.precision
+        )
     except FloatingPointError as error:
         results |= {"status": "diverged", "error": str(error)}
     return {

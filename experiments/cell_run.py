@@ -84,7 +84,9 @@ def run_cell(
         results |= measure(model, data, settings, device, folder)
         results |= _told(training)
         results |= {"peak_memory_mb": round(memory.megabytes(), 1), "peak_memory_scope": memory.scope}
-        evaluation.save_predictions(output, cell.id, model, data, device, settings.precision)
+        evaluation.save_predictions(
+            folder, model, data, device, inference=settings.inference, precision=settings.precision
+        )
         write_whole(output / "cells" / f"{cell.id}.json", json.dumps(curves(training)))
     except FloatingPointError as error:  # of training, or of predictions that are not finite
         results |= {"status": "diverged", "error": str(error)}

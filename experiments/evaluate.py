@@ -9,7 +9,8 @@ dilation rule and alignment; by default its own. One state_dict fits all of them
 options say, by default none, whatever they were after training. The same command continues where it stopped.
 
 What it answers: whether exact lattices keep what the weights know where ordinary windows lose it; what a finer stride
-is worth to weights that were not made for it. The scores under mirrors, scales or tiles are a folder each.
+is worth to weights that were not made for it; what mirrors, scales or tiles are worth. The last are a folder each, and
+experiments.report takes them side by side with each other and with the folder of the training.
 
 Cost: that of evaluating each cell. The 334 images of CamVid's val and test at 128x160 took 15 seconds on one thread of
 an AMD EPYC at stride 32 (swinx_n, Segformer).

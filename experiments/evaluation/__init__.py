@@ -3,11 +3,12 @@
 from experiments.evaluation.accuracy import Evaluation, ImageCounts, Scores, evaluate, miou
 from experiments.evaluation.boundary import BANDS
 from experiments.evaluation.cost import PeakMemory, flops, latency, parameters
-from experiments.evaluation.inference import Inference, check_inference, probabilities
+from experiments.evaluation.inference import PLAIN, Inference, check_inference, probabilities
 from experiments.evaluation.panel import save_data_panel, save_predictions
 
 __all__ = [
     "BANDS",
+    "PLAIN",
     "Evaluation",
     "ImageCounts",
     "Inference",

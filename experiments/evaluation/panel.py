@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from experiments.data import SegmentationData
-from experiments.evaluation.cost import autocast
+from experiments.evaluation.inference import Inference, probabilities
 from experiments.records import write_whole
 
 PANEL_IMAGES = 5
@@ -46,16 +46,21 @@ def save_data_panel(output: Path, data: SegmentationData) -> None:
     write_whole(output / "panel" / "data.json", json.dumps(description, indent=1))
 
 
-@torch.inference_mode()
 def save_predictions(
-    output: Path, cell_id: str, model: nn.Module, data: SegmentationData, device: torch.device, precision: str
+    folder: Path,
+    model: nn.Module,
+    data: SegmentationData,
+    device: torch.device,
+    *,
+    inference: Inference,
+    precision: str,
 ) -> None:
-    """Write cells/CELL_ID/NN.png: the classes that model predicts for the images of the panel."""
+    """Write NN.png into the folder of a cell: the classes that model predicts for the images of the panel."""
     model.eval()
     for number, index in enumerate(panel_indices(data)):
-        with autocast(device, precision):
-            logits = model(data.test.images[index : index + 1].to(device))
-        _save(output / "cells" / cell_id / f"{number:02}.png", _colored(logits[0].argmax(0).cpu(), data))
+        image = data.test.images[index : index + 1].to(device)
+        found = probabilities(model, image, inference, precision=precision)[0].argmax(0)
+        _save(folder / f"{number:02}.png", _colored(found.cpu(), data))
 
 
 def _colored(ids: Tensor, data: SegmentationData) -> Image.Image:

@@ -2,7 +2,8 @@
 
     python -m experiments.report runs/a runs/b --where decoder=Unet,PAN seed=0 --output runs/both
 
-The new folder holds the chosen rows and what belongs to them, and needs nothing of the old ones.
+The new folder holds the chosen rows and what belongs to them, and needs nothing of the old ones. A cell may come once
+for each way of inference, such as whole and by tiles (experiments.evaluate): they are then compared.
 """
 
 import json
@@ -19,7 +20,7 @@ from rich.console import Console
 from experiments.console import complain, say
 from experiments.records import Row, write_whole
 from experiments.report import write_report
-from experiments.report.subset import conditions, matches, rows_of
+from experiments.report.subset import conditions, matches, rows_of, side_name, with_sides
 from experiments.report.write import FILES
 
 # Marks a folder that this command made, and may make anew.
@@ -77,13 +78,13 @@ def rebuild(chosen: Sequence[tuple[Path, Row]], options: Options) -> None:
     sources = {"folders": list(map(str, options.folders)), "where": options.where}
     write_whole(output / SOURCES, json.dumps(sources, indent=1))
     shutil.copytree(chosen[0][0] / "panel", output / "panel")
-    for folder, row in chosen:
-        name = str(row["cell"])
-        for part in (f"{name}.json", *(f"{name}/{kept}" for kept in KEPT)):
-            source = folder / "cells" / part
+    rows = with_sides([row for _, row in chosen])
+    for (folder, was), row in zip(chosen, rows, strict=True):
+        for part in (".json", *(f"/{kept}" for kept in KEPT)):
+            source = folder / "cells" / f"{side_name(was)}{part}"
             if source.exists():
-                write_whole(output / "cells" / part, source.read_bytes())
-    write_whole(output / "results.jsonl", "".join(json.dumps(row) + "\n" for _, row in chosen))
+                write_whole(output / "cells" / f"{side_name(row)}{part}", source.read_bytes())
+    write_whole(output / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     write_report(output)
 
 

@@ -11,6 +11,7 @@ import pandas
 
 from experiments.records import Row, read_rows
 from experiments.report import tables
+from experiments.report.subset import side_name
 from experiments.statistics import Comparison, compare, read_counts
 
 
@@ -49,8 +50,12 @@ class Content:
         return [row for row in self.rows if row["status"] != "not applicable"]
 
     def side(self, row: Row, name: str) -> Path:
-        """The path of a file that belongs to a row's cell."""
-        return self.output / "cells" / str(row["cell"]) / name
+        """The path of a file that belongs to a row."""
+        return self.output / "cells" / side_name(row) / name
+
+    def curves(self, row: Row) -> Path:
+        """The path of the curves of a row's training."""
+        return self.output / "cells" / f"{side_name(row)}.json"
 
 
 def gather(output: Path) -> Content:
@@ -73,19 +78,26 @@ def _compare(output: Path, rows: list[Row], table: pandas.DataFrame) -> tuple[Co
         return None, "no configuration has finished"
     configurations, without = {}, []
     for _, line in table.iterrows():
-        paths = {row["cell"]: output / "cells" / row["cell"] / "images.json" for row in tables.finished(rows, line)}
-        missing = [str(cell) for cell, path in paths.items() if not path.exists()]
+        names = [side_name(row) for row in tables.finished(rows, line)]
+        paths = {name: output / "cells" / name / "images.json" for name in names}
+        missing = [name for name, path in paths.items() if not path.exists()]
         without += missing
         if not missing:
-            configurations[line["label"]] = {cell: read_counts(path) for cell, path in paths.items()}
+            configurations[line["label"]] = {name: read_counts(path) for name, path in paths.items()}
     gap = f"the counts of each test image (images.json) are missing for {_few(without)}" if without else ""
     if not configurations:
         return None, gap
-    models = {row["cell"]: row["weights_of"]["cell"] for row in rows if "weights_of" in row}
+    models = {side_name(row): _model(row) for row in rows}
     try:
         return compare(configurations, models=models), gap
     except ValueError as error:  # such as one test image, of which nothing can be drawn
         return None, str(error)
+
+
+def _model(row: Row) -> str:
+    """What tells the trained model of a row from all others: its cell, and when it was finished."""
+    trained = row.get("weights_of", row)
+    return f"{trained['cell']} of {trained['time']}"
 
 
 def _few(names: list[str]) -> str:

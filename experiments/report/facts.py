@@ -11,7 +11,6 @@ RECIPE = (
     *("losses", "class_weighting", "learning_rate", "weight_decay", "warmup", "ema_decay", "gradient_clip"),
     *("accumulate", "crop", "zoom", "color", "weights", "layer_decay", "validate_every", "patience", "select"),
 )
-PREDICTION = ("tile", "overlap", "flip", "scales")
 BUDGET = ("steps", "minutes", "batch_size", "precision", "device")
 
 
@@ -35,9 +34,6 @@ def facts(content: Content) -> list[tuple[str, str]]:
     told: list[tuple[str, str]] = []
     if recipe := [key for key in RECIPE if any(row.get(key) is not None for row in rows)]:
         told.append(("recipe", listed(recipe)))
-    used = [key for key in ("tile", "flip", "scales") if any(row.get(key) not in (None, False, [1.0]) for row in rows)]
-    if used:
-        told.append(("prediction", listed([*used, "overlap"] if "tile" in used else used)))
     if others := differing(rows):
         told.append(("settings that differ", "; ".join(f"{spelled_key(k)} {', '.join(v)}" for k, v in others.items())))
     worlds = every("world_size")
@@ -82,10 +78,7 @@ def differing(rows: Sequence[Row]) -> dict[str, list[str]]:
 
     Rows of one folder agree; those of a report made from several folders may not.
     """
-    values = {
-        key: list(dict.fromkeys(spelled(row[key]) for row in rows if key in row))
-        for key in (*BUDGET, *RECIPE, *PREDICTION)
-    }
+    values = {key: list(dict.fromkeys(spelled(row[key]) for row in rows if key in row)) for key in (*BUDGET, *RECIPE)}
     return {key: found for key, found in values.items() if len(found) > 1}
 
 

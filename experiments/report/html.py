@@ -94,7 +94,7 @@ def _curves(content: Content, x: str, y: str) -> list[tuple[str, list[Any], list
     """Curves of y by x per configuration and seed, of the cells that have them; values that are None drop out."""
     curves = []
     for _, line in content.table.iterrows():
-        paths = [content.output / "cells" / f"{row['cell']}.json" for row in tables.finished(content.rows, line)]
+        paths = [content.curves(row) for row in tables.finished(content.rows, line)]
         sides = [json.loads(path.read_text()) for path in paths if path.exists()]
         points = [
             [(a, b) for a, b in zip(side.get(x, []), side.get(y, []), strict=True) if b is not None] for side in sides

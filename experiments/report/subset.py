@@ -1,5 +1,7 @@
-"""Which rows of which folders: the conditions of --where."""
+"""Which rows of which folders: the conditions of --where; and where the files of a row are."""
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +15,7 @@ def rows_of(folders: Sequence[Path]) -> list[tuple[Path, Row]]:
     """Every row with its folder.
 
     Raises:
-        ValueError: a folder without a comparison, folders of different data, or one cell in two of them.
+        ValueError: a folder without a comparison, folders of different data, or one cell with one inference twice.
     """
     found: list[tuple[Path, Row]] = []
     if not folders:
@@ -28,12 +30,34 @@ def rows_of(folders: Sequence[Path]) -> list[tuple[Path, Row]]:
     if len(sets) > 1:
         listing = ", ".join(f"{data} in {folder}" for data, folder in sets.items())
         raise ValueError(f"folders must be of the same data, got data_id {listing}")
-    places: dict[str, Path] = {}
+    places: dict[tuple[str, str], Path] = {}
     for folder, row in found:
-        if row["cell"] in places:
-            raise ValueError(f"each cell may come once, got {row['cell']} in {places[row['cell']]} and {folder}")
-        places[row["cell"]] = folder
+        key = (row["cell"], tables.inference(row))
+        if key in places:
+            way = f" ({key[1]})" if key[1] else ""
+            raise ValueError(
+                f"each cell may come once with one inference, got {row['cell']}{way} in {places[key]} and {folder}"
+            )
+        places[key] = folder
     return found
+
+
+def side_name(row: Row) -> str:
+    """The name below cells/ of what belongs to a row: its cell's, unless that comes with several ways of inference."""
+    return str(row.get("side", row["cell"]))
+
+
+def with_sides(rows: Sequence[Row]) -> list[Row]:
+    """The rows, each with a name for its files that no other has: side, where the name of the cell is not enough."""
+    times = Counter(row["cell"] for row in rows)
+    named = []
+    for row in rows:
+        plain = {key: value for key, value in row.items() if key != "side"}
+        if times[row["cell"]] > 1:
+            way = re.sub(r"[^0-9A-Za-z.]+", "-", tables.inference(row) or "plain")
+            plain["side"] = f"{row['cell']}-{way}"
+        named.append(plain)
+    return named
 
 
 def conditions(where: Sequence[str], found: Sequence[tuple[Path, Row]]) -> dict[str, list[str]]:

@@ -10,11 +10,14 @@ from typing import Any
 
 import pandas
 
+from experiments.evaluation.inference import PLAIN
 from experiments.records import Row
 
-CONFIGURATION = ["decoder", "encoder", "stem", "output_stride", "dilation", "window", "alignment"]
+CONFIGURATION = ["decoder", "encoder", "stem", "output_stride", "dilation", "window", "alignment", "inference"]
 # Rows of swinx's encoders from before these fields existed are of these values; others have None there.
 EARLIER = {"dilation": "exact", "window": None, "alignment": "none"}
+# Fields of a row that say how images are predicted; tables have them in words, as inference.
+PREDICTION = ("tile", "overlap", "flip", "scales")
 # The width in pixels at which the tables tell the boundary F-score.
 BAND = "2"
 SPREAD = [
@@ -60,6 +63,7 @@ COLUMNS = [
     Column("dilation", "dilation", None, "how stages beyond the output stride attend"),
     Column("window", "window", None, "window side in tokens; a dash for the encoder's own"),
     Column("alignment", "alignment", None, "where tokens of dilated levels stand"),
+    Column("inference", "inference", None, "how images are predicted; a dash for one call of the model"),
     Column("seeds", "seeds", 0, "number of seeds behind the means"),
     Column("test_miou", "test mIoU %", 1, "mean IoU on the test split, over classes that occur"),
     Column("interval_low", "95 % interval", 1, "of test mIoU, over test images and, where known, seeds"),
@@ -80,18 +84,34 @@ COLUMNS = [
 ]
 MISSING = "\N{EN DASH}"
 # Left out of a table, and told once beside it, where all configurations agree.
-CONSTANT = ["encoder", "stem", "dilation", "window", "alignment", "seeds", "images_seen"]
+CONSTANT = ["encoder", "stem", "dilation", "window", "alignment", "inference", "seeds", "images_seen"]
+# Between the parts of an inference. A comma would part the values of --where.
+AND = " + "
 
 
 def normal(row: Row) -> Row:
     """A row with every field that the tables use: missing ones of earlier rows filled in, None spelled as a dash."""
     earlier = EARLIER if row["stem"] is not None else dict.fromkeys(EARLIER)
     full = {**dict.fromkeys([*SPREAD, *COST]), **earlier, **row}
+    full["inference"] = inference(row) or MISSING
     full |= {key: MISSING if full[key] is None else full[key] for key in ("stem", "dilation", "window", "alignment")}
     full["window"] = str(full["window"])
     full["boundary_f"] = (row.get("boundary_f1") or {}).get(BAND)
     full["thin_boundary_f"] = (row.get("thin_boundary_f1") or {}).get(BAND)
     return full
+
+
+def inference(row: Row) -> str:
+    """How the images of a row are predicted, where that is more than one call of the model; "" elsewhere."""
+    parts = []
+    if row.get("tile"):
+        overlap = "" if row["overlap"] == PLAIN.overlap else f" overlap {row['overlap']}"
+        parts.append(f"tiles {row['tile'][0]}x{row['tile'][1]}{overlap}")
+    if row.get("flip"):
+        parts.append("mirrored")
+    if row.get("scales") not in (None, [1.0]):
+        parts.append(f"scales {' '.join(map(str, row['scales']))}")
+    return AND.join(parts)
 
 
 def summary(rows: Sequence[Row]) -> pandas.DataFrame:
@@ -120,8 +140,10 @@ def labels(table: pandas.DataFrame) -> list[str]:
     varies = {key: bool((encoders[key].nunique() > 1).any()) for key in ("stem", "dilation", "window", "alignment")}
     varies["encoder"] = table["encoder"].nunique() > 1
     varies["output_stride"] = bool((table.groupby("decoder")["output_stride"].nunique() > 1).any())
+    ways = [[] if text == MISSING else text.split(AND) for text in table["inference"]]
+    common = set.intersection(*map(set, ways)) if ways else set()
     names = []
-    for _, line in table.iterrows():
+    for way, (_, line) in zip(ways, table.iterrows(), strict=True):
         parts = [str(line["decoder"])]
         parts += [str(line[key]) for key in ("encoder", "stem") if varies[key]]
         parts += [f"OS {line['output_stride']}"] if varies["output_stride"] else []
@@ -129,6 +151,7 @@ def labels(table: pandas.DataFrame) -> list[str]:
         parts += [f"window {line['window']}"] if varies["window"] and line["window"] != MISSING else []
         # "none" would read like the stem of that name.
         parts += [str(line["alignment"])] if varies["alignment"] and line["alignment"] == "centred" else []
+        parts += [part for part in way if part not in common]
         names.append(" · ".join(parts))
     return names
 

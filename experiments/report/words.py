@@ -6,6 +6,7 @@ from typing import Any
 import pandas
 
 from experiments.records import Row
+from experiments.report import tables
 from experiments.report.content import Content
 from experiments.report.facts import differing, differing_seeds, spelled, spelled_key
 from experiments.statistics import Comparison, Difference
@@ -61,8 +62,8 @@ def how_to_read(rows: Sequence[Row]) -> str:
     subject = "Every model" if any("weights_of" in row for row in rows) else "Every configuration"
     budget = "budgets that differ" if {"steps", "minutes", "batch_size"} & others.keys() else "the same budget"
     sentences = [
-        f"{subject} {start} under {budget}, on the same batches for a given seed, and is evaluated once, "
-        f"with {_evaluated(rows)}.",
+        f"{subject} {start} under {budget}, on the same batches for a given seed, and is evaluated "
+        f"{'' if _differ(rows) else 'once, '}with {_evaluated(rows)}.",
         *_without_training(rows),
         _held_out(rows),
     ]
@@ -91,8 +92,15 @@ def _without_training(rows: Sequence[Row]) -> list[str]:
     cells = ", ".join(dict.fromkeys(str(row["weights_of"]["cell"]) for row in taken))
     if len(taken) == len(rows):
         return [f"What was trained is {cells}: configurations take these weights as they are, without more training."]
-    also = ", ".join(str(row["cell"]) for row in taken)
-    return [f"Not trained, but evaluated with the weights of {cells} as they are: {also}."]
+    others = [row for row in taken if row["cell"] != row["weights_of"]["cell"]]
+    sentences = []
+    if others:
+        cells = ", ".join(dict.fromkeys(str(row["weights_of"]["cell"]) for row in others))
+        also = ", ".join(dict.fromkeys(str(row["cell"]) for row in others))
+        sentences.append(f"Not trained, but evaluated with the weights of {cells} as they are: {also}.")
+    if again := len(taken) - len(others):
+        sentences.append(f"{again} of the {len(rows)} rows evaluate a trained cell once more, without more training.")
+    return sentences
 
 
 def _evaluated(rows: Sequence[Row]) -> str:
@@ -129,13 +137,19 @@ def _predicted(rows: Sequence[Row]) -> list[str]:
     tiles = dict.fromkeys("x".join(map(str, row["tile"])) for row in rows if row.get("tile"))
     if tiles:
         means.append(f"made by overlapping tiles of {' or '.join(tiles)} pixels where images are larger")
-    sentences = [f"Predictions are {', '.join(means)}."] if means else []
+    where = "as the column inference says: " if _differ(rows) else ""
+    sentences = [f"Predictions are {where}{', '.join(means)}."] if means else []
     if whole := [sizes for sizes in dict.fromkeys(map(_larger_than_crop, rows)) if sizes]:
         sentences.append(
             f"Models were trained on crops and evaluated on whole images ({', '.join(whole)}), where decoders that "
             "pool over all they see meet a size that they were not trained for."
         )
     return sentences
+
+
+def _differ(rows: Sequence[Row]) -> bool:
+    """Whether rows were predicted in several ways."""
+    return len({tables.inference(row) for row in rows}) > 1
 
 
 def _larger_than_crop(row: Row) -> str:
@@ -165,9 +179,9 @@ def resolved(content: Content) -> list[str]:
         )
     if comparison.paired_sd is not None:
         basis += (
-            " All configurations are the same trained models, so differences are taken model by model: beside the "
-            f"level of each model their standard deviation is {comparison.paired_sd:.2f} points with "
-            f"{comparison.paired_freedom} degrees of freedom."
+            " Configurations that are the same trained models are compared model by model: beside the level of each "
+            f"model the standard deviation is {comparison.paired_sd:.2f} points with {comparison.paired_freedom} "
+            "degrees of freedom."
         )
     pairs = len(comparison.differences)
     basis += f" Paired bootstrap; 95 %, corrected for {pairs} {'pair' if pairs == 1 else 'pairs'} (Holm). Images count "

@@ -2,7 +2,7 @@
 
 from experiments.statistics.bootstrap import LEVEL, RESAMPLES, percentile_interval, resampled_miou
 from experiments.statistics.counts import Counts, read_counts
-from experiments.statistics.differences import Comparison, Difference, Score, compare, holm, paired_models, pooled_seeds
+from experiments.statistics.differences import Comparison, Difference, Score, compare, holm
 
 __all__ = [
     "LEVEL",
@@ -13,9 +13,7 @@ __all__ = [
     "Score",
     "compare",
     "holm",
-    "paired_models",
     "percentile_interval",
-    "pooled_seeds",
     "read_counts",
     "resampled_miou",
 ]

@@ -12,11 +12,12 @@ degrees of freedom. Each choice errs on the careful side: v, which is known bett
 holds some of the noise of seeds already; batches that are shared at equal seeds are not used to pair seeds. The pooling
 takes the seed spread to be alike in all configurations: with two or three seeds each there is nothing better.
 
-Where all C configurations are the same S >= 2 trained models, such as at other output strides, a model that is good is
-good in all of them, and s² would be far too large for a difference. Then differences are taken model by model: s² is
-what is left of mIoU when the means of its configuration and of its model are taken out, the residual variance of a
-two-way layout, with (C - 1) (S - 1) degrees of freedom (Scheffé, The Analysis of Variance, 1959, chapter 4). For two
-configurations that is the paired t test. Scores keep the variance between models.
+Configurations may be the same S trained models, such as at C output strides or with C ways to predict. A model that is
+good is good in all of them, and s² would be far too large for a difference between them. Such differences are taken
+model by model: s² is what is left of mIoU when the means of its configuration and of its model are taken out, the
+residual variance of a two-way layout, with (C - 1) (S - 1) degrees of freedom (Scheffé, The Analysis of Variance, 1959,
+chapter 4), pooled over all groups of such configurations. For two configurations that is the paired t test. In the
+pooling over seeds above, such a group counts as one configuration: its models are no new ones.
 
 Where every configuration has one seed, s² is unknown: p then comes from the normal distribution with variance v, there
 is no interval for images and seeds, and what is said holds for these trained models only.
@@ -26,7 +27,7 @@ Multiple Test Procedure, Scandinavian Journal of Statistics 6, 1979), and a diff
 is below 1 - LEVEL. The intervals are for one pair each, uncorrected.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -36,6 +37,7 @@ from scipy import stats
 
 from experiments.statistics.bootstrap import LEVEL, RESAMPLES, percentile_interval, resampled_miou
 from experiments.statistics.counts import Counts, Floats
+from experiments.statistics.variance import Variance, beside_models, between_models, groups_of
 
 Interval = tuple[float, float]
 
@@ -78,7 +80,7 @@ class Comparison:
 
     images: size of the test split. seed_sd: pooled standard deviation of mIoU between seeds, in points, with
     seed_freedom degrees of freedom; None and 0 where every configuration has one seed. paired_sd, paired_freedom: what
-    differences rest on instead where all configurations are the same trained models; None and 0 elsewhere.
+    differences between configurations of the same trained models rest on instead; None and 0 where there are none.
     """
 
     images: int
@@ -109,7 +111,7 @@ def compare(
 ) -> Comparison:
     """Scores and differences of configurations: name -> cell (one trained model, by seed) -> its counts.
 
-    models: the trained model that each cell evaluates, where that is not one of its own.
+    models: the trained model that each cell is, where several are the same one.
 
     Raises:
         ValueError: nothing to compare, cells on different or fewer than two images, a name of a cell that stands twice,
@@ -126,15 +128,21 @@ def compare(
     means = {name: float(numpy.mean([scores[cell] for cell in group])) for name, group in configurations.items()}
     resampled = {name: numpy.mean([by_cell[cell] for cell in group], axis=0) for name, group in configurations.items()}
     seeds = {name: len(group) for name, group in configurations.items()}
-    variance, freedom = pooled_seeds([[scores[cell] for cell in group] for group in configurations.values()])
-    paired = paired_models(_by_model(configurations, scores, models or {}))
+    of = models or {}
+    groups = groups_of(
+        {name: [(of.get(cell, cell), scores[cell]) for cell in group] for name, group in configurations.items()}
+    )
+    group_of = {name: number for number, group in enumerate(groups) for name in group.configurations}
+    variance, paired = between_models(groups), beside_models(groups)
     results, pairs = [], []
     for name, value in means.items():
-        interval, _ = _overall(value, resampled[name], 1 / seeds[name], variance, freedom)
+        interval, _ = _overall(value, resampled[name], 1 / seeds[name], variance)
         results.append(Score(name, seeds[name], value, percentile_interval(resampled[name]), interval))
     for first, second in combinations(configurations, 2):
         points, draws = means[first] - means[second], resampled[first] - resampled[second]
-        interval, p = _overall(points, draws, 1 / seeds[first] + 1 / seeds[second], *(paired or (variance, freedom)))
+        same_models = group_of[first] == group_of[second]
+        between = paired if same_models and paired is not None else variance
+        interval, p = _overall(points, draws, 1 / seeds[first] + 1 / seeds[second], between)
         pairs.append((first, second, points, percentile_interval(draws), interval, p))
     corrected = holm([pair[-1] for pair in pairs])
     differences = tuple(
@@ -142,56 +150,19 @@ def compare(
         for pair, p in zip(pairs, corrected, strict=True)
     )
     images = len(next(iter(cells.values())).names)
-    seed_sd = None if variance is None else variance**0.5
-    paired_sd, paired_freedom = (paired[0] ** 0.5, paired[1]) if paired is not None else (None, 0)
-    return Comparison(images, seed_sd, freedom, tuple(results), differences, paired_sd, paired_freedom)
+    seed_sd, seed_freedom = (variance.value**0.5, variance.freedom) if variance is not None else (None, 0)
+    paired_sd, paired_freedom = (paired.value**0.5, paired.freedom) if paired is not None else (None, 0)
+    return Comparison(images, seed_sd, seed_freedom, tuple(results), differences, paired_sd, paired_freedom)
 
 
-def pooled_seeds(scores: Sequence[Sequence[float]]) -> tuple[float | None, int]:
-    """Variance between the seeds of a configuration, pooled over all of them, and its degrees of freedom.
-
-    scores: by configuration, one for each seed. (None, 0) where none has two.
-    """
-    freedom = sum(len(group) - 1 for group in scores)
-    if freedom == 0:
-        return None, 0
-    squares = sum(float(numpy.var(group)) * len(group) for group in scores)
-    return squares / freedom, freedom
-
-
-def paired_models(scores: Floats | None) -> tuple[float, int] | None:
-    """Variance of scores (C, S) of S models in C configurations without both their means, and its degrees of freedom.
-
-    None for None, for one configuration and for one model.
-    """
-    if scores is None or min(scores.shape) < 2:
-        return None
-    left = scores - scores.mean(0) - scores.mean(1, keepdims=True) + scores.mean()
-    freedom = (scores.shape[0] - 1) * (scores.shape[1] - 1)
-    return float((left**2).sum()) / freedom, freedom
-
-
-def _by_model(
-    configurations: Mapping[str, Mapping[str, Counts]], scores: Mapping[str, float], models: Mapping[str, str]
-) -> Floats | None:
-    """Scores (C, S) by configuration and model; None unless each configuration has each model once."""
-    table = [{models.get(cell, cell): scores[cell] for cell in group} for group in configurations.values()]
-    complete = all(len(line) == len(group) for line, group in zip(table, configurations.values(), strict=True))
-    if not complete or any(line.keys() != table[0].keys() for line in table):
-        return None
-    return numpy.array([[line[model] for model in table[0]] for line in table])
-
-
-def _overall(
-    value: float, draws: Floats, share: float, variance: float | None, freedom: int
-) -> tuple[Interval | None, float]:
-    """Interval over images and seeds, and p; share of the seed variance that value carries."""
+def _overall(value: float, draws: Floats, share: float, between: Variance | None) -> tuple[Interval | None, float]:
+    """Interval over images and seeds, and p; share of the variance between models that value carries."""
     spread = float(numpy.nanvar(draws))
-    if variance is None:
+    if between is None:
         return None, _p_value(value, spread, None)
-    spread += variance * share
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * spread**0.5
-    return (value - reach, value + reach), _p_value(value, spread, freedom)
+    spread += between.value * share
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, between.freedom)) * spread**0.5
+    return (value - reach, value + reach), _p_value(value, spread, between.freedom)
 
 
 def holm(p: ArrayLike) -> Floats:

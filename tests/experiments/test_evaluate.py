@@ -220,7 +220,7 @@ def test_the_report_pairs_what_are_the_same_models(trained: Path, tmp_path: Path
     (one, other_one), (two, other_two) = lines
     assert found.paired_sd == pytest.approx(abs(one - two - other_one + other_two) / 2, abs=0.002)
     assert found.paired_sd > 0.01
-    assert "differences are taken model by model" in (tmp_path / "out" / "report.md").read_text()
+    assert "the same trained models are compared model by model" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_cells_that_cannot_exist_have_rows(trained: Path, tmp_path: Path) -> None:

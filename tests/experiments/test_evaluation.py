@@ -12,6 +12,8 @@ import swinx
 from experiments.cells import Cell
 from experiments.data import SegmentationData
 from experiments.evaluation import (
+    PLAIN,
+    Inference,
     PeakMemory,
     flops,
     latency,
@@ -90,11 +92,29 @@ def test_panel_shows_truth_and_prediction_in_the_sets_colors(toy: SegmentationDa
         def forward(self, images: Tensor) -> Tensor:
             return torch.tensor([0.0, 0.0, 1.0]).view(1, 3, 1, 1).expand(1, 3, *images.shape[-2:])
 
-    save_predictions(tmp_path, "cell", Always(), toy, CPU, "32")
+    save_predictions(tmp_path / "cell", Always(), toy, CPU, inference=PLAIN, precision="32")
     truth = Image.open(tmp_path / "panel" / "03_truth.png").convert("RGB")
     assert truth.getpixel((0, 0)) == toy.colors[-1]
     assert truth.getpixel((40, 40)) == toy.colors[int(toy.test.masks[3, 40, 40])]
     image = Image.open(tmp_path / "panel" / "03_image.png")
     assert image.getpixel((40, 41)) == tuple(toy.test.images[3, :, 41, 40].tolist())
-    predicted = Image.open(tmp_path / "cells" / "cell" / "03.png").convert("RGB")
+    predicted = Image.open(tmp_path / "cell" / "03.png").convert("RGB")
     assert predicted.getpixel((5, 5)) == toy.colors[2]
+
+
+def test_panel_shows_what_is_scored(toy: SegmentationData, tmp_path: Path) -> None:
+    class Sided(nn.Module):
+        """Sure of class 0 in the left half, inclined to class 1 in the right."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits = torch.zeros(1, 3, *images.shape[-2:])
+            half = images.shape[-1] // 2
+            logits[:, 0, :, :half] = 4
+            logits[:, 1, :, half:] = 1
+            return logits
+
+    for inference, right in ((PLAIN, 1), (Inference(flip=True), 0)):
+        save_predictions(tmp_path, Sided(), toy, CPU, inference=inference, precision="32")
+        predicted = Image.open(tmp_path / "00.png").convert("RGB")
+        assert predicted.getpixel((0, 0)) == toy.colors[0]
+        assert predicted.getpixel((predicted.width - 1, 0)) == toy.colors[right]

@@ -11,8 +11,9 @@ from experiments.cell_rows import RESULT_FIELDS
 from experiments.records import Row
 from experiments.report import write_report
 from experiments.report.content import gather
-from experiments.report.facts import BUDGET, PREDICTION, RECIPE
+from experiments.report.facts import BUDGET, RECIPE
 from experiments.report.latex import escape
+from experiments.report.tables import PREDICTION
 from experiments.report.words import how_to_read, resolved
 from experiments.settings import Settings
 
@@ -166,6 +167,25 @@ def test_labels_and_columns_of_new_axes(tmp_path: Path) -> None:
     ]
 
 
+def test_labels_tell_what_differs_of_the_inference(tmp_path: Path) -> None:
+    common = {"overlap": 0.5, "scales": [0.75, 1.0]}
+    rows = [
+        row("Unet", 0, 44.0, cell="a", flip=True, tile=[48, 32], **common),
+        row("Unet", 0, 43.0, cell="b", flip=True, tile=None, **common),
+        row("Unet", 0, 42.0, cell="c", flip=False, tile=[48, 32], **common),
+        row("Unet", 0, 41.0, cell="d", flip=False, tile=None, **common),
+    ]
+    write_report(folder(tmp_path, rows))
+    table = gather(tmp_path).table
+    assert table["label"].tolist() == ["Unet · tiles 48x32 · mirrored", "Unet · mirrored", "Unet · tiles 48x32", "Unet"]
+    assert table["inference"].tolist()[::3] == ["tiles 48x32 + mirrored + scales 0.75 1.0", "scales 0.75 1.0"]
+    assert "| # | decoder | OS | inference | test mIoU % |" in (tmp_path / "report.md").read_text()
+    write_report(folder(tmp_path / "one", rows[:1]))
+    text = (tmp_path / "one" / "report.md").read_text()
+    assert "- inference: tiles 48x32 + mirrored + scales 0.75 1.0\n" in text
+    assert "settings that differ" not in text
+
+
 def test_how_to_read_follows_the_rows() -> None:
     for rows, said in (
         ([row("Unet")], "trains from scratch under the same budget,"),
@@ -179,7 +199,7 @@ def test_how_to_read_follows_the_rows() -> None:
         ([row("Unet", weights="imagenet")], "trains from pretrained encoders (imagenet) under"),
         ([row("Unet", weights="imagenet"), row("Unet", weights=None)], "from scratch or from pretrained encoders"),
         (
-            [row("Unet", flip=True, tile=[64, 96], scales=[0.75, 1.0])],
+            [row("Unet", flip=True, tile=[64, 96], overlap=0.5, scales=[0.75, 1.0])],
             "Predictions are averaged with those of the mirrored image, averaged over scales 0.75 1.0, made by "
             "overlapping tiles of 64x96 pixels where images are larger.",
         ),
@@ -199,12 +219,18 @@ def test_how_to_read_follows_the_rows() -> None:
             "Not trained, but evaluated with the weights of c as they are: u.",
         ),
         (
+            [row("FPN"), row("FPN", flip=True, weights_of={"cell": row("FPN")["cell"]})],
+            "1 of the 2 rows evaluate a trained cell once more, without more training. No",
+        ),
+        ([row("FPN"), row("FPN", flip=True)], "and is evaluated with the moving average of its weights at the end"),
+        ([row("FPN"), row("FPN", flip=True)], "are as the column inference says: averaged with those of the mirrored"),
+        (
             [row("PAN", crop=[48, 32], height=64, width=64, tile=None)],
             "trained on crops and evaluated on whole images (48x32 of 64x64 pixels), where decoders that pool",
         ),
     ):
         assert said in how_to_read(rows)
-    for tiled in ({"tile": [48, 32]}, {"tile": None, "height": 48, "width": 32}, {"crop": None}):
+    for tiled in ({"tile": [48, 32], "overlap": 0.5}, {"tile": None, "height": 48, "width": 32}, {"crop": None}):
         assert "whole images" not in how_to_read(
             [row("PAN", **({"crop": [48, 32], "height": 64, "width": 64} | tiled))]
         )

@@ -1,13 +1,16 @@
 """A report from any subset of rows of several folders."""
 
+import json
 from pathlib import Path
 
 import pandas
 import pytest
+from PIL import Image
 from report_folder import add_counts, folder, row
 
 from experiments.records import read_rows
 from experiments.report.__main__ import main
+from experiments.report.content import gather
 
 
 @pytest.fixture
@@ -42,6 +45,77 @@ def test_chosen_rows_make_a_report_of_their_own(two: list[str], tmp_path: Path) 
     assert (tmp_path / "again" / "report.html").read_text() == text
 
 
+def ways(path: Path) -> list[str]:
+    """Two models, whole in one folder and by mirrored tiles in the other, three points better there."""
+    for name, gain, how in (
+        ("whole", 0, {"tile": None, "flip": True}),
+        ("tiles", 3, {"tile": [48, 32], "flip": True, "weights_of": {}}),
+    ):
+        rows = []
+        for seed in range(2):
+            item = row("PAN", seed, 40.0 + 9 * seed + gain, data_id="x", overlap=0.25, scales=[1.0], **how)
+            if "weights_of" in item:
+                trained = row("PAN", seed)
+                item["weights_of"] = {
+                    key: trained[key] for key in ("cell", "time", "command", "commit", "dirty", "precision")
+                }
+            # IoU of an image is hits / (200 - hits).
+            add_counts(path / name, item["cell"], [[40 + 9 * seed + gain + image] for image in range(7)])
+            rows.append(item)
+        folder(path / name, rows)
+    return [str(path / "whole"), str(path / "tiles")]
+
+
+def test_one_cell_with_several_ways_of_inference_is_compared_model_by_model(tmp_path: Path) -> None:
+    both, output = ways(tmp_path), tmp_path / "out"
+    picture = Image.new("RGB", (8, 8), "red")
+    picture.save(tmp_path / "tiles" / "cells" / row("PAN")["cell"] / "00.png")
+    assert main([*both, "--output", str(output)]) == 0
+    table = pandas.read_csv(output / "summary.csv")
+    assert table["label"].tolist() == ["PAN · tiles 48x32 overlap 0.25", "PAN"]
+    assert table["inference"].tolist() == ["tiles 48x32 overlap 0.25 + mirrored", "mirrored"]
+    assert table["test_miou"].tolist() == [47.5, 44.5]
+    comparison = gather(output).comparison
+    assert comparison is not None
+    assert (comparison.seed_freedom, comparison.paired_freedom) == (1, 1)
+    scores = [score.miou for score in comparison.scores]
+    assert scores == pytest.approx(
+        [sum(100 * (280 + 63 * s + 21 + 7 * g) / (1120 - 63 * s - 21 - 7 * g) for s in (0, 1)) / 2 for g in (3, 0)]
+    )
+    cells = output / "cells"
+    name = row("PAN")["cell"]
+    assert {path.name for path in cells.iterdir() if path.is_dir()} == {
+        f"{cell}-{way}"
+        for cell in (name, row("PAN", 1)["cell"])
+        for way in ("mirrored", "tiles-48x32-overlap-0.25-mirrored")
+    }
+    for way, source in (("mirrored", "whole"), ("tiles-48x32-overlap-0.25-mirrored", "tiles")):
+        original = tmp_path / source / "cells" / name / "00.png"
+        assert (cells / f"{name}-{way}" / "00.png").read_bytes() == original.read_bytes()
+    text = (output / "report.html").read_text()
+    assert "2 of the 4 rows evaluate a trained cell once more" in text
+    # What was made can be taken apart again, and then needs no names of its own.
+    kept = "tiles 48x32 overlap 0.25 + mirrored"
+    assert main([str(output), "--where", f"inference={kept}", "--output", str(tmp_path / "one")]) == 0
+    assert {path.name for path in (tmp_path / "one" / "cells").iterdir() if path.is_dir()} == {
+        name,
+        row("PAN", 1)["cell"],
+    }
+    assert all("side" not in item for item in read_rows(tmp_path / "one" / "results.jsonl"))
+    assert main([str(output), "--output", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "report.html").read_text() == text
+
+
+def test_another_training_of_the_same_cell_is_another_model(tmp_path: Path) -> None:
+    both = ways(tmp_path)
+    rows = [item | {"time": "2026-01-02T00:00:00+00:00"} for item in read_rows(tmp_path / "whole" / "results.jsonl")]
+    (tmp_path / "whole" / "results.jsonl").write_text("".join(json.dumps(item) + "\n" for item in rows))
+    assert main([*both, "--output", str(tmp_path / "out")]) == 0
+    comparison = gather(tmp_path / "out").comparison
+    assert comparison is not None
+    assert (comparison.seed_freedom, comparison.paired_freedom) == (2, 0)
+
+
 def test_bad_input_is_refused(two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.tex").touch()
@@ -53,7 +127,7 @@ def test_bad_input_is_refused(two: list[str], tmp_path: Path, capsys: pytest.Cap
         ([*two, "--output", two[0]], "--output must be"),
         ([*two, "--output", str(tmp_path / "mixed")], "holds other files too (thesis.tex), choose another folder"),
         ([*two, "--output", str(tmp_path / "o"), "--where", "seed=0", "seed=1"], "each field may be given once"),
-        ([two[0], two[0], "--output", str(tmp_path / "o")], "each cell may come once"),
+        ([two[0], two[0], "--output", str(tmp_path / "o")], "each cell may come once with one inference, got"),
         ([*two, str(other), "--output", str(tmp_path / "o")], "must be of the same data, got data_id x in"),
         ([str(tmp_path / "notes"), "--output", str(tmp_path / "o")], "holds no comparison"),
         ([*two, "--output", str(tmp_path / "o"), "--where", "colour=red"], "with a field of decoder, encoder, stem"),

@@ -7,15 +7,14 @@ from pathlib import Path
 import numpy
 import pytest
 from numpy.typing import NDArray
+from plain_counts import plain
 from scipy import stats
 
 from experiments.statistics import (
     Counts,
     compare,
     holm,
-    paired_models,
     percentile_interval,
-    pooled_seeds,
     read_counts,
     resampled_miou,
 )
@@ -23,14 +22,6 @@ from experiments.statistics.bootstrap import RESAMPLES, weights
 from experiments.statistics.counts import counts, miou
 
 Floats = NDArray[numpy.float64]
-PIXELS = 1000.0
-
-
-def plain(values: Floats, names: list[str] | None = None) -> Counts:
-    """One class whose union is PIXELS in every image, so that mIoU in percent is the plain mean of values (N,)."""
-    hits = values[:, None] * PIXELS / 100
-    full = numpy.full_like(hits, PIXELS)
-    return counts(names or [f"{i:05}" for i in range(len(values))], ["all"], hits, full, hits)
 
 
 def random_counts(seed: int, images: int = 41, classes: int = 5) -> Counts:
@@ -121,7 +112,6 @@ def test_interval_with_seeds_is_students_t_on_both_variances() -> None:
     )
     means = {name: [values.mean() for values in group] for name, group in groups.items()}
     pooled = (2 * numpy.var(means["a"], ddof=1) + numpy.var(means["b"], ddof=1)) / 3
-    assert pooled_seeds(list(means.values())) == (pytest.approx(pooled), 3)
     assert result.seed_sd == pytest.approx(pooled**0.5)
     assert result.seed_freedom == 3
     assert not result.these_models_only
@@ -151,54 +141,6 @@ def test_one_seed_everywhere_speaks_of_these_models_only() -> None:
     assert difference.overall is None
     spread = numpy.var(a - b) ** 0.5 / 67**0.5
     assert difference.p == pytest.approx(2 * stats.norm.sf((a - b).mean() / spread), rel=0.1)
-
-
-def same_models(scores: Floats, images: Floats) -> tuple[dict[str, dict[str, Counts]], dict[str, str]]:
-    """Configurations a, b, ... of models 0, 1, ...: scores (C, S) on top of images (N,); and the model of each cell."""
-    names = "abcdefgh"[: len(scores)]
-    cells = {
-        name: {f"{name}{model}": plain(images + score) for model, score in enumerate(line)}
-        for name, line in zip(names, scores, strict=True)
-    }
-    return cells, {cell: cell[1:] for group in cells.values() for cell in group}
-
-
-def test_two_configurations_of_the_same_models_are_the_paired_t_test() -> None:
-    generator = numpy.random.default_rng(41)
-    scores = generator.normal(0, 5, 4) + numpy.stack([generator.normal(1, 0.5, 4), generator.normal(0, 0.5, 4)])
-    cells, models = same_models(scores, generator.normal(50, 5, 37))
-    result = compare(cells, models=models)
-    expected = stats.ttest_rel(scores[0], scores[1])
-    difference = result.between("a", "b")
-    assert difference.p == pytest.approx(expected.pvalue, rel=1e-6)
-    assert difference.overall == pytest.approx(tuple(expected.confidence_interval()), rel=1e-6)
-    assert result.paired_freedom == 3
-    apart = compare(cells)
-    assert apart.between("a", "b").p > 3 * difference.p, "the level of models hides the difference"
-    assert (apart.paired_sd, apart.paired_freedom) == (None, 0)
-    assert result.scores == apart.scores, "a score says what another model might reach"
-
-
-def test_variance_beside_the_models_is_the_residual_of_a_least_squares_fit() -> None:
-    scores = numpy.random.default_rng(43).normal(0, 3, (3, 5))
-    lines = [[float(i == c) for i in range(3)] + [float(j == s) for j in range(5)] for c in range(3) for s in range(5)]
-    _, residual, rank, _ = numpy.linalg.lstsq(
-        numpy.array(lines)[:, :-1], scores.ravel(), rcond=None
-    )  # one column depends on the others
-    assert paired_models(scores) == (pytest.approx(residual[0] / (15 - rank)), 15 - rank)
-    assert paired_models(scores[:1]) is None
-    assert paired_models(scores[:, :1]) is None
-
-
-def test_models_that_are_not_all_in_all_configurations_are_not_paired() -> None:
-    cells, models = same_models(numpy.arange(6.0).reshape(2, 3), numpy.linspace(30, 70, 17))
-    whole = compare(cells, models=models)
-    assert whole.paired_sd is not None
-    del cells["b"]["b2"]
-    assert compare(cells, models=models).paired_sd is None
-    cells["b"]["b9"] = plain(numpy.linspace(30, 70, 17))
-    assert compare(cells, models=models | {"b9": "1"}).paired_sd is None, "one model twice"
-    assert compare(cells, models=models | {"b9": "2"}).paired_sd is not None
 
 
 def test_holm_on_a_case_worked_by_hand() -> None:
@@ -300,21 +242,6 @@ def test_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert 0.93 <= covered / (2 * runs) <= 1
     assert images_alone / (2 * runs) < 0.87, "images alone must fall short where seeds matter"
     assert together / runs <= 0.08, "some false difference in more than 5 % of all comparisons"
-
-
-def test_interval_between_the_same_models_covers_the_truth_as_often_as_it_says() -> None:
-    generator = numpy.random.default_rng(19)
-    covered, apart, runs = 0, 0, 200
-    for _ in range(runs):
-        scores = generator.normal(0, 5, 2) + numpy.array([[1.0], [0.0], [0.0], [2.0]]) + generator.normal(0, 1, (4, 2))
-        cells, models = same_models(scores, generator.normal(50, 5, 50))
-        for chosen, interval in ((models, "paired"), (None, "apart")):
-            overall = compare(cells, resamples=100, models=chosen).between("a", "d").overall
-            assert overall is not None
-            inside = overall[0] <= -1 <= overall[1]
-            covered, apart = covered + (inside and interval == "paired"), apart + (inside and interval == "apart")
-    assert 0.91 <= covered / runs <= 0.985
-    assert apart > 0.985 * runs, "five times the spread would be reckoned with"
 
 
 def test_interval_over_images_covers_the_models_own_truth() -> None:
