@@ -168,8 +168,13 @@ def _devices(device: torch.device, world: int, local_world: int) -> list[int] | 
 
 
 def _loggers(names: tuple[str, ...], folder: Path) -> list[Logger]:
-    makers = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
-    return [makers[name](folder, name="log", version="") for name in names]
+    """Loggers of a run that logs all its steps from 1, those before its checkpoint once more."""
+    made: dict[str, Callable[[], Logger]] = {
+        "csv": lambda: CSVLogger(folder, name="log", version=""),
+        # TensorBoard hides what files of an earlier start, of which nothing is removed, hold from that step on.
+        "tensorboard": lambda: TensorBoardLogger(folder, name="log", version="", purge_step=1),
+    }
+    return [made[name]() for name in names]
 
 
 @contextmanager

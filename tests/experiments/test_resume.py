@@ -172,6 +172,17 @@ def test_logs_hold_every_step(toy: SegmentationData, tmp_path: Path) -> None:
     assert [event.step for event in events.Scalars("val_miou")] == [4, 8, 9]
 
 
+def test_tensorboard_shows_each_step_of_a_continued_run_once(toy: SegmentationData, tmp_path: Path) -> None:
+    recipe = Recipe(validate_every=4)
+    with pytest.raises(CutOffError):
+        train(toy, tmp_path, recipe, cut=6, loggers=("tensorboard",))  # logged beyond its checkpoint
+    _, training = train(toy, tmp_path, recipe, loggers=("tensorboard",))
+    assert len(list((tmp_path / "log").glob("events.*"))) == 2
+    events = EventAccumulator(str(tmp_path / "log")).Reload().Scalars("loss")
+    assert [event.step for event in events] == list(range(1, 10))
+    assert [event.value for event in events] == pytest.approx(training.losses)
+
+
 def test_workers_change_nothing(toy: SegmentationData, tmp_path: Path) -> None:
     _, alone = train(toy, tmp_path / "alone", Recipe(), steps=4)
     _, helped = train(toy, tmp_path / "helped", Recipe(), steps=4, workers=2)
