@@ -3,7 +3,8 @@
     python -m experiments.report runs/a runs/b --where decoder=Unet,PAN seed=0 --output runs/both
 
 The new folder holds the chosen rows and what belongs to them, and needs nothing of the old ones. A cell may come once
-for each way of inference, such as whole and by tiles (experiments.evaluate): they are then compared.
+for each way of inference, such as whole and by tiles (experiments.evaluate): they are then compared. An evaluation that
+repeats the one after training, such as that at the stride trained at, is left out beside it.
 """
 
 import json
@@ -20,7 +21,7 @@ from rich.console import Console
 from experiments.console import complain, say
 from experiments.records import Row, write_whole
 from experiments.report import write_report
-from experiments.report.subset import conditions, matches, rows_of, side_name, with_sides
+from experiments.report.subset import conditions, matches, once, rows_of, side_name, with_sides
 from experiments.report.write import FILES
 
 # Marks a folder that this command made, and may make anew.
@@ -50,10 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = [(folder, row) for folder, row in found if matches(row, accepted)]
         if not chosen:
             raise ValueError(f"--where: no row meets {' '.join(options.where)}")
+        chosen, repeated = once(chosen)
         rebuild(chosen, options)
     except (ValueError, OSError) as error:
         complain(str(error))
         return 2
+    for folder, row in repeated:
+        say(Console(), f"{row['cell']} of {folder}: left out, it repeats what the trained cell's own row says")
     say(Console(), f"report: {options.output / 'report.html'}")
     return 0
 

@@ -35,14 +35,12 @@ class Content:
     @property
     def not_applicable(self) -> list[tuple[str, str]]:
         """Cells that cannot exist, each with the rule."""
-        return [(str(row["cell"]), str(row["error"])) for row in self.rows if row["status"] == "not applicable"]
+        return _reasons([row for row in self.rows if row["status"] == "not applicable"])
 
     @property
     def failures(self) -> list[tuple[str, str]]:
         """Cells that ended without a result, each with the reason."""
-        return [
-            (str(row["cell"]), str(row["error"])) for row in self.rows if row["status"] not in ("ok", "not applicable")
-        ]
+        return _reasons([row for row in self.rows if row["status"] not in ("ok", "not applicable")])
 
     @property
     def ran(self) -> list[Row]:
@@ -92,6 +90,16 @@ def _compare(output: Path, rows: list[Row], table: pandas.DataFrame) -> tuple[Co
         return compare(configurations, models=models), gap
     except ValueError as error:  # such as one test image, of which nothing can be drawn
         return None, str(error)
+
+
+def _reasons(rows: list[Row]) -> list[tuple[str, str]]:
+    """Cell, with its inference where that is more than one call of the model, and error of each row; each once."""
+    return list(dict.fromkeys((_called(row), str(row["error"])) for row in rows))
+
+
+def _called(row: Row) -> str:
+    way = tables.inference(row)
+    return f"{row['cell']} ({way})" if way else str(row["cell"])
 
 
 def _model(row: Row) -> str:

@@ -58,7 +58,7 @@ def _figures(content: Content) -> list[Figure]:
     figures: list[Figure] = [
         (
             "Accuracy against latency",
-            plots.trade_off(table, "latency_ms_p50", "latency of one image, ms (median)"),
+            plots.trade_off(table, "latency_ms_p50", "latency of one call on one image, ms (median)"),
             crowded,
         ),
         ("Accuracy against size", plots.trade_off(table, "params_m", "parameters, millions"), crowded),

@@ -32,5 +32,5 @@ def markdown(content: Content) -> str:
     origin = "\n".join(f"- {name}: {value}" for name, value in facts.facts(content))
     commands = "\n".join(facts.commands(content.rows))
     parts += ["## Where it comes from", origin, f"```\n{commands}\n```"]
-    parts += ["Raw rows, one per cell: `results.jsonl`."]
+    parts += ["Raw rows: `results.jsonl`."]
     return "\n\n".join(parts) + "\n"

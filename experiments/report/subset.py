@@ -15,7 +15,7 @@ def rows_of(folders: Sequence[Path]) -> list[tuple[Path, Row]]:
     """Every row with its folder.
 
     Raises:
-        ValueError: a folder without a comparison, folders of different data, or one cell with one inference twice.
+        ValueError: a folder without a comparison, or folders of different data.
     """
     found: list[tuple[Path, Row]] = []
     if not folders:
@@ -30,16 +30,44 @@ def rows_of(folders: Sequence[Path]) -> list[tuple[Path, Row]]:
     if len(sets) > 1:
         listing = ", ".join(f"{data} in {folder}" for data, folder in sets.items())
         raise ValueError(f"folders must be of the same data, got data_id {listing}")
-    places: dict[tuple[str, str], Path] = {}
-    for folder, row in found:
-        key = (row["cell"], tables.inference(row))
-        if key in places:
-            way = f" ({key[1]})" if key[1] else ""
-            raise ValueError(
-                f"each cell may come once with one inference, got {row['cell']}{way} in {places[key]} and {folder}"
-            )
-        places[key] = folder
     return found
+
+
+def once(chosen: Sequence[tuple[Path, Row]]) -> tuple[list[tuple[Path, Row]], list[tuple[Path, Row]]]:
+    """The rows with those left out that repeat another: a trained cell evaluated again as it was after training.
+
+    Returns what is left, and what was left out.
+
+    Raises:
+        ValueError: one cell comes twice with one inference, and neither row repeats the other.
+    """
+    kept: dict[tuple[str, str], tuple[Path, Row]] = {}
+    repeated = []
+    for folder, row in chosen:
+        key = (row["cell"], tables.inference(row))
+        if key not in kept:
+            kept[key] = (folder, row)
+            continue
+        there, other = kept[key]
+        if _repeats(row, other):
+            repeated.append((folder, row))
+        elif _repeats(other, row):
+            repeated.append((there, other))
+            kept[key] = (folder, row)
+        else:
+            way = f" ({key[1]})" if key[1] else ""
+            raise ValueError(f"each cell may come once with one inference, got {key[0]}{way} in {there} and {folder}")
+    return list(kept.values()), repeated
+
+
+def _repeats(row: Row, other: Row) -> bool:
+    """Whether row evaluates the very model that other trained and evaluated, in the same precision on such a device."""
+    source = row.get("weights_of")
+    if source is None or "weights_of" in other:
+        return False
+    return all(source[key] == other[key] for key in ("cell", "time")) and all(
+        row[key] == other[key] for key in ("precision", "device")
+    )
 
 
 def side_name(row: Row) -> str:

@@ -59,11 +59,12 @@ def how_to_read(rows: Sequence[Row]) -> str:
     else:
         start = f"trains from pretrained encoders ({', '.join(sorted(map(str, weights)))})"
     others = differing(rows)
-    subject = "Every model" if any("weights_of" in row for row in rows) else "Every configuration"
+    scored = [row for row in rows if row["status"] == "ok"] or rows
+    again = any("weights_of" in row for row in rows)
     budget = "budgets that differ" if {"steps", "minutes", "batch_size"} & others.keys() else "the same budget"
     sentences = [
-        f"{subject} {start} under {budget}, on the same batches for a given seed, and is evaluated "
-        f"{'' if _differ(rows) else 'once, '}with {_evaluated(rows)}.",
+        f"{'Every model' if again else 'Every configuration'} {start} under {budget}, on the same batches for a given "
+        f"seed, and is evaluated {'' if again or _differ(scored) else 'once, '}with {_evaluated(rows)}.",
         *_without_training(rows),
         _held_out(rows),
     ]
@@ -73,13 +74,14 @@ def how_to_read(rows: Sequence[Row]) -> str:
     if mixed := differing_seeds(rows):
         listing = ", ".join(spelled_key(key) for key in mixed)
         sentences.append(f"Seeds of one configuration differ in {listing}, so ± is not chance alone.")
-    sentences += _predicted(rows)
+    sentences += _predicted(scored)
     sentences.append(
         "Scores are means over seeds ± their standard deviation, costs are medians. IoU is computed from one confusion "
         "matrix over all pixels that are not ignored; a class that is neither in the truth nor predicted is left out "
         "of the means. Boundary F-score counts boundary pixels that lie within a band of the other map's, per image "
-        "and class. GFLOPs count two per multiply-add of matrix products and convolutions, for one image. Latency is "
-        "for one image, bytes in and logits out; the range is from the 20th to the 80th percentile."
+        "and class. GFLOPs count two per multiply-add of matrix products and convolutions. They and latency are for "
+        "one call of the model on one whole image, bytes in and logits out, however images are predicted; the range "
+        "is from the 20th to the 80th percentile."
     )
     return " ".join(sentences)
 
@@ -175,13 +177,18 @@ def resolved(content: Content) -> list[str]:
     else:
         basis = (
             f"Judged over {comparison.images} test images and the spread between seeds, a standard deviation of "
-            f"{comparison.seed_sd:.2f} points pooled with {comparison.seed_freedom} degrees of freedom."
+            f"{comparison.seed_sd:.2f} points pooled with {_freedom(comparison.seed_freedom)}."
         )
     if comparison.paired_sd is not None:
         basis += (
             " Configurations that are the same trained models are compared model by model: beside the level of each "
-            f"model the standard deviation is {comparison.paired_sd:.2f} points with {comparison.paired_freedom} "
-            "degrees of freedom."
+            f"model the standard deviation, taken to be alike for all, is {comparison.paired_sd:.2f} points with "
+            f"{_freedom(comparison.paired_freedom)}."
+        )
+    if comparison.unpaired:
+        basis += (
+            f" {comparison.unpaired} of the pairs have trained models in common but not all, or one alone, and are "
+            "judged as if they had none, which is careful."
         )
     pairs = len(comparison.differences)
     basis += f" Paired bootstrap; 95 %, corrected for {pairs} {'pair' if pairs == 1 else 'pairs'} (Holm). Images count "
@@ -195,6 +202,10 @@ def resolved(content: Content) -> list[str]:
     if content.gap:
         lines.append(f"Some configurations are not judged{_gap(content)}.")
     return lines
+
+
+def _freedom(number: int) -> str:
+    return f"{number} degree{'s' if number != 1 else ''} of freedom"
 
 
 def _gap(content: Content) -> str:

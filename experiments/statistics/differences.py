@@ -16,8 +16,11 @@ Configurations may be the same S trained models, such as at C output strides or 
 good is good in all of them, and s² would be far too large for a difference between them. Such differences are taken
 model by model: s² is what is left of mIoU when the means of its configuration and of its model are taken out, the
 residual variance of a two-way layout, with (C - 1) (S - 1) degrees of freedom (Scheffé, The Analysis of Variance, 1959,
-chapter 4), pooled over all groups of such configurations. For two configurations that is the paired t test. In the
-pooling over seeds above, such a group counts as one configuration: its models are no new ones.
+chapter 4). For two configurations that is the paired t test. It is pooled over all groups of such configurations, as
+if alike in all: two or three models of each allow no better, but where one group varies far more than another, its
+intervals are too narrow and the other's too wide. In the pooling over seeds above, such a group counts as one
+configuration: its models are no new ones. Two configurations that share some of their models only are judged as if
+they shared none, and so are those of one model each where no group has two: both err on the careful side.
 
 Where every configuration has one seed, s² is unknown: p then comes from the normal distribution with variance v, there
 is no interval for images and seeds, and what is said holds for these trained models only.
@@ -81,6 +84,7 @@ class Comparison:
     images: size of the test split. seed_sd: pooled standard deviation of mIoU between seeds, in points, with
     seed_freedom degrees of freedom; None and 0 where every configuration has one seed. paired_sd, paired_freedom: what
     differences between configurations of the same trained models rest on instead; None and 0 where there are none.
+    unpaired: pairs that have models in common and are judged as if they had none.
     """
 
     images: int
@@ -90,6 +94,7 @@ class Comparison:
     differences: tuple[Difference, ...]
     paired_sd: float | None = None
     paired_freedom: int = 0
+    unpaired: int = 0
 
     @property
     def these_models_only(self) -> bool:
@@ -132,16 +137,19 @@ def compare(
     groups = groups_of(
         {name: [(of.get(cell, cell), scores[cell]) for cell in group] for name, group in configurations.items()}
     )
-    group_of = {name: number for number, group in enumerate(groups) for name in group.configurations}
+    group_of = {name: group for group in groups for name in group.configurations}
     variance, paired = between_models(groups), beside_models(groups)
-    results, pairs = [], []
+    results, pairs, unpaired = [], [], 0
     for name, value in means.items():
         interval, _ = _overall(value, resampled[name], 1 / seeds[name], variance)
         results.append(Score(name, seeds[name], value, percentile_interval(resampled[name]), interval))
     for first, second in combinations(configurations, 2):
         points, draws = means[first] - means[second], resampled[first] - resampled[second]
-        same_models = group_of[first] == group_of[second]
-        between = paired if same_models and paired is not None else variance
+        between = variance
+        if group_of[first] is group_of[second] and paired is not None:
+            between = paired
+        elif variance is not None and group_of[first].models & group_of[second].models:
+            unpaired += 1
         interval, p = _overall(points, draws, 1 / seeds[first] + 1 / seeds[second], between)
         pairs.append((first, second, points, percentile_interval(draws), interval, p))
     corrected = holm([pair[-1] for pair in pairs])
@@ -152,7 +160,7 @@ def compare(
     images = len(next(iter(cells.values())).names)
     seed_sd, seed_freedom = (variance.value**0.5, variance.freedom) if variance is not None else (None, 0)
     paired_sd, paired_freedom = (paired.value**0.5, paired.freedom) if paired is not None else (None, 0)
-    return Comparison(images, seed_sd, seed_freedom, tuple(results), differences, paired_sd, paired_freedom)
+    return Comparison(images, seed_sd, seed_freedom, tuple(results), differences, paired_sd, paired_freedom, unpaired)
 
 
 def _overall(value: float, draws: Floats, share: float, between: Variance | None) -> tuple[Interval | None, float]:

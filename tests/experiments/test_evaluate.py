@@ -76,6 +76,21 @@ def test_as_trained_gives_the_same_row(trained: Path, tmp_path: Path) -> None:
     assert source["command"] in text
 
 
+def test_pictures_are_predicted_as_the_scores_are(trained: Path, toy: SegmentationData, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_options, "make_scenes", lambda **_: toy)
+        arguments = [*ONE[2:], "--decoders", "Unet", "--flip", "--output", str(tmp_path / "run")]
+        assert compare_decoders.main(arguments) == 0
+        assert run(tmp_path / "run", tmp_path / "mirrored", "--flip")[0] == 0
+        assert run(tmp_path / "run", tmp_path / "plain")[0] == 0
+    cell = "swinx_n-inline-Unet-os32-seed0"
+    pictures = {
+        name: [(tmp_path / name / "cells" / cell / f"0{number}.png").read_bytes() for number in range(5)]
+        for name in ("run", "mirrored", "plain")
+    }
+    assert pictures["run"] == pictures["mirrored"] != pictures["plain"]
+
+
 def by_hand(trained: Path, toy: SegmentationData, stride: int, rule: str) -> dict[str, Any]:
     """Counts of each test image: smp's model by name, dilated, with the weights, then the rule."""
     state = torch.load(trained / "cells" / SEGFORMER / "last.pt", weights_only=True)["state_dict"]

@@ -147,6 +147,12 @@ def test_cells_that_cannot_exist_stand_apart(tmp_path: Path) -> None:
     assert f"- `{absent['cell']}`: {rule}" in text
     assert "Cells without a result" not in text
     assert rule in (tmp_path / "report.html").read_text()
+    tiled = absent | {"tile": [32, 32], "overlap": 0.5, "status": "diverged", "error": "not finite"}
+    write_report(folder(tmp_path / "ways", [row("Unet"), absent, absent, tiled]))
+    text = (tmp_path / "ways" / "report.md").read_text()
+    assert text.count(rule) == 1
+    assert f"- `{absent['cell']} (tiles 32x32)`: not finite" in text
+    assert "Predictions are" not in text, "what was scored was predicted in one way"
 
 
 def test_labels_and_columns_of_new_axes(tmp_path: Path) -> None:

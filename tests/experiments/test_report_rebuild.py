@@ -1,6 +1,7 @@
 """A report from any subset of rows of several folders."""
 
 import json
+from base64 import b64encode
 from pathlib import Path
 
 import pandas
@@ -93,6 +94,9 @@ def test_one_cell_with_several_ways_of_inference_is_compared_model_by_model(tmp_
         original = tmp_path / source / "cells" / name / "00.png"
         assert (cells / f"{name}-{way}" / "00.png").read_bytes() == original.read_bytes()
     text = (output / "report.html").read_text()
+    assert text.count("<img") == 2 * (2 + 2), "two images: image, truth and what both ways predict"
+    assert b64encode((tmp_path / "tiles" / "cells" / name / "00.png").read_bytes()).decode() in text
+    assert text.count("<h3>Training loss</h3>") == 1
     assert "2 of the 4 rows evaluate a trained cell once more" in text
     # What was made can be taken apart again, and then needs no names of its own.
     kept = "tiles 48x32 overlap 0.25 + mirrored"
@@ -104,6 +108,30 @@ def test_one_cell_with_several_ways_of_inference_is_compared_model_by_model(tmp_
     assert all("side" not in item for item in read_rows(tmp_path / "one" / "results.jsonl"))
     assert main([str(output), "--output", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / "report.html").read_text() == text
+
+
+def test_an_evaluation_that_repeats_the_one_after_training_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = [row("PAN", seed, 40.0 + seed, data_id="x", device="cpu") for seed in range(2)]
+    told = {key: trained[0][key] for key in ("cell", "time", "command", "commit", "dirty", "precision")}
+    again = [
+        trained[0] | {"weights_of": told},
+        trained[0] | {"weights_of": told, "cell": "finer", "output_stride": 16},
+    ]
+    one, other = folder(tmp_path / "trained", trained), folder(tmp_path / "again", again)
+    for order in ((one, other), (other, one)):
+        assert main([*map(str, order), "--output", str(tmp_path / "out")]) == 0
+        assert f"{trained[0]['cell']} of {other}: left out, it repeats" in " ".join(capsys.readouterr().out.split())
+        rows = read_rows(tmp_path / "out" / "results.jsonl")
+        assert sorted(item["cell"] for item in rows) == sorted(["finer", *(item["cell"] for item in trained)])
+        assert [item["cell"] for item in rows if "weights_of" in item] == ["finer"]
+    for changes in ({"precision": "bf16"}, {"weights_of": told | {"time": "2026-01-03T00:00:00+00:00"}}):
+        changed = folder(tmp_path / f"changed-{next(iter(changes))}", [again[0] | changes])
+        assert main([str(one), str(changed), "--output", str(tmp_path / "none")]) == 2
+        assert "may come once with one inference" in capsys.readouterr().err
+        # Which of them is wanted can be said.
+        assert main([str(one), str(changed), "--where", "seed=1", "--output", str(tmp_path / "out")]) == 0
 
 
 def test_another_training_of_the_same_cell_is_another_model(tmp_path: Path) -> None:

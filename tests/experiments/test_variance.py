@@ -7,7 +7,7 @@ from plain_counts import plain
 from scipy import stats
 
 from experiments.statistics import Counts, compare
-from experiments.statistics.variance import Group, beside_models, between_models
+from experiments.statistics.variance import Group, beside_models, between_models, groups_of
 
 Floats = NDArray[numpy.float64]
 
@@ -47,9 +47,12 @@ def test_two_configurations_of_the_same_models_are_the_paired_t_test() -> None:
 def test_variances_are_those_of_a_least_squares_fit_in_each_group() -> None:
     """Columns of the design: one per configuration and one per model of its own group."""
     generator = numpy.random.default_rng(43)
-    groups = [Group(tuple("abc"[:c]), generator.normal(0, 3, (c, s))) for c, s in ((3, 5), (2, 3), (1, 4), (2, 1))]
+    groups = [
+        Group(tuple("abc"[:c]), frozenset(f"{c}{s}{i}" for i in range(s)), generator.normal(0, 3, (c, s)))
+        for c, s in ((3, 5), (2, 3), (1, 4), (2, 1))
+    ]
     freedom, squares = 0, 0.0
-    for _, scores in groups:
+    for _, _, scores in groups:
         c, s = scores.shape
         lines = [
             [float(i == k) for i in range(c)] + [float(j == m) for j in range(s)] for k in range(c) for m in range(s)
@@ -114,10 +117,40 @@ def test_models_that_are_not_all_in_all_configurations_are_not_paired() -> None:
     whole = compare(cells, models=models)
     assert whole.paired_sd is not None
     del cells["b"]["b2"]
-    assert compare(cells, models=models).paired_sd is None
+    partly = compare(cells, models=models)
+    assert (partly.paired_sd, partly.unpaired) == (None, 1)
+    assert (whole.unpaired, compare(cells).unpaired) == (0, 0)
     cells["b"]["b9"] = plain(numpy.linspace(30, 70, 17))
-    assert compare(cells, models=models | {"b9": "1"}).paired_sd is None, "one model twice"
     assert compare(cells, models=models | {"b9": "2"}).paired_sd is not None
+    cells["a"].pop("a2")
+    twice = compare(cells, models=models | {"b9": "1"})
+    assert (twice.paired_sd, twice.seed_freedom, twice.unpaired) == (None, 2, 1), "b is models 0, 1 and 1 again"
+
+
+def test_models_that_configurations_share_in_part_count_once() -> None:
+    """a is models 0, 1, 2; b is 0, 1; c is 2, 3, which ties them together; d is 7, 8; e is 0 alone."""
+    generator = numpy.random.default_rng(53)
+    held = {"a": "012", "b": "01", "c": "23", "d": "78", "e": "0"}
+    groups = groups_of({name: [(m, generator.normal()) for m in models] for name, models in held.items()})
+    a, b, c, d, _ = (numpy.var(group.scores, ddof=1) if group.scores.size > 1 else None for group in groups)
+    assert between_models(groups) == (pytest.approx((2 * (2 * a + b + c) / 4 + d) / 3), 3)
+    assert between_models(groups[::-1]) == (pytest.approx((2 * (2 * a + b + c) / 4 + d) / 3), 3)
+    assert between_models(groups[1:3]) == (pytest.approx((b + c) / 2), 2), "0, 1 and 2, 3 have nothing in common"
+    assert beside_models(groups) is None
+
+
+def test_interval_of_a_score_covers_as_often_as_it_says_where_models_come_again_in_part() -> None:
+    generator = numpy.random.default_rng(59)
+    covered, runs = 0, 400
+    for _ in range(runs):
+        level = generator.normal(0, 1, 3)
+        held = {"a": (0, 1, 2), "b": (0, 1), "c": (1, 2)}
+        scores = {n: [(str(i), level[i] + generator.normal(0, 0.1)) for i in models] for n, models in held.items()}
+        variance = between_models(groups_of(scores))
+        assert variance is not None
+        reach = stats.t.ppf(0.975, variance.freedom) * (variance.value / 3) ** 0.5
+        covered += abs(numpy.mean([score for _, score in scores["a"]])) <= reach
+    assert 0.92 <= covered / runs <= 0.98
 
 
 def test_interval_between_the_same_models_covers_the_truth_as_often_as_it_says() -> None:
