@@ -87,6 +87,7 @@ MISSING = "\N{EN DASH}"
 CONSTANT = ["encoder", "stem", "dilation", "window", "alignment", "inference", "seeds", "images_seen"]
 # Between the parts of an inference. A comma would part the values of --where.
 AND = " + "
+TILES, OVERLAP = "tiles ", " overlap "
 
 
 def normal(row: Row) -> Row:
@@ -105,8 +106,8 @@ def inference(row: Row) -> str:
     """How the images of a row are predicted, where that is more than one call of the model; "" elsewhere."""
     parts = []
     if row.get("tile"):
-        overlap = "" if row["overlap"] == PLAIN.overlap else f" overlap {row['overlap']}"
-        parts.append(f"tiles {row['tile'][0]}x{row['tile'][1]}{overlap}")
+        overlap = "" if row["overlap"] == PLAIN.overlap else f"{OVERLAP}{row['overlap']}"
+        parts.append(f"{TILES}{row['tile'][0]}x{row['tile'][1]}{overlap}")
     if row.get("flip"):
         parts.append("mirrored")
     if row.get("scales") not in (None, [1.0]):
@@ -140,8 +141,7 @@ def labels(table: pandas.DataFrame) -> list[str]:
     varies = {key: bool((encoders[key].nunique() > 1).any()) for key in ("stem", "dilation", "window", "alignment")}
     varies["encoder"] = table["encoder"].nunique() > 1
     varies["output_stride"] = bool((table.groupby("decoder")["output_stride"].nunique() > 1).any())
-    ways = [[] if text == MISSING else text.split(AND) for text in table["inference"]]
-    common = set.intersection(*map(set, ways)) if ways else set()
+    ways = _ways(table["inference"].tolist())
     names = []
     for way, (_, line) in zip(ways, table.iterrows(), strict=True):
         parts = [str(line["decoder"])]
@@ -151,9 +151,20 @@ def labels(table: pandas.DataFrame) -> list[str]:
         parts += [f"window {line['window']}"] if varies["window"] and line["window"] != MISSING else []
         # "none" would read like the stem of that name.
         parts += [str(line["alignment"])] if varies["alignment"] and line["alignment"] == "centred" else []
-        parts += [part for part in way if part not in common]
+        parts += way
         names.append(" · ".join(parts))
     return names
+
+
+def _ways(inferences: Sequence[str]) -> list[list[str]]:
+    """What tells each inference from the others: parts that not all have; the overlap only where tiles differ in it."""
+    ways = [[] if text == MISSING else text.split(AND) for text in inferences]
+    common = set.intersection(*map(set, ways)) if ways else set()
+    tiles = {part for way in ways for part in way if part.startswith(TILES)}
+    short = {part: part.split(OVERLAP)[0] for part in tiles}
+    if len(set(short.values())) < len(tiles):
+        short = {}
+    return [[short.get(part, part) for part in way if part not in common] for way in ways]
 
 
 def class_table(rows: Sequence[Row], table: pandas.DataFrame) -> pandas.DataFrame:

@@ -13,7 +13,7 @@ from experiments.report import write_report
 from experiments.report.content import gather
 from experiments.report.facts import BUDGET, RECIPE
 from experiments.report.latex import escape
-from experiments.report.tables import PREDICTION
+from experiments.report.tables import PREDICTION, summary
 from experiments.report.words import how_to_read, resolved
 from experiments.settings import Settings
 
@@ -185,6 +185,14 @@ def test_labels_tell_what_differs_of_the_inference(tmp_path: Path) -> None:
     table = gather(tmp_path).table
     assert table["label"].tolist() == ["Unet · tiles 48x32 · mirrored", "Unet · mirrored", "Unet · tiles 48x32", "Unet"]
     assert table["inference"].tolist()[::3] == ["tiles 48x32 + mirrored + scales 0.75 1.0", "scales 0.75 1.0"]
+    overlaps = [
+        row("PAN", 0, 44.0 - n, cell=f"{n}", flip=True, tile=[48, 32], overlap=n / 4, scales=[0.75, 1.0])
+        for n in (1, 2)
+    ]
+    assert summary([*rows, *overlaps])["label"].tolist()[2:4] == [
+        "PAN · tiles 48x32 overlap 0.25 · mirrored",
+        "Unet · tiles 48x32",
+    ]
     assert "| # | decoder | OS | inference | test mIoU % |" in (tmp_path / "report.md").read_text()
     write_report(folder(tmp_path / "one", rows[:1]))
     text = (tmp_path / "one" / "report.md").read_text()

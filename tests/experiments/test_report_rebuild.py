@@ -73,7 +73,7 @@ def test_one_cell_with_several_ways_of_inference_is_compared_model_by_model(tmp_
     picture.save(tmp_path / "tiles" / "cells" / row("PAN")["cell"] / "00.png")
     assert main([*both, "--output", str(output)]) == 0
     table = pandas.read_csv(output / "summary.csv")
-    assert table["label"].tolist() == ["PAN · tiles 48x32 overlap 0.25", "PAN"]
+    assert table["label"].tolist() == ["PAN · tiles 48x32", "PAN"]
     assert table["inference"].tolist() == ["tiles 48x32 overlap 0.25 + mirrored", "mirrored"]
     assert table["test_miou"].tolist() == [47.5, 44.5]
     comparison = gather(output).comparison
