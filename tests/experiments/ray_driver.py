@@ -6,8 +6,10 @@ ADDRESS is - for a Ray of its own. Tasks of fake cells find no token in OUTPUT. 
 one JSON object per line: {"row": ...}, {"failed": cell, "type": ..., "message": ..., "trace": ...} or {"said": ...}.
 """
 
+import faulthandler
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -185,4 +187,7 @@ def main(address: str, folder: str, kind: str) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
+    # Tests that a shell started in the background ignore Ctrl-C, and so would this process and all that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main(*sys.argv[1:])

@@ -121,8 +121,12 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], what:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[list[dict[str, Any]], str]:
-    """What the command was told, and all else that it or Ray printed."""
-    printed, _ = process.communicate(timeout=400)
+    """What the command was told, and all else that it or Ray printed. One that hangs says where, in every thread."""
+    try:
+        printed, _ = process.communicate(timeout=200)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        pytest.fail(f"the command hangs: {process.communicate(timeout=60)[0]}")
     events, rest = [], []
     for line in printed.splitlines():
         if line.startswith("{"):
