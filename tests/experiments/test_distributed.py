@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import train_together
 from timm.layers import BatchNormAct2d
 from toy import save_folder
 
@@ -55,6 +56,28 @@ def test_every_stem_trains_in_two_processes_under_every_decoder(tmp_path: Path) 
     start(2, str(tmp_path), "stems")
     trained = [tuple(line.split()[:2]) for line in (tmp_path / "stems.txt").read_text().splitlines()]
     assert trained == [(decoder, stem) for decoder in DECODERS for stem in STEMS]
+
+
+def test_batch_norm_of_two_processes_is_that_of_all_images(tmp_path: Path) -> None:
+    """Against torch's BatchNorm2d, with shares of unequal size and images far from zero."""
+    start(2, str(tmp_path), "norm")
+    parts = [torch.load(tmp_path / f"norm-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for name, dtype, affine, momentum in train_together.NORMS:
+        layer = torch.nn.BatchNorm2d(3, affine=affine, momentum=momentum).double()
+        expected = train_together.pass_through(layer, *(t.double() for t in train_together.norm_input(dtype)))
+        first, second = (part[name] for part in parts)
+        assert first.keys() == second.keys() == expected.keys()
+        band = {"rtol": 1e-11, "atol": 1e-11} if dtype == torch.float64 else {"rtol": 2e-2, "atol": 2e-2}
+        for key, value in expected.items():
+            if key in ("out", "x"):
+                assert first[key].dtype == dtype
+                found = torch.cat([first[key], second[key]])
+            elif key in ("weight", "bias"):
+                found = first[key] + second[key]
+            else:
+                found = first[key]
+                assert torch.equal(found, second[key])
+            torch.testing.assert_close(found.to(value.dtype), value, **band, msg=lambda m, at=(name, key): f"{at}: {m}")
 
 
 def command(root: Path, output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

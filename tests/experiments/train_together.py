@@ -1,8 +1,10 @@
-"""Run by torchrun, or alone, in the tests of distributed training: python train_together.py FOLDER equal|stems
+"""Run by torchrun, or alone, in the tests of distributed training: python train_together.py FOLDER equal|stems|norm
 
 equal: five steps of a network without random parts, in float64; writes its losses, weights and validations to
 FOLDER/WORLD.pt.
 stems: one step of every stem under every decoder; writes one line for each to FOLDER/stems.txt.
+norm: SyncBatchNorm2d in training, forward and backward, with 2 images in the first process and 3 in the second; writes
+what comes out of each to FOLDER/norm-RANK.pt.
 """
 
 import sys
@@ -18,9 +20,16 @@ from experiments.cells import Cell
 from experiments.decoders import DECODERS
 from experiments.models import build_model
 from experiments.training import Budget, Recipe, Segmenter, Training, fit, processes
+from experiments.training.sync_norm import SyncBatchNorm2d
 from swinx.config import STEMS
 
 CPU = torch.device("cpu")
+# Name, type of the images, whether there are weight and bias, momentum of the running statistics.
+NORMS = [
+    ("double", torch.float64, True, 0.1),
+    ("plain", torch.float64, False, None),
+    ("bfloat16", torch.bfloat16, True, 0.1),
+]
 
 
 def train(
@@ -73,6 +82,39 @@ def stems(folder: Path) -> None:
             torch.distributed.barrier()
 
 
+def norm_input(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (5, 3, 7, 11) far from zero, of which the first 2 are the first process's, and the gradient of a loss."""
+    generator = torch.Generator().manual_seed(0)
+    x, gradient = torch.randn(2, 5, 3, 7, 11, generator=generator, dtype=torch.float64)
+    return (10 + x * torch.arange(1, 4)[:, None, None]).to(dtype), gradient.to(dtype)
+
+
+def pass_through(layer: nn.BatchNorm2d, x: torch.Tensor, gradient: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a layer makes of x, its gradients, and its buffers afterwards."""
+    if layer.affine:
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor([0.5, -2.0, 3.0]))
+            layer.bias.copy_(torch.tensor([1.0, 0.0, -4.0]))
+    x = x.clone().requires_grad_()
+    out = layer(x)
+    out.backward(gradient)
+    own = {name: parameter.grad for name, parameter in layer.named_parameters()}
+    return {"out": out.detach(), "x": x.grad, **own, **dict(layer.named_buffers())}
+
+
+def norm(folder: Path) -> None:
+    torch.distributed.init_process_group("gloo")
+    rank = processes().rank
+    share = slice(0, 2) if rank == 0 else slice(2, 5)
+    results = {}
+    for name, dtype, affine, momentum in NORMS:
+        layer = SyncBatchNorm2d(3, affine=affine, momentum=momentum)
+        layer = layer.double() if dtype == torch.float64 else layer
+        x, gradient = norm_input(dtype)
+        results[name] = pass_through(layer, x[share], gradient[share])
+    torch.save(results, folder / f"norm-{rank}.pt")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"equal": equal, "stems": stems}[sys.argv[2]](Path(sys.argv[1]))
+    {"equal": equal, "stems": stems, "norm": norm}[sys.argv[2]](Path(sys.argv[1]))
