@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas
 
+from experiments.cells import own_window
 from experiments.evaluation.inference import PLAIN
 from experiments.records import Row
 
@@ -61,7 +62,7 @@ COLUMNS = [
     Column("stem", "stem", None, "what makes the stride-2 level"),
     Column("output_stride", "OS", 0, "output stride of the encoder"),
     Column("dilation", "dilation", None, "how stages beyond the output stride attend"),
-    Column("window", "window", None, "window side in tokens; a dash for the encoder's own"),
+    Column("window", "window", None, "window side in tokens; a dash for encoders without windows or of your own"),
     Column("alignment", "alignment", None, "where tokens of dilated levels stand"),
     Column("inference", "inference", None, "how images are predicted; a dash for one call of the model"),
     Column("seeds", "seeds", 0, "number of seeds behind the means"),
@@ -91,10 +92,15 @@ TILES, OVERLAP = "tiles ", " overlap "
 
 
 def normal(row: Row) -> Row:
-    """A row with every field that the tables use: missing ones of earlier rows filled in, None spelled as a dash."""
+    """A row with every field that the tables use.
+
+    Missing ones of earlier rows are filled in, and so is the window that an encoder comes with; None is a dash.
+    """
     earlier = EARLIER if row["stem"] is not None else dict.fromkeys(EARLIER)
     full = {**dict.fromkeys([*SPREAD, *COST]), **earlier, **row}
     full["inference"] = inference(row) or MISSING
+    if full["window"] is None:
+        full["window"] = own_window(row["encoder"])
     full |= {key: MISSING if full[key] is None else full[key] for key in ("stem", "dilation", "window", "alignment")}
     full["window"] = str(full["window"])
     full["boundary_f"] = (row.get("boundary_f1") or {}).get(BAND)

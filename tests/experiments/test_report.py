@@ -76,7 +76,8 @@ def test_finding_word_for_word() -> None:
 
 def test_earlier_rows_are_the_same_configuration() -> None:
     new = {"dilation": "exact", "window": None, "alignment": "none"}
-    assert summary([row("Unet", 0), row("Unet", 1, **new)])["seeds"].tolist() == [2]
+    (line,) = summary([row("Unet", 0), row("Unet", 1, **new)]).to_dict("records")
+    assert (line["seeds"], line["dilation"], line["window"], line["alignment"]) == (2, "exact", "8", "none")
     context = {"encoder": "resnet50", "stem": None}
     none = {"dilation": None, "window": None, "alignment": None}
     table = summary([row("Unet", 0, **context), row("Unet", 1, **context, **none)])

@@ -165,10 +165,10 @@ def test_labels_and_columns_of_new_axes(tmp_path: Path) -> None:
     ]
     write_report(folder(tmp_path, rows))
     assert gather(tmp_path).table["label"].tolist() == [
-        "Unet · swinx_n · exact",
-        "Unet · swinx_n · dense",
+        "Unet · swinx_n · exact · window 8",  # its own
+        "Unet · swinx_n · dense · window 8",
         "Unet · swinx_n · exact · window 7",
-        "Unet · swinx_n · exact · centred",
+        "Unet · swinx_n · exact · window 8 · centred",
         "Unet · resnet50",
     ]
 
