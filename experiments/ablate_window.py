@@ -15,8 +15,8 @@ thread of an AMD EPYC, shared machine); parameters differ by 0.014 M, in bias ta
 
 Expected: 4 lowest by one to two points of mIoU; 7, 8 and 12 not resolved by two seeds.
 
-Measured with --precision bf16 (docs/benchmarks/ablate-window-swinx_n-cpu-2026-11-25.md): 38.5, 39.3, 38.9 and 39.2 % test
-mIoU with 4, 7, 8 and 12. Nothing is resolved: the last place of 4 was expected, its gap was not so small.
+Measured with --precision bf16 (docs/benchmarks/ablate-window-swinx_n-cpu-2026-11-25.md): 38.5, 39.3, 38.9 and 39.2 %
+test mIoU with 4, 7, 8 and 12. Nothing is resolved: the last place of 4 was expected, its gap was not so small.
 """
 
 import sys
