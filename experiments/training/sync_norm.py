@@ -1,7 +1,6 @@
 """BatchNorm over the images of all processes, for processors: torch's own SyncBatchNorm takes GPU tensors only.
 
-One exchange between processes forward and one backward: small messages cost their latency, about a millisecond each
-where all cores are busy.
+One exchange between processes forward and one backward: small messages cost their latency, not their size.
 
 Shapes: B images of one process, C channels, H W grid, P processes.
 """
@@ -26,7 +25,7 @@ class _Normalise(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wide = torch.promote_types(x.dtype, torch.float32)
-        # What BatchNorm2d itself uses; biased variance, and four times as fast as var_mean.
+        # What BatchNorm2d itself uses; biased variance, in less than a third of var_mean's time.
         mean, variance = torch.ops.aten.batch_norm_update_stats(x.to(wide), None, None, 0.0)
         own = torch.cat([mean, variance, mean.new_tensor([x.numel() // x.shape[1]])])
         parts = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
