@@ -6,7 +6,8 @@ Importing registers the encoders, so that `smp.DeepLabV3Plus(encoder_name="swinx
 from swinx.attention import window_attention
 from swinx.checkpoints import load_checkpoint
 from swinx.config import SwinConfig
-from swinx.encoder import LevelInfo, SwinXEncoder, set_attention
+from swinx.encoder import LevelInfo, SwinXEncoder
+from swinx.models import parameter_groups, set_attention, set_output_stride
 from swinx.registry import get_preprocessing_fn, list_encoders, register_encoder, register_variants
 
 __version__ = "0.1.0"
@@ -18,8 +19,10 @@ __all__ = [
     "get_preprocessing_fn",
     "list_encoders",
     "load_checkpoint",
+    "parameter_groups",
     "register_encoder",
     "set_attention",
+    "set_output_stride",
     "window_attention",
 ]
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from swinx.config import window_pair
-from swinx.stems import adapt_input_weight
+from swinx.checkpoint_files import read_checkpoint
+from swinx.stems import adapt_input_weight, input_convolutions
 
 if TYPE_CHECKING:
     from swinx.encoder import SwinXEncoder
@@ -26,17 +26,22 @@ if TYPE_CHECKING:
 _WRAPPERS = ("state_dict", "model")
 # In this order: data parallel, Lightning, torch.compile, then the encoder's place in a segmentation model.
 _PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.model.", "encoder.")
+# Put around a module, each adds its name to the keys below it.
+_WITHIN = re.compile(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module)\.")
 _OTHER_FAMILIES = {
-    "logit_scale": "Swin V2",
-    "cpb_mlp": "Swin V2",
     "spatial_mlp": "Swin-MLP",
     "_moe_layer": "Swin-MoE",
     "absolute_pos_embed": "Swin with absolute position embedding",
 }
-_DROPPED = re.compile(r"(^|\.)(attn_mask|relative_position_index)$|^head\.|^mask_token$")
+# What tells the scores of one version from those of the other.
+_VERSION_MARKS = {"v1": ("relative_position_bias_table",), "v2": ("logit_scale", "cpb_mlp")}
+_DROPPED = re.compile(r"(^|\.)(attn_mask|relative_position_index|relative_coords_table)$|^head\.|^mask_token$")
 _BLOCK = re.compile(r"^layers\.(\d+)\.blocks\.(\d+)\.")
 _TABLE = re.compile(r"^layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table$")
-_ANY_TABLE = re.compile(r"^(layers[._]|stages\.)\d+\.blocks\.\d+\.attn\.(w_msa\.)?relative_position_bias_table$")
+_KNOWN = re.compile(r"^(layers[._]|stages\.)\d+\.blocks\.\d+\.attn\.(w_msa\.)?(\w*bias_table|logit_scale)$")
+_LEVEL_NORM = re.compile(r"^norms\.\d+\.")
+_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_MAX_ENTRY = 2**24  # elements; the encoder's own largest entry may be larger
 
 
 def load_checkpoint(encoder: SwinXEncoder, path: str | Path) -> None:
@@ -45,72 +50,150 @@ def load_checkpoint(encoder: SwinXEncoder, path: str | Path) -> None:
     Reads `.safetensors`, and `.pth` or `.pt` as plain tensors (never executing a pickle), in any of these layouts:
     official classification, official segmentation (bare or under `backbone.`), timm, smp's `tu-swin`, mmsegmentation,
     MoBY and SimMIM, ours, and whole smp models with our encoder, also out of data parallel, Lightning or compiled
-    training. Bias tables of another window are resized (bicubic) and kernels for another number of image channels
-    adapted, each with a warning. The encoder is changed only if the whole checkpoint fits.
+    training, and official training files with their optimiser and options. Bias tables of another window are resized
+    (bicubic) and kernels for another number of image channels adapted, each with a warning. The encoder is changed only
+    if the whole checkpoint fits.
 
     Raises:
         TypeError: encoder is not a SwinXEncoder.
         FileNotFoundError: no such file.
-        ValueError: unreadable, of another family or size, or incomplete; the message lists every mismatch.
+        ValueError: unreadable, of another family or size, incomplete, or with entries that are not finite, dense,
+            floating tensors; the message lists every mismatch.
     """
-    if not hasattr(encoder, "patch_embed") or not hasattr(encoder, "config"):
+    from swinx.encoder import SwinXEncoder  # which imports this file
+
+    encoder = cast(SwinXEncoder, getattr(encoder, "_orig_mod", encoder))  # of a compiled one
+    if not isinstance(encoder, SwinXEncoder):
         given = type(encoder).__name__
         raise TypeError(f"encoder must be a SwinXEncoder (of an smp model: model.encoder), got {given}")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path must be a checkpoint file, got {path}")
     try:
-        encoder.load_state_dict(_read(path))
+        encoder.load_state_dict(read_checkpoint(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise
-    except Exception as error:  # a truncated file alone makes torch raise any of six types, an OSError among them
-        if code := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise ValueError(
-                f"holds more than tensors ({code[1]}), and reading it would run code from the file; "
-                "save its state dict alone"
-            ) from error
-        raise ValueError(f"is damaged or no checkpoint ({type(error).__name__}: {error})") from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"must hold a state dict, got {type(content).__name__}")
-    return content
-
-
-def convert_state_dict(state_dict: Mapping[str, Any], encoder: SwinXEncoder, strict: bool = True) -> dict[str, Tensor]:
+def convert_state_dict(
+    state_dict: Mapping[str, Any], encoder: SwinXEncoder, strict: bool = True, assign: bool = False
+) -> OrderedDict[str, Any]:
     """A state dict in any known layout as one that fits the encoder key by key.
 
     What a foreign checkpoint cannot hold (norms of levels, convolutions of a stem) keeps the encoder's present values.
-    Stages beyond the encoder's depth are left out. Without strict, entries may be missing or unexpected.
+    Stages beyond the encoder's depth are left out. Without strict, entries may be missing or unexpected. Everything is
+    checked here, before the first weight changes; assign: whether entries are to take the place of the weights.
 
     Raises:
-        ValueError: another family or size, or missing, unexpected or misshapen entries (all are listed).
+        ValueError: another family or size, or missing, unexpected, misshapen or unfit entries (all are listed).
     """
-    weights = _unwrap(state_dict)
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"state_dict must be a mapping of names to tensors, got {type(state_dict).__name__}")
+    target = encoder.state_dict()
+    keys = {_WITHIN.sub("", key): key for key in target}  # also where something was put around a module
+    given = _without_wrappers({key: value for key, value in state_dict.items() if isinstance(key, str)})
+    # Its own, or one of the same kind: adapters, packed weights and all.
+    exact = given.keys() == keys.keys() or (not strict and given.keys() <= keys.keys())
+    weights = given if exact else _without_wrappers(_unwrap(state_dict))
+    known = sum(key in keys for key in weights)
     # Only our files have norms of levels under this name; at depth 1 they hold a stem and nothing else.
-    own = "norms.0.weight" in weights or all(key.startswith("patch_embed.") for key in weights)
-    _refuse_other_families(weights, own)
+    own = (
+        exact
+        or any(_LEVEL_NORM.match(key) for key in weights)
+        or all(key.startswith("patch_embed.") for key in weights)
+        or (not strict and known == len(weights))
+    )
+    if not exact:
+        _refuse_other_families(weights, encoder, own or known == len(weights) or (not strict and known > 0))
+    wanted = {plain: target[key] for plain, key in keys.items()}
+    _refuse_unfit(weights, wanted)
     if not own:
         weights = _rename(weights)
-    weights = _within_depth(weights, len(encoder.layers))
-    _check_architecture(weights, encoder)
-    target = encoder.state_dict()
+    weights = _within_depth(weights, encoder)
+    if strict:
+        _check_architecture(weights, encoder)
     if not own:
         weights = _without_foreign_stem(weights, encoder)
-        for key in target:
+        for key, value in wanted.items():
             if key.startswith(("norms.", "patch_embed." if _inline(encoder) else "patch_embed.conv")):
-                weights.setdefault(key, target[key])
+                weights.setdefault(key, value)
     weights = _resize_tables(weights, encoder)
     weights = _adapt_input(weights, encoder)
-    _check_complete(weights, target, strict)
-    return weights
+    _check_complete(weights, wanted, strict, assign)
+    if assign:  # a parameter of its own memory, whatever the entry was a view of
+        weights = {key: v.clone() if isinstance(v, Tensor) and 0 in v.stride() else v for key, v in weights.items()}
+    converted = OrderedDict((keys.get(key, key), value) for key, value in weights.items())
+    if exact and hasattr(state_dict, "_metadata"):  # versions, which modules like quantised ones ask for
+        converted._metadata = state_dict._metadata  # type: ignore[attr-defined]  # torch keeps it there
+    return converted
+
+
+def _without_wrappers(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys without the names of what was put around modules inside."""
+    plain: dict[str, Any] = {}
+    for key, value in weights.items():
+        name = _WITHIN.sub("", key)
+        if name in plain:
+            raise ValueError(f"the checkpoint holds {name[:200]} twice, with and without a wrapper's name in its key")
+        plain[name] = value
+    return plain
+
+
+def _mismatch(problems: list[str]) -> ValueError:
+    return ValueError("the checkpoint does not fit the encoder:\n  " + "\n  ".join(problems))
+
+
+def _refuse_unfit(weights: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+    """Entries that are no plain tensors of floating numbers, before anything is computed with them."""
+    largest = max(_MAX_ENTRY, *(value.numel() for value in target.values() if isinstance(value, Tensor)))
+    problems = []
+    for key, value in weights.items():
+        if key in target:
+            wanted = target[key]
+            if not isinstance(wanted, Tensor) or wanted.is_quantized:
+                if not _alike(value, wanted):
+                    problems.append(f"{key} must be like the encoder's {type(wanted).__name__}")
+                continue
+        elif _DROPPED.search(key):
+            continue
+        else:
+            wanted = None
+        if not isinstance(value, Tensor):
+            problems.append(f"{key[:200]} must be a tensor, got {type(value).__name__}")
+        elif fault := _fault(value, wanted, largest):
+            problems.append(f"{key[:200]} must be {fault}")
+    if problems:
+        raise _mismatch(problems)
+
+
+def _alike(value: Any, wanted: Any) -> bool:
+    """Whether packed weights have the parts, dtypes and shapes of others."""
+    if type(value) is not type(wanted):
+        return False
+    if isinstance(wanted, (tuple, list)):
+        return len(value) == len(wanted) and all(_alike(*pair) for pair in zip(value, wanted, strict=True))
+    return not isinstance(wanted, Tensor) or (value.dtype, value.shape) == (wanted.dtype, wanted.shape)
+
+
+def _fault(value: Tensor, wanted: Tensor | None, largest: int) -> str | None:
+    """What an entry must be and is not; wanted: what it is for, where that is known."""
+    if value.is_nested:
+        return "a plain tensor, got a nested one"
+    if value.is_quantized:
+        return f"a plain tensor, got a quantised one of {value.dtype}"
+    if type(value) not in (Tensor, nn.Parameter):
+        return f"a plain tensor, got {type(value).__name__}"
+    if value.layout is not torch.strided:
+        return f"dense, got layout {value.layout}"
+    if value.device.type == "meta":
+        return "on a device that holds data, got meta"
+    if wanted is not None and not wanted.is_floating_point():
+        return None if value.dtype == wanted.dtype else f"of {wanted.dtype}, got {value.dtype}"
+    if value.dtype not in _FLOATING:
+        return f"of a floating dtype of 16, 32 or 64 bits, got {value.dtype}"
+    if value.numel() > largest or value.numel() == 0:
+        return f"of 1 to {largest} elements, got shape {tuple(value.shape)}"
+    return None
 
 
 def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -129,11 +212,14 @@ def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     return weights
 
 
-def _refuse_other_families(weights: Mapping[str, Tensor], own: bool) -> None:
-    for mark, family in _OTHER_FAMILIES.items():
+def _refuse_other_families(weights: Mapping[str, Tensor], encoder: SwinXEncoder, known: bool) -> None:
+    version = encoder.config.version
+    other = "v2" if version == "v1" else "v1"
+    families = _OTHER_FAMILIES | {mark: f"Swin {other.upper()}" for mark in _VERSION_MARKS[other]}
+    for mark, family in families.items():
         if any(mark in key for key in weights):
             raise ValueError(f"the checkpoint is {family}, which this encoder is not (entry {mark!r})")
-    if not (own or any(_ANY_TABLE.match(key) for key in weights)):
+    if not (known or any(_KNOWN.match(key) for key in weights)):
         raise ValueError(f"the checkpoint is no Swin Transformer in a known layout: it begins with {list(weights)[:5]}")
 
 
@@ -178,12 +264,13 @@ def _from_mmseg(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def _within_depth(weights: Mapping[str, Tensor], stages: int) -> dict[str, Tensor]:
+def _within_depth(weights: Mapping[str, Tensor], encoder: SwinXEncoder) -> dict[str, Tensor]:
     """Without the stages and norms that the encoder's depth leaves out."""
+    left_out = range(len(encoder.layers), len(encoder.config.depths))
 
     def kept(key: str) -> bool:
         match = re.match(r"^(?:layers|norms)\.(\d+)\.", key)
-        return match is None or int(match[1]) < stages
+        return match is None or int(match[1]) not in left_out
 
     return {key: value for key, value in weights.items() if kept(key)}
 
@@ -197,15 +284,19 @@ def _check_architecture(weights: Mapping[str, Tensor], encoder: SwinXEncoder) ->
     for key, value in weights.items():
         if match := _BLOCK.match(key):
             stage = int(match[1])
+            if stage >= stages:
+                continue  # listed with the other unexpected entries
             depths[stage] = max(depths[stage], int(match[2]) + 1)
             if _TABLE.match(key) and value.ndim == 2:
                 heads[stage] = value.shape[1]
+            elif key.endswith("attn.logit_scale") and value.ndim == 3:
+                heads[stage] = value.shape[0]
     embed_dim = config.embed_dim if first is None else first.numel()
-    found = (embed_dim, tuple(depths), tuple(heads))
+    given = (embed_dim, tuple(depths), tuple(heads))
     wanted = (config.embed_dim, tuple(config.depths[:stages]), tuple(config.num_heads[:stages]))
-    if found != wanted:
+    if given != wanted:
         described = "embed_dim {}, depths {}, num_heads {}"
-        raise ValueError(f"the checkpoint has {described.format(*found)}; the encoder has {described.format(*wanted)}")
+        raise ValueError(f"the checkpoint has {described.format(*given)}; the encoder has {described.format(*wanted)}")
 
 
 def _inline(encoder: SwinXEncoder) -> bool:
@@ -220,55 +311,65 @@ def _without_foreign_stem(weights: dict[str, Tensor], encoder: SwinXEncoder) -> 
 
 
 def _resize_tables(weights: dict[str, Tensor], encoder: SwinXEncoder) -> dict[str, Tensor]:
-    """Bias tables for the encoder's window: (S_h * S_w, h), bicubic over the S_h x S_w plane.
+    """Bias tables for the windows of the encoder's stages: (S_h * S_w, h), bicubic over the S_h x S_w plane.
 
     A table that belongs to no square window stays as it is, to be listed with the other mismatches.
     """
-    window = window_pair(encoder.config.window_size)
-    sides = (2 * window[0] - 1, 2 * window[1] - 1)
+    windows = [stage.window_size for stage in encoder.config.stages]
     resized = dict(weights)
-    found: set[int] = set()
+    changes: set[str] = set()
     for key, table in weights.items():
-        if not _TABLE.match(key) or table.ndim != 2 or table.shape[0] == sides[0] * sides[1]:
+        match = _TABLE.match(key)
+        if not match or table.ndim != 2:
             continue
+        height, width = windows[int(match[1])]
+        sides = (2 * height - 1, 2 * width - 1)
         side = round(table.shape[0] ** 0.5)
-        if side * side != table.shape[0] or side % 2 == 0:
+        if table.shape[0] == sides[0] * sides[1] or side * side != table.shape[0] or side % 2 == 0:
             continue
         plane = table.t().reshape(1, -1, side, side)
-        plane = F.interpolate(plane.float(), size=sides, mode="bicubic", align_corners=False)
-        resized[key] = plane.reshape(table.shape[1], -1).t().to(table.dtype)
-        found.add((side + 1) // 2)
-    if found:
-        windows = ", ".join(f"{side} x {side}" for side in sorted(found))
-        warnings.warn(
-            f"relative position bias tables resized from window {windows} to {window[0]} x {window[1]}", stacklevel=5
-        )
+        high = plane.to(torch.promote_types(plane.dtype, torch.float32))
+        plane = F.interpolate(high, size=sides, mode="bicubic", align_corners=False)
+        resized[key] = plane.reshape(table.shape[1], -1).t().to(table.dtype).contiguous()
+        own = (side + 1) // 2
+        changes.add(f"from window {own} x {own} to {height} x {width}")
+    if changes:
+        warnings.warn(f"relative position bias tables resized {', '.join(sorted(changes))}", stacklevel=5)
     return resized
 
 
 def _adapt_input(weights: dict[str, Tensor], encoder: SwinXEncoder) -> dict[str, Tensor]:
     """Kernels that read the image, for the encoder's number of channels."""
     adapted = dict(weights)
-    for name, module in encoder.patch_embed.named_modules(prefix="patch_embed"):
-        key = f"{name}.weight"
-        if module not in encoder.patch_embed.input_convolutions() or key not in weights:
+    for name, module in input_convolutions(encoder.patch_embed).items():
+        key = f"patch_embed.{name}.weight"
+        kernel, wanted = weights.get(key), module._parameters.get("weight")
+        if kernel is None or wanted is None or kernel.ndim != wanted.ndim:
             continue
-        if weights[key].ndim != module.weight.ndim:
-            continue
-        old, new = weights[key].shape[1], module.weight.shape[1]
+        old, new = kernel.shape[1], wanted.shape[1]
         if old != new:
             warnings.warn(f"{key} adapted from {old} to {new} image channels", stacklevel=5)
-            adapted[key] = adapt_input_weight(weights[key], new)
+            adapted[key] = adapt_input_weight(kernel, new)
     return adapted
 
 
-def _check_complete(weights: Mapping[str, Tensor], target: Mapping[str, Tensor], strict: bool) -> None:
-    problems = [f"missing {key}" for key in target if strict and key not in weights]
-    problems += [f"unexpected {key}" for key in weights if strict and key not in target]
-    problems += [
-        f"{key} has shape {tuple(weights[key].shape)}, the encoder's {tuple(value.shape)}"
-        for key, value in target.items()
-        if key in weights and weights[key].shape != value.shape
-    ]
+def _check_complete(weights: Mapping[str, Any], target: Mapping[str, Any], strict: bool, assign: bool) -> None:
+    problems = []
+    if strict:
+        problems += [f"missing {key}" for key in target if key not in weights]
+        problems += [f"unexpected {key[:200]}" for key in weights if key not in target]
+    for key, wanted in target.items():
+        value = weights.get(key)
+        if not isinstance(value, Tensor) or not isinstance(wanted, Tensor) or wanted.is_quantized:
+            continue
+        if value is wanted:  # kept, for want of one in the checkpoint
+            if value.device.type == "meta":
+                problems.append(f"{key} is neither in the checkpoint nor in the encoder, which is on the device meta")
+        elif value.shape != wanted.shape:
+            problems.append(f"{key} has shape {tuple(value.shape)}, the encoder's {tuple(wanted.shape)}")
+        elif wanted.device.type == "meta" and not assign:
+            problems.append(f"{key} would be lost on the encoder's device meta: pass assign=True, or use to_empty")
+        elif not torch.isfinite(value if assign else value.to(wanted.dtype)).all():
+            problems.append(f"{key} must be finite in {value.dtype if assign else wanted.dtype}")
     if problems:
-        raise ValueError("the checkpoint does not fit the encoder:\n  " + "\n  ".join(problems))
+        raise _mismatch(problems)

@@ -1,33 +1,48 @@
 """What distinguishes one Swin encoder from another: a frozen configuration, and the table of variants."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, get_args
 
 Stem = Literal["shared", "branch", "inline", "none"]
 STEMS: tuple[str, ...] = get_args(Stem)
+Version = Literal["v1", "v2"]
+VERSIONS: tuple[str, ...] = get_args(Version)
 OUTPUT_STRIDES = (8, 16, 32)
 PATCH_SIZE = 4
+STAGES = 4
+
+Pair = tuple[int, int]
+# One window for all stages, as its side or as (wh, ww); or four of them, one per stage.
+WindowSize = int | Pair | tuple[int | Pair, int | Pair, int | Pair, int | Pair]
 
 
-def window_pair(window_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(wh, ww) of a window given as one side or as both.
+class StageConfig(NamedTuple):
+    """One stage of an encoder.
 
-    Raises:
-        ValueError: not one or two positive integers.
+    version: as in `SwinConfig`. dim: channels. num_heads: attention heads. window_size: (wh, ww), in lattice tokens.
+    pretrained_window_size: (wh, ww) in whose units v2 counts offsets. drop_path_rates: stochastic depth of each block.
     """
-    pair = window_size if isinstance(window_size, tuple) else (window_size, window_size)
-    if len(pair) != 2 or any(type(side) is not int or side < 1 for side in pair):
-        raise ValueError(f"window_size must be a positive integer or a pair of them, got {window_size!r}")
-    return pair[0], pair[1]
+
+    version: Version
+    dim: int
+    num_heads: int
+    window_size: Pair
+    pretrained_window_size: Pair
+    drop_path_rates: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class SwinConfig:
     """Architecture of one Swin encoder (Liu et al. 2021, https://arxiv.org/abs/2103.14030).
 
+    Lists are taken for tuples.
+
     embed_dim: channels of stage 1, doubled at each following stage. depths: blocks per stage. num_heads: attention
-    heads per stage. window_size: window side, or (wh, ww), in lattice tokens. drop_path_rate: stochastic depth of the
-    last block, rising linearly from 0. stem: what makes level 1, one of shared, branch, inline, none.
+    heads per stage. window_size: window side, or (wh, ww), in lattice tokens; or four of these, one per stage.
+    drop_path_rate: stochastic depth of the last block, rising linearly from 0. stem: what makes level 1, one of shared,
+    branch, inline, none. version: "v1", or "v2" (Liu et al. 2022, https://arxiv.org/abs/2111.09883).
+    pretrained_window_size: for v2, the window in whose units its position bias counts offsets, in the forms of
+    window_size; None: window_size itself. output_stride: 8 and 16 make an encoder that is dilated from the start.
 
     Raises:
         ValueError: a value outside these rules.
@@ -36,24 +51,29 @@ class SwinConfig:
     embed_dim: int
     depths: tuple[int, int, int, int]
     num_heads: tuple[int, int, int, int]
-    window_size: int | tuple[int, int]
+    window_size: WindowSize
     drop_path_rate: float
     stem: Stem = "shared"
+    version: Version = "v1"
+    pretrained_window_size: WindowSize | None = None
+    output_stride: int = 32
 
     def __post_init__(self) -> None:
-        for name in ("depths", "num_heads", "window_size"):
-            if isinstance(getattr(self, name), list):  # tuples compare and hash
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.stem not in STEMS:
-            raise ValueError(f"stem must be one of {', '.join(STEMS)}, got {self.stem!r}")
-        window_pair(self.window_size)
+        for name in ("depths", "num_heads", "window_size", "pretrained_window_size"):
+            object.__setattr__(self, name, _tuples(getattr(self, name)))  # tuples compare and hash
+        for name, choices in (("stem", STEMS), ("version", VERSIONS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         for name, value in (("depths", self.depths), ("num_heads", self.num_heads)):
-            if (
-                not isinstance(value, tuple)
-                or len(value) != 4
-                or any(type(item) is not int or item < 1 for item in value)
-            ):
+            if not isinstance(value, tuple) or len(value) != STAGES or any(not _positive(item) for item in value):
                 raise ValueError(f"{name} must be four positive integers, one per stage, got {value!r}")
+        _windows("window_size", self.window_size)
+        if self.pretrained_window_size is not None:
+            if self.version == "v1":
+                raise ValueError(
+                    f"pretrained_window_size must be None for version 'v1', got {self.pretrained_window_size!r}"
+                )
+            _windows("pretrained_window_size", self.pretrained_window_size)
         if type(self.embed_dim) is not int or self.embed_dim < 2:
             raise ValueError(f"embed_dim must be an integer of at least 2, got {self.embed_dim!r}")
         for stage, heads in enumerate(self.num_heads, start=1):
@@ -65,6 +85,55 @@ class SwinConfig:
                 )
         if not isinstance(self.drop_path_rate, (int, float)) or not 0.0 <= self.drop_path_rate < 1.0:
             raise ValueError(f"drop_path_rate must be at least 0 and below 1, got {self.drop_path_rate!r}")
+        check_output_stride(self.output_stride)
+
+    @property
+    def stages(self) -> tuple[StageConfig, ...]:
+        """What each of the four stages is made of."""
+        windows = _windows("window_size", self.window_size)
+        pretrained = self.pretrained_window_size
+        pretrained_windows = windows if pretrained is None else _windows("pretrained_window_size", pretrained)
+        blocks = sum(self.depths)
+        rates = tuple(self.drop_path_rate * index / max(blocks - 1, 1) for index in range(blocks))
+        first = [sum(self.depths[:index]) for index in range(STAGES)]
+        return tuple(
+            StageConfig(
+                self.version,
+                self.embed_dim * 2**index,
+                self.num_heads[index],
+                windows[index],
+                pretrained_windows[index],
+                rates[first[index] : first[index] + self.depths[index]],
+            )
+            for index in range(STAGES)
+        )
+
+
+def check_output_stride(output_stride: int) -> None:
+    """Refuse what is no output stride.
+
+    Raises:
+        ValueError: not 8, 16 or 32.
+    """
+    if type(output_stride) is not int or output_stride not in OUTPUT_STRIDES:
+        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
+
+
+def _positive(value: object) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _tuples(value: object) -> object:
+    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _windows(name: str, value: object) -> tuple[Pair, ...]:
+    """(wh, ww) of every stage."""
+    per_stage = value if isinstance(value, tuple) and len(value) == STAGES else (value,) * STAGES
+    pairs = tuple(window if isinstance(window, tuple) else (window, window) for window in per_stage)
+    if any(len(pair) != 2 or not all(_positive(side) for side in pair) for pair in pairs):
+        raise ValueError(f"{name} must be a positive integer or a pair of them, or four of these, got {value!r}")
+    return pairs
 
 
 # swinx_n is for CPU work and tests. It has no published weights that its inline stem could lose; whether that stem pays
@@ -77,4 +146,23 @@ VARIANTS: dict[str, SwinConfig] = {
     "swinx_b_w12": SwinConfig(128, (2, 2, 18, 2), (4, 8, 16, 32), 12, 0.3),
     "swinx_l": SwinConfig(192, (2, 2, 18, 2), (6, 12, 24, 48), 7, 0.3),
     "swinx_l_w12": SwinConfig(192, (2, 2, 18, 2), (6, 12, 24, 48), 12, 0.3),
+    # Swin S3 (Chen et al. 2021, https://arxiv.org/abs/2111.14725): a window per stage.
+    "swinx_s3_t": SwinConfig(96, (2, 2, 6, 2), (3, 6, 12, 24), (7, 7, 14, 7), 0.2),
+    "swinx_s3_s": SwinConfig(96, (2, 2, 18, 2), (3, 6, 12, 24), (14, 14, 14, 7), 0.3),
+    "swinx_s3_b": SwinConfig(96, (2, 2, 30, 2), (3, 6, 12, 24), (7, 7, 14, 7), 0.3),
+    # Swin V2. Where the published window exceeds the grid of stage 4 at the published size, weights have the smaller.
+    "swinx_v2_t": SwinConfig(96, (2, 2, 6, 2), (3, 6, 12, 24), 8, 0.2, version="v2"),
+    "swinx_v2_s": SwinConfig(96, (2, 2, 18, 2), (3, 6, 12, 24), 8, 0.3, version="v2"),
+    "swinx_v2_b": SwinConfig(128, (2, 2, 18, 2), (4, 8, 16, 32), 8, 0.3, version="v2"),
+    "swinx_v2_t_w16": SwinConfig(96, (2, 2, 6, 2), (3, 6, 12, 24), (16, 16, 16, 8), 0.2, version="v2"),
+    "swinx_v2_s_w16": SwinConfig(96, (2, 2, 18, 2), (3, 6, 12, 24), (16, 16, 16, 8), 0.3, version="v2"),
+    "swinx_v2_b_w16": SwinConfig(128, (2, 2, 18, 2), (4, 8, 16, 32), (16, 16, 16, 8), 0.3, version="v2"),
+    "swinx_v2_b_w12": SwinConfig(128, (2, 2, 18, 2), (4, 8, 16, 32), (12, 12, 12, 6), 0.3, version="v2"),
+    "swinx_v2_l_w12": SwinConfig(192, (2, 2, 18, 2), (6, 12, 24, 48), (12, 12, 12, 6), 0.3, version="v2"),
 }
+for _size in ("b", "l"):  # pretrained with window 12, fine-tuned with a larger one
+    _base = VARIANTS[f"swinx_v2_{_size}_w12"]
+    VARIANTS |= {
+        f"swinx_v2_{_size}_w{name}": replace(_base, window_size=window, pretrained_window_size=_base.window_size)
+        for name, window in (("12to16", (16, 16, 16, 8)), ("12to24", (24, 24, 24, 12)))
+    }

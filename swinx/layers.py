@@ -1,42 +1,40 @@
-"""The layers that a Swin stage is made of: window attention, MLP, block, merging.
+"""The layers that a Swin stage is made of: window attention, MLP, block, merging; of Swin V1 and of V2.
 
-Shapes: B images, H W grid, C channels, h heads, D = C // h head_dim, N tokens in a window, e period coming in.
-Grids are channels last, (B, H, W, C). Parameter names are timm's, so that its checkpoints load by name.
+Shapes: B images, H W grid, C channels, h heads, D = C // h head_dim, N = wh * ww tokens in a window, e period coming
+in. Tokens are whole grids, channels last, (B, H, W, C), or the rows (T, C) of a slice; a plan (`swinx.plans`) says in
+which windows they are. Parameter names are timm's, so that its checkpoints load by name.
 """
 
-from typing import NamedTuple
+import math
 
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from swinx import windows
-from swinx.attention import gathered, ops, reference
-from swinx.windows import WindowGeometry, WindowPlan
+from swinx.attention.backends import attend
+from swinx.plans import WindowPlan
+
+MAX_LOGIT_SCALE = math.log(100.0)
+CPB_HIDDEN = 512  # width of V2's position MLP
 
 
-class BlockWindows(NamedTuple):
-    """What the blocks of a stage with the same shift need to know of their windows.
+def bias_of_pairs(offsets: Tensor, window_size: tuple[int, int]) -> Tensor:
+    """Bias of each pair of window tokens, from that of each offset: (h, 2 wh - 1, 2 ww - 1) -> (h, N, N).
 
-    geometry: sizes. shifted: whether the shift can be other than (0, 0); under compilation it is a symbol that must not
-    be asked. impl: implementation of attention, never "auto". plan: index tensors, for "bmm" and "sdpa".
+    Entry (a, b), (a', b') of the result is offsets[:, a - a' + wh - 1, b - b' + ww - 1]: a window of offsets, read
+    backwards.
     """
-
-    geometry: WindowGeometry
-    shifted: bool
-    impl: str
-    plan: WindowPlan | None
+    pairs = offsets.unfold(1, window_size[0], 1).unfold(2, window_size[1], 1).flip(3, 4)  # (h, wh, ww, wh, ww)
+    return pairs.flatten(1, 2).flatten(2)
 
 
 class WindowAttention(nn.Module):
     """Window attention with relative position bias: projection in, attention inside windows, projection out.
 
-    The projection runs on the unpadded grid: a padding token is the zero vector after norm1, so one zero token, or the
-    bias that it projects to, stands for all of them.
+    The projection runs on the unpadded grid: a padding token is the zero vector, so one zero token, projected with the
+    others by whatever stands in the projection's place, stands for all of them.
     """
-
-    relative_position_index: Tensor
 
     def __init__(self, dim: int, num_heads: int, window_size: tuple[int, int]) -> None:
         super().__init__()
@@ -46,35 +44,75 @@ class WindowAttention(nn.Module):
         table_rows = (2 * window_size[0] - 1) * (2 * window_size[1] - 1)
         self.relative_position_bias_table = nn.Parameter(torch.empty(table_rows, num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        self.register_buffer("relative_position_index", windows.relative_position_index(window_size), persistent=False)
 
-    def position_bias(self) -> Tensor:
-        """(h, N, N), gathered from the table."""
-        return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+    def position_bias(self, window_size: tuple[int, int]) -> Tensor:
+        """(h, N, N), from the table."""
+        sides = (2 * window_size[0] - 1, 2 * window_size[1] - 1)
+        return bias_of_pairs(self.relative_position_bias_table.t().unflatten(1, sides), window_size)
 
-    def forward(self, x: Tensor, block_windows: BlockWindows) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
-        plan = block_windows.plan
-        if plan is None:
-            return self._on_grid(x, block_windows)
-        tokens = x.reshape(-1, x.shape[-1])
+    def project(self, rows: Tensor) -> Tensor:
+        """(T, C) -> (T, 3C): queries, keys and values."""
+        return self.qkv(rows)
+
+    def cosine_scale(self) -> Tensor | None:
+        """(h,) factor of cosine scores; None: scores are scaled products."""
+        return None
+
+    def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
+        """(..., C) -> (..., C), the tokens of the plan."""
+        rows = x.reshape(-1, x.shape[-1])
         if plan.padded:
-            rows = self.qkv(F.pad(tokens, (0, 0, 0, 1)))  # the padding token
-            slots = rows.index_select(0, plan.gather)  # whole rows: one copy each
+            qkv = _select(self.project(F.pad(rows, (0, 0, 0, 1))), plan.gather)  # whole rows: one copy each
         else:  # gathered before the projection, which makes them three times as wide
-            slots = self.qkv(tokens.index_select(0, plan.gather))
-        slots = slots.view(slots.shape[0], 3, self.num_heads, x.shape[-1] // self.num_heads)
-        out = gathered.attend_slots(slots, self.position_bias(), plan.visible, block_windows.impl == "bmm")
-        return self.proj(out.index_select(0, plan.scatter)).view(x.shape)
+            qkv = self.project(_select(rows, plan.gather))
+        qkv = qkv.unflatten(-1, (3, self.num_heads, -1))
+        out = attend(qkv, self.position_bias(plan.geometry.window_size), plan, self.cosine_scale())
+        return self.proj(_select(out, plan.scatter)).view(x.shape)
 
-    @torch.jit.unused  # TorchScript has no einops and no Triton
-    def _on_grid(self, x: Tensor, block_windows: BlockWindows) -> Tensor:
-        qkv = self.qkv(x).view(*x.shape[:3], 3, self.num_heads, -1)
-        pad_qkv = self.qkv.bias.view(qkv.shape[3:])
-        bias, (geometry, shifted, impl, _) = self.position_bias(), block_windows
-        if impl == "triton":
-            return self.proj(ops.attend(qkv, bias, pad_qkv, geometry))
-        return self.proj(reference.window_attention(qkv, bias, geometry, pad_qkv, shifted))
+
+def _select(rows: Tensor, index: Tensor | None) -> Tensor:
+    return rows if index is None else rows.index_select(0, index)
+
+
+class WindowAttentionV2(WindowAttention):
+    """Window attention of Swin V2 (Liu et al. 2022, https://arxiv.org/abs/2111.09883).
+
+    Scores are cosines times a learned scale of each head, of at most 100. The position bias is computed for any window
+    by an MLP on log-spaced offsets, counted in windows of the pretraining. Keys have no bias.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, window_size: tuple[int, int], pretrained_window_size: tuple[int, int]
+    ) -> None:
+        super().__init__(dim, num_heads, window_size)
+        del self.relative_position_bias_table
+        self.pretrained_window_size = pretrained_window_size
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10.0)))
+        self.cpb_mlp = nn.Sequential(nn.Linear(2, CPB_HIDDEN), nn.ReLU(), nn.Linear(CPB_HIDDEN, num_heads, bias=False))
+
+    def position_bias(self, window_size: tuple[int, int]) -> Tensor:
+        """(h, N, N), between 0 and 16."""
+        dtype = next(self.cpb_mlp.parameters(), self.q_bias).dtype  # quantised layers have no parameters
+        axes, high = [], torch.promote_types(dtype, torch.float32)
+        for side, pretrained in zip(window_size, self.pretrained_window_size, strict=True):
+            offset = torch.arange(1 - side, side, device=self.q_bias.device, dtype=high)
+            offset = 8 * offset / max(pretrained - 1, 1)
+            axes.append(offset.sign() * torch.log2(1 + offset.abs()) / math.log2(8))
+        offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).to(dtype)
+        return bias_of_pairs(16 * torch.sigmoid(self.cpb_mlp(offsets)).permute(2, 0, 1), window_size)
+
+    def project(self, rows: Tensor) -> Tensor:
+        """(T, C) -> (T, 3C): queries, keys and values."""
+        qkv = self.qkv(rows)
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        return qkv + bias.to(qkv.dtype)
+
+    def cosine_scale(self) -> Tensor | None:
+        """(h,) factor of the scores."""
+        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp().flatten()
 
 
 class Mlp(nn.Module):
@@ -91,59 +129,71 @@ class Mlp(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """x + attention(norm1(x)), then x + mlp(norm2(x)), with stochastic depth on both branches.
+    """x + attention(norm1(x)), then x + mlp(norm2(x)), with stochastic depth (Huang et al. 2016) on both branches."""
 
-    Stochastic depth (Huang et al. 2016) regularises the training of a branch, so it is off where the first projection
-    of the branch is frozen: smp's `freeze_encoder` leaves the encoder in training mode even after `model.eval()`, and a
-    frozen encoder must give the same features twice.
-    """
-
-    def __init__(self, dim: int, num_heads: int, window_size: tuple[int, int], drop_path_rate: float) -> None:
+    def __init__(self, dim: int, attn: WindowAttention, drop_path_rate: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, num_heads, window_size)
+        self.attn = attn
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim)
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor, block_windows: BlockWindows) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
-        attention = self.attn(self.norm1(x), block_windows)
-        if self.attn.qkv.weight.requires_grad:
-            attention = self.drop_path(attention)
-        x = x + attention
-        mlp = self.mlp(self.norm2(x))
-        if self.mlp.fc1.weight.requires_grad:
-            mlp = self.drop_path(mlp)
-        return x + mlp
+    def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
+        """(..., C) -> (..., C), the tokens of the plan."""
+        x = x + self._drop(self.attn(self.norm1(x), plan), self.norm1, self.attn)
+        return x + self._drop(self.mlp(self.norm2(x)), self.norm2, self.mlp)
+
+    def _drop(self, x: Tensor, *branch: nn.Module) -> Tensor:
+        """Stochastic depth, but in training not for a branch whose parameters are all frozen.
+
+        smp's `freeze_encoder` leaves the encoder in training mode even after `model.eval()`, and a frozen encoder must
+        give the same features twice. A branch without any parameters is not frozen: FSDP takes them away.
+        """
+        if self.training:
+            learned = [parameter.requires_grad for module in branch for parameter in module.parameters()]
+            if learned and not any(learned):
+                return x
+        return self.drop_path(x)
+
+
+class SwinBlockV2(SwinBlock):
+    """Block of Swin V2: x + norm1(attention(x)), then x + norm2(mlp(x)). Norms start at zero, blocks as identities."""
+
+    def __init__(self, dim: int, attn: WindowAttention, drop_path_rate: float) -> None:
+        super().__init__(dim, attn, drop_path_rate)
+        for norm in (self.norm1, self.norm2):
+            nn.init.zeros_(norm.weight)
+
+    def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
+        """(..., C) -> (..., C), the tokens of the plan."""
+        x = x + self._drop(self.norm1(self.attn(x, plan)), self.norm1, self.attn)
+        return x + self._drop(self.norm2(self.mlp(x)), self.norm2, self.mlp)
 
 
 class PatchMerging(nn.Module):
-    """Concatenate 2 x 2 neighbours, normalise, and project from 4C to 2C channels.
+    """Concatenate 2 x 2 neighbours, normalise, and project from 4C to 2C channels; V2 projects, then normalises.
 
     Strided, it halves the grid. Dense, it keeps the grid: the four taps are one incoming period e apart, so that each
     phase of the result is the strided merge of one shift of an incoming lattice. Taps are ordered (0, 0), (1, 0),
     (0, 1), (1, 1) as (row, column), and zeros follow the grid at bottom and right, before the norm.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, norm_last: bool) -> None:
         super().__init__()
         self.spacing = 1  # e
         self.stride = 2  # 1: dense
-        self.norm = nn.LayerNorm(4 * dim)
+        self.norm_last = norm_last
+        self.norm = nn.LayerNorm(2 * dim if norm_last else 4 * dim)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 2C) strided, (B, H, W, 2C) dense."""
         e = self.spacing
         # Padding an even grid too adds nothing, as its last 2 x 2 would need two more rows; traced code must not ask.
-        if torch.jit.is_scripting() or self._pads(x):
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if traced or self.stride == 1 or x.shape[1] % 2 == 1 or x.shape[2] % 2 == 1:
             x = F.pad(x, (0, 0, 0, e, 0, e))
         taps = x.unfold(1, e + 1, self.stride)[..., ::e].unfold(2, e + 1, self.stride)[..., ::e]
         x = taps.permute(0, 1, 2, 5, 4, 3).flatten(3)  # (B, H', W', C, row, column) -> (..., column, row, C)
-        return self.reduction(self.norm(x))
-
-    @torch.jit.unused
-    def _pads(self, x: Tensor) -> bool:
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        return traced or self.stride == 1 or x.shape[1] % 2 == 1 or x.shape[2] % 2 == 1
+        return self.norm(self.reduction(x)) if self.norm_last else self.reduction(self.norm(x))

@@ -11,11 +11,16 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from swinx.config import VARIANTS, SwinConfig
 from swinx.encoder import SwinXEncoder
 
-# timm's repositories hold the official weights (https://github.com/microsoft/Swin-Transformer) in safetensors.
-# `imagenet` is smp's default tag. swinx_l was published with ImageNet-22k pretraining only.
+# timm's repositories hold the official weights (https://github.com/microsoft/Swin-Transformer, and for S3
+# https://github.com/microsoft/Cream) in safetensors. `imagenet` is smp's default tag. swinx_l was published with
+# ImageNet-22k pretraining only.
 _IN1K, _IN22K, _IN22K_FT_IN1K = "ms_in1k", "ms_in22k", "ms_in22k_ft_in1k"
+_IN1K_TAGS = {"imagenet": _IN1K}
 _ALL_TAGS = {"imagenet": _IN1K, "in22k": _IN22K, "in22k_ft_in1k": _IN22K_FT_IN1K}
 _LARGE_TAGS = {"imagenet": _IN22K_FT_IN1K, "in22k": _IN22K, "in22k_ft_in1k": _IN22K_FT_IN1K}
+_IN22K_TAGS = {"imagenet": _IN22K, "in22k": _IN22K}
+_FINE_TUNED_TAGS = {"imagenet": _IN22K_FT_IN1K, "in22k_ft_in1k": _IN22K_FT_IN1K}
+_SIZES = {"t": "tiny", "s": "small", "b": "base", "l": "large"}
 _PRETRAINED = {
     "swinx_t": ("swin_tiny_patch4_window7_224", _ALL_TAGS),
     "swinx_s": ("swin_small_patch4_window7_224", _ALL_TAGS),
@@ -23,10 +28,19 @@ _PRETRAINED = {
     "swinx_b_w12": ("swin_base_patch4_window12_384", _ALL_TAGS),
     "swinx_l": ("swin_large_patch4_window7_224", _LARGE_TAGS),
     "swinx_l_w12": ("swin_large_patch4_window12_384", _LARGE_TAGS),
+    **{f"swinx_s3_{size}": (f"swin_s3_{_SIZES[size]}_224", _IN1K_TAGS) for size in "tsb"},
+    **{f"swinx_v2_{size}": (f"swinv2_{_SIZES[size]}_window8_256", _IN1K_TAGS) for size in "tsb"},
+    **{f"swinx_v2_{size}_w16": (f"swinv2_{_SIZES[size]}_window16_256", _IN1K_TAGS) for size in "tsb"},
+    **{f"swinx_v2_{size}_w12": (f"swinv2_{_SIZES[size]}_window12_192", _IN22K_TAGS) for size in "bl"},
+    **{
+        f"swinx_v2_{size}_w{window}": (f"swinv2_{_SIZES[size]}_window{window}_{sides}", _FINE_TUNED_TAGS)
+        for size in "bl"
+        for window, sides in (("12to16", "192to256"), ("12to24", "192to384"))
+    },
 }
 
 # Weights fit a variant as long as these stay: bias tables are resized to its window, and stems keep what they can.
-_FIXED_FOR_WEIGHTS = ("embed_dim", "depths", "num_heads")
+_FIXED_FOR_WEIGHTS = ("embed_dim", "depths", "num_heads", "version")
 
 
 def _pretrained_settings(name: str) -> dict[str, dict[str, str]]:
@@ -62,8 +76,11 @@ def _entry(argument: str, name: str) -> dict[str, Any]:
 def register_encoder(name: str, *, base: str, **changes: Any) -> None:
     """Enter a variant of a registered encoder under a new name, for `smp.create_model(encoder_name=name)`.
 
-    smp passes no options on to registered encoders, so options travel in the name. Pretrained weights of the base stay
-    available where embed_dim, depths and num_heads do not change.
+    smp passes no options on to registered encoders: register a variant under a new name instead. Pretrained weights of
+    the base stay available where embed_dim, depths, num_heads and version do not change. A Swin V2 with another window
+    keeps counting offsets in windows of its base, with which the weights were trained, unless pretrained_window_size is
+    given. A variant with an output_stride is for decoders that ask for none: Unet, UPerNet, Segformer, PSPNet with
+    upsampling of min(output_stride, 2^depth), and PAN with encoder_output_stride=32, which then means the variant's.
 
     Args:
         name: the new name; repeating a registration is allowed, changing one is not.
@@ -77,9 +94,14 @@ def register_encoder(name: str, *, base: str, **changes: Any) -> None:
     known = [field.name for field in fields(SwinConfig)]
     if unknown := [key for key in changes if key not in known]:
         raise ValueError(f"changes must be among {', '.join(known)}, got {', '.join(unknown)}")
-    if not name or name.startswith(("tu-", "timm-")):
-        raise ValueError(f"name must not be empty nor begin with 'tu-' or 'timm-', smp's own for timm, got {name!r}")
-    config = replace(entry["params"]["config"], **changes)
+    if not isinstance(name, str) or not name or name.startswith(("tu-", "timm-")):
+        raise ValueError(
+            f"name must be a string, not empty and not beginning with 'tu-' or 'timm-', which are smp's, got {name!r}"
+        )
+    base_config: SwinConfig = entry["params"]["config"]
+    if "window_size" in changes and changes.get("version", base_config.version) == base_config.version == "v2":
+        changes = {"pretrained_window_size": base_config.pretrained_window_size or base_config.window_size} | changes
+    config = replace(base_config, **changes)
     keeps_weights = all(getattr(config, key) == getattr(entry["params"]["config"], key) for key in _FIXED_FOR_WEIGHTS)
     pretrained = entry["pretrained_settings"] if keeps_weights else {}
     if name in encoders:

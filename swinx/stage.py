@@ -1,63 +1,74 @@
-"""A Swin stage: merge, then blocks that share one grid, and the ways in which they run.
+"""A Swin stage: merge, then blocks that share one grid.
 
-Shapes: B images, H W grid, C channels. Grids are channels last, (B, H, W, C).
+Shapes: B images, H W grid, C channels, T tokens of a slice. Grids are channels last, (B, H, W, C).
 """
 
-from typing import cast
+from types import NoneType
+from typing import Any
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks
 from torch.utils.checkpoint import checkpoint
 
-from swinx import inference, windows
-from swinx.attention import plan_ops
-from swinx.attention.api import AttentionImpl, attention_dtype, resolve_implementation
-from swinx.layers import BlockWindows, PatchMerging, SwinBlock
-from swinx.windows import WindowGeometry, WindowPlan
+from swinx import plans, windows
+from swinx.attention.backends import BACKENDS, AttentionImpl, Case, attention_dtype, resolve_implementation
+from swinx.config import StageConfig
+from swinx.layers import (
+    Mlp,
+    PatchMerging,
+    SwinBlock,
+    SwinBlockV2,
+    WindowAttention,
+    WindowAttentionV2,
+)
+from swinx.windows import WindowGeometry
+
+_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
+_OWN = (WindowAttention, WindowAttentionV2, SwinBlock, SwinBlockV2, PatchMerging, Mlp, DropPath)
+_TORCHS = (nn.LayerNorm, nn.Linear, nn.Identity, nn.ReLU, nn.Sequential, nn.ModuleList)
+_METHODS = ("__call__", "forward", "project", "position_bias", "cosine_scale", "_drop")
+
+
+def _methods(kind: type[nn.Module]) -> list[Any]:
+    return [getattr(kind, name, None) for name in _METHODS]
+
+
+# What a stage is made of: types with the methods that each had when it was imported, and names of attributes.
+_KINDS = {kind: _methods(kind) for kind in (*_OWN, *_TORCHS)}
+_ATTRIBUTES = {
+    *vars(nn.Module()),
+    *("num_heads", "pretrained_window_size", "drop_prob", "scale_by_keep", "spacing", "stride", "norm_last"),
+    *("normalized_shape", "eps", "elementwise_affine", "in_features", "out_features", "inplace"),
+}
 
 
 class SwinStage(nn.Module):
     """Merge (except in the first stage), then blocks, every second one shifted."""
 
-    def __init__(
-        self, dim: int, num_heads: int, window_size: tuple[int, int], drop_path_rates: list[float], merge: bool
-    ) -> None:
+    def __init__(self, config: StageConfig, merge: bool) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.window_size = window_size
+        self.num_heads = config.num_heads
+        self.window_size = config.window_size
+        self.cosine = config.version == "v2"
         self.period = 1
         self.impl: AttentionImpl = "auto"
         self.grad_checkpointing = False
-        self.downsample = PatchMerging(dim // 2) if merge else nn.Identity()
-        self.blocks = nn.ModuleList(SwinBlock(dim, num_heads, window_size, rate) for rate in drop_path_rates)
+        dim = config.dim
+        self.downsample = PatchMerging(dim // 2, norm_last=self.cosine) if merge else nn.Identity()
+        self.blocks = nn.ModuleList(_make_block(config, rate) for rate in config.drop_path_rates)
 
-    @torch.jit.unused
+    def merges(self) -> list[PatchMerging]:
+        """The merge, also where something was put around it; none in a first stage."""
+        return [module for module in self.downsample.modules() if isinstance(module, PatchMerging)]
+
     def set_period(self, incoming: int, period: int) -> None:
-        """Dilate: attend on lattices of the given period; merge densely where it exceeds the incoming one."""
+        """Dilate: attend on lattices of a period; merge densely where it exceeds the one of the grid coming in."""
         self.period = period
-        if isinstance(self.downsample, PatchMerging):
-            self.downsample.spacing = incoming
-            self.downsample.stride = 2 if period == incoming else 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H', W', C')."""
-        x = self.downsample(x)
-        if torch.jit.is_scripting():
-            windows_of = self.block_windows(x, "sdpa")
-            for index, block in enumerate(self.blocks):
-                x = block(x, windows_of[index % 2])
-            return x
-        return self._run(x)
-
-    def block_windows(self, x: Tensor, impl: str) -> list[BlockWindows]:
-        """Windows on the grid x of the blocks without shift and of those with one."""
-        plain, shifted = self.geometry(x, False), self.geometry(x, True)
-        if impl == "reference" or impl == "triton":
-            return [BlockWindows(plain, False, impl, None), BlockWindows(shifted, True, impl, None)]
-        return [
-            BlockWindows(plain, False, impl, self._plan(plain, False, x)),
-            BlockWindows(shifted, True, impl, self._plan(shifted, True, x)),
-        ]
+        for merge in self.merges():
+            merge.spacing = incoming
+            merge.stride = 2 if period == incoming else 1
 
     def geometry(self, x: Tensor, shifted: bool) -> WindowGeometry:
         """Window geometry on the grid x."""
@@ -71,66 +82,74 @@ class SwinStage(nn.Module):
             )
         return WindowGeometry(batch, height, width, window, shift, period)
 
-    def _plan(self, geometry: WindowGeometry, shifted: bool, x: Tensor) -> WindowPlan:
-        if torch.jit.is_scripting():
-            return windows.window_plan(geometry, shifted, True, windows.needs_padding(geometry), x.device)
-        return self._python_plan(geometry, shifted, x)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H', W', C').
 
-    @torch.jit.unused
-    def _python_plan(self, geometry: WindowGeometry, shifted: bool, x: Tensor) -> WindowPlan:
-        compiled = torch.compiler.is_compiling()
-        if compiled and not torch.compiler.is_exporting():
-            return plan_ops.window_plan(geometry, shifted, x.device)
-        if _traced(x):
-            return windows.window_plan(geometry, shifted, True, True, x.device)
-        return plan_ops.kept_window_plan(geometry, shifted, x.device)
-
-    @torch.jit.unused
-    def _run(self, x: Tensor) -> Tensor:
+        In evaluation on the CPU, a few windows at a time go through a whole block, as a slice. Only tokens and windows
+        can be cut so: where anything in the stage is not what it was made of, whole grids go through.
+        """
+        x = self.downsample(x)
         trained = x.requires_grad or any(parameter.requires_grad for parameter in self.blocks.parameters())
         recording = torch.is_grad_enabled() and trained
-        sliced = (
-            x.device.type == "cpu" and self.impl not in ("reference", "triton") and not (self.training or recording)
-        )
-        if sliced and _compiled(x) and inference.original(self.blocks):
-            geometries = [self.geometry(x, False), self.geometry(x, True)]
-            return inference.infer_compiled(x, self._blocks(), geometries, self.impl)
-        if sliced and not (_traced(x) or inference.hooked(self.blocks)):
-            return self._infer(x)
-        impl = self._resolved(x, recording)
-        windows_of = self.block_windows(x, impl)
-        for index, block in enumerate(self.blocks):
-            if self.grad_checkpointing and recording:
-                x = checkpoint(block, x, windows_of[index % 2], use_reentrant=False)
-            else:
-                x = block(x, windows_of[index % 2])
-        return x
-
-    @torch.jit.unused
-    def _resolved(self, x: Tensor, recording: bool) -> AttentionImpl:
         head_dim = x.shape[3] // self.num_heads
-        return resolve_implementation(self.impl, x.device, attention_dtype(x), self.window_size, head_dim, recording)
+        case = Case(x.device, attention_dtype(x), self.window_size, head_dim, recording, cosine=self.cosine)
+        impl = resolve_implementation(self.impl, case)
+        indexed = BACKENDS[impl].indexed
+        geometries = [self.geometry(x, shifted) for shifted in (False, True)]
+        if indexed and x.device.type == "cpu" and not recording and plans.is_plain(x) and _is_as_made(self):
+            return self._in_slices(x, geometries, impl)
+        pair = [
+            plans.grid_plan(geometry, shifted, impl, indexed, x)
+            for geometry, shifted in zip(geometries, (False, True), strict=True)
+        ]
+        for index, block in enumerate(self.blocks):
+            if self.grad_checkpointing and recording and not plans.is_transformed():  # which checkpoints do not know
+                x = checkpoint(block, x, pair[index % 2], use_reentrant=False)
+            else:
+                x = block(x, pair[index % 2])
+        return x
 
-    @torch.jit.unused
-    def _blocks(self) -> list[SwinBlock]:
-        return [cast(SwinBlock, block) for block in self.blocks]
-
-    @torch.jit.unused
-    def _infer(self, x: Tensor) -> Tensor:
-        if isinstance(self.downsample, nn.Identity):
-            x = x.clone(memory_format=torch.contiguous_format)  # the grid belongs to the caller
-        layers = [inference.block_layers(block) for block in self._blocks()]
-        geometries = self.geometry(x, False), self.geometry(x, True)
-        inference.infer_blocks_(x, layers, self.num_heads, geometries, self._resolved(x, False) == "bmm")
+    def _in_slices(self, x: Tensor, geometries: list[WindowGeometry], impl: str) -> Tensor:
+        slices = [
+            plans.kept_slices(geometry, shifted, impl, x.device)
+            for geometry, shifted in zip(geometries, (False, True), strict=True)
+        ]
+        if type(self.downsample) is not PatchMerging:  # the grid belongs to the caller
+            x = x.clone(memory_format=torch.contiguous_format)
+        tokens = x.view(-1, x.shape[3])
+        for index, block in enumerate(self.blocks):
+            for part in slices[index % 2]:
+                assert part.rows is not None
+                tokens.index_copy_(0, part.rows, block(tokens.index_select(0, part.rows), part))
         return x
 
 
-def _compiled(x: Tensor) -> bool:
-    """Whether the operator may stand for the blocks: in compiled code, which keeps no autocast, but not in exports."""
-    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    return compiling and not torch.is_autocast_enabled(x.device.type)
+def _make_block(config: StageConfig, drop_path_rate: float) -> SwinBlock:
+    dim, heads, window = config.dim, config.num_heads, config.window_size
+    if config.version == "v2":
+        attention = WindowAttentionV2(dim, heads, window, config.pretrained_window_size)
+        return SwinBlockV2(dim, attention, drop_path_rate)
+    return SwinBlock(dim, WindowAttention(dim, heads, window), drop_path_rate)
 
 
-def _traced(x: Tensor) -> bool:
-    """Whether x stands for other tensors: nothing made from it may be kept, and its sizes must not be asked."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor
+def _is_as_made(stage: SwinStage) -> bool:
+    """Whether merge and blocks hold the modules and plain parameters they were made of, and nobody listens.
+
+    Whatever else stands there may want whole grids: a module of another type, a patched method, a hook, a parametrised
+    or quantised weight, a norm over more than channels, stochastic depth that is not at rest.
+    """
+    if any(getattr(hooks, name) for name in _GLOBAL_HOOKS):
+        return False
+    modules = [*stage.downsample.modules(), *stage.blocks.modules()]
+    if any(_KINDS.get(kind) != _methods(kind) for kind in {type(module) for module in modules}):
+        return False
+    for module in modules:
+        if not module.__dict__.keys() <= _ATTRIBUTES or module._forward_hooks or module._forward_pre_hooks:
+            return False
+        if any(type(parameter) not in (nn.Parameter, NoneType) for parameter in module._parameters.values()):
+            return False
+        if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) != 1:
+            return False
+        if isinstance(module, DropPath) and module.training and module.drop_prob:
+            return False
+    return True

@@ -10,15 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swinx.config import PATCH_SIZE, Stem
+from swinx.plans import is_transformed
 
 
 def _pad_end(image: Tensor) -> Tensor:
     """Three rows and columns of zeros at bottom and right: a last patch is completed, a complete one gets no successor.
 
-    Channels last, so that the convolution that follows writes the layout that the norms read.
+    Channels last, for the convolution that follows.
     """
-    padded = F.pad(image, (0, 3, 0, 3))  # PATCH_SIZE - 1: TorchScript reads no globals
-    return padded.contiguous(memory_format=torch.channels_last)
+    return _channels_last(F.pad(image, (0, PATCH_SIZE - 1, 0, PATCH_SIZE - 1)))
+
+
+def _channels_last(image: Tensor) -> Tensor:
+    """The same values in the layout in which convolutions write what norms read; vmap knows one layout only."""
+    return image if is_transformed() else image.contiguous(memory_format=torch.channels_last)
 
 
 class PatchEmbed(nn.Module):
@@ -27,43 +32,49 @@ class PatchEmbed(nn.Module):
     `level1_offset` and `token_offset` are the centres of the first position, in input pixels.
     """
 
-    def __init__(self, in_channels: int, dim: int) -> None:
+    def __init__(self, in_channels: int, dim: int, stride: int = PATCH_SIZE) -> None:
         super().__init__()
         self.level1_channels = 0
         self.level1_offset = 1.0
         self.token_offset = 2.0
-        self.proj = nn.Conv2d(in_channels, dim, PATCH_SIZE, PATCH_SIZE)
+        self.proj = nn.Conv2d(in_channels, dim, PATCH_SIZE, stride)
         self.norm = nn.LayerNorm(dim)
 
     def project(self, image: Tensor, stride: int) -> Tensor:
-        """Patches at the given stride: (B, I, H, W) -> (B, ceil(H / stride), ceil(W / stride), C)."""
-        return F.conv2d(_pad_end(image), self.proj.weight, self.proj.bias, stride).permute(0, 2, 3, 1)
+        """Patches at the stride of `proj`: (B, I, H, W) -> (B, ceil(H / stride), ceil(W / stride), C).
+
+        Raises:
+            ValueError: what stands in proj's place has another stride.
+        """
+        patches = self.proj(_pad_end(image)).permute(0, 2, 3, 1)
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # where sizes may be symbols
+            wanted = tuple((side + stride - 1) // stride for side in image.shape[2:])
+            if tuple(patches.shape[1:3]) != wanted:
+                raise ValueError(
+                    f"patch_embed.proj must have stride {stride} in this stem: {wanted} positions for an image of "
+                    f"{tuple(image.shape[2:])}, got {tuple(patches.shape[1:3])}"
+                )
+        return patches
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, I, H, W) -> level 1 (B, C1, ceil(H / 2), ceil(W / 2)) and tokens (B, ceil(H / 4), ceil(W / 4), C)."""
         size = ((image.shape[2] + 1) // 2, (image.shape[3] + 1) // 2)
-        return image.new_zeros(image.shape[0], 0, size[0], size[1]), self.norm(self.project(image, 4))
-
-    @torch.jit.unused
-    def input_convolutions(self) -> list[nn.Conv2d]:
-        """The convolutions that read the image."""
-        return [self.proj]
+        return image.new_zeros(image.shape[0], 0, size[0], size[1]), self.norm(self.project(image, PATCH_SIZE))
 
 
 class SharedStem(PatchEmbed):
     """Stem "shared": the patch embedding and its norm at stride 2; every second row and column are the tokens."""
 
     def __init__(self, in_channels: int, dim: int) -> None:
-        super().__init__(in_channels, dim)
+        super().__init__(in_channels, dim, stride=2)
         self.level1_channels = dim
         self.level1_offset = 2.0
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """See `PatchEmbed.forward`; C1 = C."""
         patches = self.project(image, 2)
-        # Made apart in training: where no decoder reads level 1, the backward pass leaves it out.
-        tokens = self.project(image, 4) if self.training else patches[:, ::2, ::2]
-        return self.norm(patches).permute(0, 3, 1, 2), self.norm(tokens)
+        # Two calls of the norm: where no decoder reads level 1, the backward pass leaves the first out.
+        return self.norm(patches).permute(0, 3, 1, 2), self.norm(patches[:, ::2, ::2])
 
 
 class ConvNormAct(nn.Module):
@@ -92,13 +103,8 @@ class BranchStem(PatchEmbed):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """See `PatchEmbed.forward`; C1 = C // 2."""
-        level1 = self.conv2(self.conv1(image.contiguous(memory_format=torch.channels_last)))
-        return level1, self.norm(self.project(image, 4))
-
-    @torch.jit.unused
-    def input_convolutions(self) -> list[nn.Conv2d]:
-        """The convolutions that read the image."""
-        return [self.proj, self.conv1.conv]
+        level1 = self.conv2(self.conv1(_channels_last(image)))
+        return level1, self.norm(self.project(image, PATCH_SIZE))
 
 
 class InlineStem(nn.Module):
@@ -116,13 +122,19 @@ class InlineStem(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """See `PatchEmbed.forward`; C1 = C // 2."""
-        level1 = self.conv2(self.conv1(image.contiguous(memory_format=torch.channels_last)))
+        level1 = self.conv2(self.conv1(_channels_last(image)))
         return level1, self.norm(self.proj(level1).permute(0, 2, 3, 1))
 
-    @torch.jit.unused
-    def input_convolutions(self) -> list[nn.Conv2d]:
-        """The convolutions that read the image."""
-        return [self.conv1.conv]
+
+def input_convolutions(stem: nn.Module) -> dict[str, nn.Module]:
+    """The convolutions of a stem that read the image, by name, also where something was put around it."""
+    own = next((module for module in stem.modules() if isinstance(module, (PatchEmbed, InlineStem))), None)
+    reading: dict[str, nn.Module] = {}
+    if isinstance(own, PatchEmbed):
+        reading["proj"] = own.proj
+    if isinstance(own, (BranchStem, InlineStem)):
+        reading["conv1.conv"] = own.conv1.conv
+    return reading
 
 
 def make_stem(stem: Stem, in_channels: int, dim: int) -> PatchEmbed | InlineStem:

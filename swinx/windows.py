@@ -8,6 +8,7 @@ running fastest. Everything is arithmetic on flat slot and token numbers, withou
 dimension that is 1 for small images only: one compiled graph serves every image size.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,13 @@ class WindowGeometry(NamedTuple):
     window_size: tuple[int, int]
     shift: tuple[int, int]
     dilation: int
+
+
+def window_geometry(
+    batch: int, height: int, width: int, window_size: Sequence[int], shift: Sequence[int], dilation: int
+) -> WindowGeometry:
+    """From the lists that operators of torch take."""
+    return WindowGeometry(batch, height, width, (window_size[0], window_size[1]), (shift[0], shift[1]), dilation)
 
 
 def lattice_windows(geometry: WindowGeometry) -> tuple[int, int]:
@@ -158,37 +166,3 @@ def visible_pairs(geometry: WindowGeometry, attend_padding: bool, device: torch.
         regions = torch.where((y < geometry.height) & (x < geometry.width), regions, -1)
     regions = regions.view(-1, geometry.window_size[0] * geometry.window_size[1])
     return regions[:, :, None] == regions[:, None, :]
-
-
-class WindowPlan(NamedTuple):
-    """Window geometry as index tensors, shared by all blocks of a stage that have the same shift.
-
-    gather: (B * M * N,), see `gather_index`. scatter: (B * H * W,), see `scatter_index`. visible: (B * M, N, N), see
-    `visible_pairs`, or None where every pair of every window is visible. padded: whether gather may ask for a padding
-    token (traced code always says so: its answer must not depend on the size).
-    """
-
-    gather: Tensor
-    scatter: Tensor
-    visible: Tensor | None
-    padded: bool
-
-
-def window_plan(
-    geometry: WindowGeometry, shifted: bool, attend_padding: bool, padded: bool, device: torch.device
-) -> WindowPlan:
-    """Index tensors for one geometry. shifted: whether shift can be other than (0, 0); a symbol must not be asked."""
-    visible: Tensor | None = None
-    if shifted or not attend_padding:
-        visible = visible_pairs(geometry, attend_padding, device)
-    return WindowPlan(gather_index(geometry, device), scatter_index(geometry, device), visible, padded)
-
-
-def relative_position_index(window_size: tuple[int, int]) -> Tensor:
-    """Row of the relative position bias table for each pair of window tokens: (N, N) int64."""
-    rows = torch.arange(window_size[0])
-    columns = torch.arange(window_size[1])
-    dy = rows[:, None] - rows[None, :] + window_size[0] - 1  # (wh, wh)
-    dx = columns[:, None] - columns[None, :] + window_size[1] - 1  # (ww, ww)
-    index = dy[:, None, :, None] * (2 * window_size[1] - 1) + dx[None, :, None, :]
-    return index.reshape(window_size[0] * window_size[1], -1)

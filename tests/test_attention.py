@@ -1,5 +1,9 @@
 """window_attention against the loop-by-loop oracle, and its contract."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import pytest
 import torch
 from oracles import naive_window_attention
@@ -7,11 +11,11 @@ from torch import Tensor
 
 import swinx
 from swinx import windows
-from swinx.attention import ops
-from swinx.attention.api import resolve_implementation
+from swinx.attention import api, backends, ops
+from swinx.attention.api import MAX_DILATION
 from swinx.config import VARIANTS
 
-IMPLEMENTATIONS = ["reference", "bmm", "sdpa"]
+IMPLEMENTATIONS = ["reference", "sdpa"]
 # (height, width, window, shift, dilation): grids below, at and above the window, distinct primes, ragged lattices.
 GEOMETRIES = [
     (1, 1, (4, 4), (0, 0), 1),
@@ -27,6 +31,18 @@ GEOMETRIES = [
     (1, 2, (4, 4), (0, 0), 4),
     (8, 12, (4, 4), (2, 2), 1),
 ]
+
+
+def choose(
+    impl: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    window: tuple[int, int],
+    head_dim: int,
+    recording: bool,
+    **more: bool,
+) -> str:
+    return backends.resolve_implementation(impl, backends.Case(device, dtype, window, head_dim, recording, **more))
 
 
 def inputs(height: int, width: int, window: tuple[int, int], pad: bool, batch: int = 2) -> list[Tensor | None]:
@@ -129,7 +145,10 @@ def test_low_precision_error_stays_within_twice_that_of_the_reference(dtype: tor
     [
         ({"qkv": torch.zeros(2, 5, 7, 3, 2)}, "qkv must be"),
         ({"qkv": torch.zeros(2, 5, 7, 2, 2, 4)}, "qkv must be"),
-        ({"qkv": torch.zeros(2, 5, 7, 3, 2, 4, dtype=torch.int64)}, "floating dtype, got torch.int64"),
+        (
+            {"qkv": torch.zeros(2, 5, 7, 3, 2, 4, dtype=torch.int64)},
+            "qkv must have a floating dtype of .* bits, got torch.int64",
+        ),
         ({"bias": torch.zeros(2, 9, 8)}, r"bias must be .* = \(2, 9, 9\), got shape \(2, 9, 8\)"),
         ({"bias": torch.zeros(3, 9, 9)}, "bias must be"),
         ({"bias": torch.zeros(2, 9, 9, dtype=torch.int32)}, "bias must have a floating dtype"),
@@ -139,9 +158,23 @@ def test_low_precision_error_stays_within_twice_that_of_the_reference(dtype: tor
         ({"window_size": (3.0, 3)}, "window_size must be two integers"),
         ({"shift": (3, 0)}, r"below window_size \(3, 3\) along each axis, got \(3, 0\)"),
         ({"shift": (-1, 0)}, "shift must be at least 0"),
-        ({"dilation": 0}, "dilation must be a positive integer, got 0"),
+        ({"dilation": 0}, "dilation must be an integer from 1 to 64, got 0"),
+        ({"dilation": 10**30}, "dilation must be an integer from 1 to 64, got 10{30}"),
+        ({"dilation": True}, "dilation must be an integer from 1 to 64, got True"),
+        ({"qkv": [[1.0]]}, "qkv must be a tensor, got list"),
+        ({"qkv": torch.zeros(2, 5, 7, 3, 2, 4).to_sparse()}, "qkv must be dense, got torch.sparse_coo"),
+        ({"bias": torch.zeros(2, 9, 9).to_sparse()}, "bias must be dense, got torch.sparse_coo"),
         ({"pad_qkv": torch.zeros(3, 2, 5)}, "pad_qkv must be"),
-        ({"impl": "flash"}, "impl must be one of auto, reference, bmm, sdpa, triton, got 'flash'"),
+        ({"qkv": torch.zeros(2, 5, 7, 3, 2, 4).to(torch.float8_e4m3fn)}, "64 bits, got torch.float8_e4m3fn"),
+        ({"qkv": torch.nested.nested_tensor([torch.zeros(2, 2)])}, "qkv must be dense, got a nested one"),
+        ({"pad_qkv": 0.0}, "pad_qkv must be a tensor, got float"),
+        ({"pad_qkv": [[0.0]]}, "pad_qkv must be a tensor, got list"),
+        ({"pad_qkv": torch.zeros(3, 2, 4).to_sparse()}, "pad_qkv must be dense, got torch.sparse_coo"),
+        (
+            {"pad_qkv": torch.zeros(3, 2, 4, dtype=torch.int8)},
+            "pad_qkv must have a floating dtype of .* bits, got torch.int8",
+        ),
+        ({"impl": "flash"}, "impl must be one of auto, reference, sdpa, triton, got 'flash'"),
     ],
 )
 def test_bad_input_names_argument_rule_and_value(changes: dict, message: str) -> None:
@@ -151,9 +184,38 @@ def test_bad_input_names_argument_rule_and_value(changes: dict, message: str) ->
         swinx.window_attention(qkv, bias, **arguments)
 
 
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("pad", [True, False], ids=["attended", "masked"])
+def test_a_period_beyond_the_grid_makes_every_token_a_lattice_and_costs_no_more(pad: bool, impl: str) -> None:
+    qkv, bias, fill = inputs(5, 3, (4, 4), pad)
+    expected = naive_window_attention(qkv, bias, (4, 4), (1, 2), 7, fill)
+    seen: list[torch.Size] = []
+    for dilation in (5, 7, MAX_DILATION):
+        with monitored(seen):
+            out = swinx.window_attention(
+                qkv, bias, window_size=(4, 4), shift=(1, 2), dilation=dilation, pad_qkv=fill, impl=impl
+            )
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    assert len(set(seen)) == 1, "as many windows at each period"
+
+
+@contextmanager
+def monitored(seen: list[torch.Size]) -> Iterator[None]:
+    """Notes the shape of the gathered slots of every call."""
+    plain = api.attend
+
+    def attend(qkv: Tensor, *rest: Any) -> Tensor:
+        seen.append(qkv.shape)
+        return plain(qkv, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "attend", attend)
+        yield
+
+
 def test_triton_without_the_package_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "triton_missing", lambda: "the package triton is not installed")
-    message = "impl='triton': the package triton is not installed; choose 'auto', 'reference', 'bmm' or 'sdpa'"
+    message = "impl='triton': the package triton is not installed; choose 'auto', 'reference' or 'sdpa'"
     with pytest.raises(NotImplementedError, match=message):
         swinx.window_attention(torch.zeros(1, 3, 3, 3, 1, 4), torch.zeros(1, 9, 9), window_size=(3, 3), impl="triton")
     with pytest.raises(NotImplementedError, match=message):
@@ -165,18 +227,18 @@ def test_auto_follows_its_written_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     fp32, bf16 = torch.float32, torch.bfloat16
     w7, w8, w9, w12 = (7, 7), (8, 8), (13, 5), (12, 12)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert resolve_implementation("auto", cpu, fp32, w7, 32, recording=True) == "bmm"
-    assert resolve_implementation("auto", cpu, bf16, w12, 32, recording=True) == "bmm"
-    assert resolve_implementation("auto", cpu, fp32, w8, 32, recording=False) == "bmm"
-    assert resolve_implementation("auto", cpu, fp32, w9, 32, recording=False) == "sdpa"
-    assert resolve_implementation("auto", cpu, bf16, w7, 32, recording=False) == "sdpa"
-    assert resolve_implementation("auto", torch.device("mps"), fp32, w7, 32, recording=True) == "sdpa"
-    assert resolve_implementation("reference", cuda, fp32, w7, 32, recording=False) == "reference"
+    assert choose("auto", cpu, fp32, w7, 32, recording=True) == "reference"
+    assert choose("auto", cpu, bf16, w12, 32, recording=True) == "reference"
+    assert choose("auto", cpu, fp32, w8, 32, recording=False) == "reference"
+    assert choose("auto", cpu, fp32, w9, 32, recording=False) == "sdpa"
+    assert choose("auto", cpu, bf16, w7, 32, recording=False) == "sdpa"
+    assert choose("auto", torch.device("mps"), fp32, w7, 32, recording=True) == "sdpa"
+    assert choose("reference", cuda, fp32, w7, 32, recording=False) == "reference"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert resolve_implementation("auto", cpu, fp32, w7, 32, recording=False) == "sdpa"
+    assert choose("auto", cpu, fp32, w7, 32, recording=False) == "sdpa"
 
     def compiled(x: Tensor) -> Tensor:
-        return x + (1 if resolve_implementation("auto", x.device, fp32, w7, 32, recording=True) == "sdpa" else 2)
+        return x + (1 if choose("auto", x.device, fp32, w7, 32, recording=True) == "sdpa" else 2)
 
     assert torch.compile(compiled, backend="eager", fullgraph=True)(torch.zeros(())) == 1
 
@@ -189,27 +251,27 @@ def test_auto_takes_the_kernels_on_a_gpu_where_they_take_the_case(monkeypatch: p
     cases = [(torch.bfloat16, (7, 7), 32, True), (torch.float64, (7, 7), 32, True), (torch.float16, (17, 7), 32, True)]
     cases += [(torch.float32, (12, 12), 129, True), (torch.float32, (12, 12), 128, False)]
     chosen = [
-        resolve_implementation("auto", cuda, dtype, window, head_dim, recording=True, contiguous=contiguous)
+        choose("auto", cuda, dtype, window, head_dim, recording=True, contiguous=contiguous)
         for dtype, window, head_dim, contiguous in cases
     ]
     assert chosen == ["triton", "sdpa", "sdpa", "sdpa", "sdpa"]
     capability = (8, 6)  # float32 training spills there
     for dtype, recording, expected in [(torch.float32, True, "sdpa"), (torch.float32, False, "triton")]:
-        assert resolve_implementation("auto", cuda, dtype, (7, 7), 32, recording=recording) == expected
-    assert resolve_implementation("auto", cuda, torch.bfloat16, (7, 7), 32, recording=True) == "triton"
+        assert choose("auto", cuda, dtype, (7, 7), 32, recording=recording) == expected
+    assert choose("auto", cuda, torch.bfloat16, (7, 7), 32, recording=True) == "triton"
     capability = (10, 0)
     monkeypatch.setattr("triton.__version__", "3.8.1")
-    assert resolve_implementation("auto", cuda, torch.bfloat16, (7, 7), 32, recording=True) == "sdpa"
+    assert choose("auto", cuda, torch.bfloat16, (7, 7), 32, recording=True) == "sdpa"
     with pytest.raises(NotImplementedError, match=r"compute capability 10.x it takes Triton 3.9 and newer, got 3.8.1"):
-        resolve_implementation("triton", cuda, torch.bfloat16, (7, 7), 32, recording=True)
+        choose("triton", cuda, torch.bfloat16, (7, 7), 32, recording=True)
     monkeypatch.setattr("triton.__version__", "3.10.0")
-    assert resolve_implementation("auto", cuda, torch.bfloat16, (7, 7), 32, recording=True) == "triton"
+    assert choose("auto", cuda, torch.bfloat16, (7, 7), 32, recording=True) == "triton"
     capability = (7, 5)
-    assert resolve_implementation("auto", cuda, torch.float16, (7, 7), 32, recording=True) == "sdpa"
+    assert choose("auto", cuda, torch.float16, (7, 7), 32, recording=True) == "sdpa"
     with pytest.raises(NotImplementedError, match=r"compute capability \(8, 0\) and above, got \(7, 5\)"):
-        resolve_implementation("triton", cuda, torch.float16, (7, 7), 32, recording=True)
+        choose("triton", cuda, torch.float16, (7, 7), 32, recording=True)
     with pytest.raises(NotImplementedError, match=r"it takes tensors on an NVIDIA GPU .*, got mps"):
-        resolve_implementation("triton", torch.device("mps"), torch.float16, (7, 7), 32, recording=True)
+        choose("triton", torch.device("mps"), torch.float16, (7, 7), 32, recording=True)
 
 
 @pytest.mark.parametrize(("height", "width", "window", "shift", "dilation"), GEOMETRIES)

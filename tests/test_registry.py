@@ -15,7 +15,9 @@ import swinx
 from swinx import SwinConfig, SwinXEncoder
 
 PUBLISHED = ["swinx_n", "swinx_t", "swinx_s", "swinx_b", "swinx_b_w12", "swinx_l", "swinx_l_w12"]
-FIELDS = "embed_dim, depths, num_heads, window_size, drop_path_rate, stem"
+FIELDS = (
+    "embed_dim, depths, num_heads, window_size, drop_path_rate, stem, version, pretrained_window_size, output_stride"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +162,9 @@ def test_a_taken_name_is_refused() -> None:
 
 def test_a_name_that_smp_would_hand_to_timm_is_refused() -> None:
     for name in ("tu-mine", "timm-mine", ""):
-        message = f"name must not be empty nor begin with 'tu-' or 'timm-', smp's own for timm, got {name!r}"
+        message = (
+            f"name must be a string, not empty and not beginning with 'tu-' or 'timm-', which are smp's, got {name!r}"
+        )
         refused(message, name, base="swinx_t")
 
 
@@ -178,8 +182,11 @@ def test_an_unknown_field_is_refused_with_the_choices() -> None:
     ("changes", "message"),
     [
         ({"stem": "conv"}, "stem must be one of shared, branch, inline, none, got 'conv'"),
-        ({"window_size": 0}, "window_size must be a positive integer or a pair of them, got 0"),
-        ({"window_size": (7, 7, 7)}, "window_size must be a positive integer or a pair of them, got (7, 7, 7)"),
+        ({"window_size": 0}, "window_size must be a positive integer or a pair of them, or four of these, got 0"),
+        (
+            {"window_size": (7, 7, 7)},
+            "window_size must be a positive integer or a pair of them, or four of these, got (7, 7, 7)",
+        ),
         ({"depths": (2, 2, 2)}, "depths must be four positive integers, one per stage, got (2, 2, 2)"),
         ({"embed_dim": -96}, "embed_dim must be an integer of at least 2, got -96"),
         ({"num_heads": (5, 6, 12, 24)}, "num_heads must divide the channels of each stage: stage 1 has 96 channels"),

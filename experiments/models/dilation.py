@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.cells import DILATIONS
-from swinx import SwinXEncoder, windows
+from swinx import SwinXEncoder
 from swinx.layers import WindowAttention
 from swinx.stage import SwinStage
 
@@ -59,13 +59,11 @@ def _enlarge(stage: SwinStage) -> None:
     """Windows d times larger per side, and bias tables for them."""
     own, d = stage.window_size, stage.period
     stage.window_size = (d * own[0], d * own[1])
-    index = windows.relative_position_index(stage.window_size)
     for module in stage.modules():
         if isinstance(module, WindowAttention):
             table = module.relative_position_bias_table
             resized = enlarged_table(table.detach(), own, d)
             module.relative_position_bias_table = nn.Parameter(resized, requires_grad=table.requires_grad)
-            module.relative_position_index = index.to(table.device)
 
 
 def enlarged_table(table: Tensor, window_size: tuple[int, int], period: int) -> Tensor:

@@ -6,9 +6,10 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+import swinx
 from experiments.training.batches import mixed_seed
 from experiments.training.losses import Objective
-from experiments.training.optim import Average, learning_rate_factor, parameter_groups
+from experiments.training.optim import Average, learning_rate_factor
 from experiments.training.recipe import Recipe
 
 # A finite loss this many times the first one, or 1, is no longer training.
@@ -81,7 +82,12 @@ class SegmentationModule(lightning.LightningModule):
             self.losses.append(loss)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameter_groups(self.model, self.recipe), lr=self.recipe.learning_rate)
+        recipe = self.recipe
+        rate, decay = recipe.learning_rate, recipe.weight_decay
+        groups = swinx.parameter_groups(self.model, rate, recipe.layer_decay, decay)
+        for group in groups:
+            group["lr_scale"] = group["lr"] / rate
+        return torch.optim.AdamW(groups)
 
     def set_progress(self, progress: float) -> float:
         """Set the learning rate for progress 0..1 through the budget, and return it (before layer-wise decay)."""

@@ -116,7 +116,7 @@ def window_attention(
     """(B, H, W, 3, h, D), (h, N, N), (3, h, D) -> out (B, H, W, h * D), lse; see `triton_backend.forward`."""
     from swinx.attention import triton_backend
 
-    return triton_backend.forward(qkv, bias, pad_qkv, _geometry(qkv, window_size, shift, dilation))
+    return triton_backend.forward(qkv, bias, pad_qkv, _geometry(qkv.shape, window_size, shift, dilation))
 
 
 @window_attention.register_fake
@@ -144,7 +144,7 @@ def window_attention_backward(
     """Gradients of qkv, bias and pad_qkv; see `triton_backend.backward`."""
     from swinx.attention import triton_backend
 
-    geometry = _geometry(qkv, window_size, shift, dilation)
+    geometry = _geometry(qkv.shape, window_size, shift, dilation)
     return triton_backend.backward(grad_out, qkv, bias, pad_qkv, out, lse, geometry)
 
 
@@ -156,9 +156,9 @@ def _(
     return qkv.new_empty(qkv.shape), bias.new_empty(bias.shape), grad_pad
 
 
-def _geometry(qkv: Tensor, window_size: Sequence[int], shift: Sequence[int], dilation: int) -> WindowGeometry:
-    batch, height, width = qkv.shape[:3]
-    return WindowGeometry(batch, height, width, (window_size[0], window_size[1]), (shift[0], shift[1]), dilation)
+def _geometry(qkv: Sequence[int], window_size: Sequence[int], shift: Sequence[int], dilation: int) -> WindowGeometry:
+    """Of the shape of qkv."""
+    return windows.window_geometry(qkv[0], qkv[1], qkv[2], window_size, shift, dilation)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -200,8 +200,8 @@ for _device in ("cuda", "cpu"):
 
 def _score_flops(qkv: Sequence[int], window_size: Sequence[int], shift: Sequence[int], dilation: int) -> int:
     """FLOPs of one product over all windows, scores or values, padding included: 2 * windows * h * N * N * D."""
-    batch, height, width, _, heads, head_dim = qkv
-    geometry = WindowGeometry(batch, height, width, (window_size[0], window_size[1]), (shift[0], shift[1]), dilation)
+    _, _, _, _, heads, head_dim = qkv
+    geometry = _geometry(qkv, window_size, shift, dilation)
     tokens = window_size[0] * window_size[1]
     return 2 * windows.window_count(geometry) * heads * tokens * tokens * head_dim
 

@@ -22,7 +22,6 @@ from experiments.training.optim import (
     Average,
     class_weights,
     learning_rate_factor,
-    parameter_groups,
 )
 
 CPU = torch.device("cpu")
@@ -66,50 +65,6 @@ def run(
 
 
 # Optimiser
-
-
-def test_norms_biases_and_bias_tables_are_not_decayed() -> None:
-    model = build_model(Cell("swinx_n", "inline", "Unet", 32, 0), 3)
-    decayed, plain = parameter_groups(model, Recipe())
-    assert decayed["lr_scale"] == plain["lr_scale"] == 1.0
-    assert decayed["weight_decay"] == 0.05
-    assert plain["weight_decay"] == 0.0
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed_names = {names[id(parameter)] for parameter in decayed["params"]}
-    plain_names = {names[id(parameter)] for parameter in plain["params"]}
-    assert decayed_names | plain_names == set(names.values())
-    assert not decayed_names & plain_names
-    tables = {name for name in names.values() if "bias_table" in name}
-    assert tables
-    norms = {
-        f"{module_name}.{name}"
-        for module_name, module in model.named_modules()
-        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d)
-        for name, _ in module.named_parameters(recurse=False)
-    }
-    assert plain_names >= tables | norms | {name for name in names.values() if name.endswith(".bias")}
-    assert all(name.endswith("weight") for name in decayed_names)
-
-
-def test_layer_decay_falls_from_block_to_block() -> None:
-    model = build_model(Cell("swinx_n", "branch", "Unet", 32, 0), 3)
-    groups = parameter_groups(model, Recipe(weights="imagenet", layer_decay=0.5))
-    scale = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
-    names = {name: scale[id(parameter)] for name, parameter in model.named_parameters()}
-    assert len(scale) == len(names)
-    assert {value for name, value in names.items() if not name.startswith("encoder.")} == {1.0}
-    # Nine layers: patches and stem, then two blocks in each of four stages, with the merge in front of the first.
-    assert {names[name] for name in names if name.startswith("encoder.patch_embed")} == {0.5**9}
-    for stage in range(4):
-        for block in range(2):
-            prefix = f"encoder.layers.{stage}.blocks.{block}."
-            assert {names[name] for name in names if name.startswith(prefix)} == {0.5 ** (8 - 2 * stage - block)}
-        merge = f"encoder.layers.{stage}.downsample."
-        assert {names[name] for name in names if name.startswith(merge)} <= {0.5 ** (8 - 2 * stage)}
-        assert {names[name] for name in names if name.startswith(f"encoder.norms.{stage}.")} == {0.5 ** (7 - 2 * stage)}
-    other = build_model(Cell("resnet18", None, "Unet", 32, 0, None, None, None), 3)
-    with pytest.raises(ValueError, match="--layer-decay is for encoders of swinx"):
-        parameter_groups(other, Recipe(weights="imagenet", layer_decay=0.5))
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:

@@ -1,0 +1,176 @@
+"""The implementations of window attention: what each takes, and when `auto` chooses it.
+
+Shapes: h heads, D head_dim, N tokens in a window, T tokens and S slots of a plan (see `swinx.plans`).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from swinx.attention import ops, reference, sdpa
+from swinx.plans import WindowPlan, is_transformed
+
+AttentionImpl = Literal["auto", "reference", "sdpa", "triton"]
+IMPLEMENTATIONS: tuple[str, ...] = get_args(AttentionImpl)
+MAX_REFERENCE_TOKENS = 64  # measured: batched products win at 49 tokens, SDPA at 144
+
+
+class Case(NamedTuple):
+    """What decides whether an implementation can run, and whether `auto` takes it.
+
+    dtype: what attention computes in. recording: whether gradients are recorded. cosine: the scores of Swin V2.
+    contiguous: whether the last dimension of qkv has stride 1.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    window_size: tuple[int, int]
+    head_dim: int
+    recording: bool
+    cosine: bool = False
+    contiguous: bool = True
+
+
+class Backend(NamedTuple):
+    """One implementation.
+
+    attend: (qkv, bias, plan, cosine_scale) -> out, see `attend`. indexed: whether it is given window slots in their
+    order, for which plans hold index tensors; else tokens, which it finds itself. refuses: why it cannot run a case,
+    naming what it takes, or None. chosen: whether `auto` takes it for a case that no implementation before it took.
+    """
+
+    attend: Callable[[Tensor, Tensor, WindowPlan, Tensor | None], Tensor]
+    indexed: bool
+    refuses: Callable[[Case], str | None]
+    chosen: Callable[[Case], bool]
+
+
+def _in_windows(
+    attention: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, float], Tensor],
+    qkv: Tensor,
+    bias: Tensor,
+    plan: WindowPlan,
+    cosine_scale: Tensor | None,
+) -> Tensor:
+    _, _, heads, head_dim = qkv.shape
+    q, k, v = qkv.reshape(-1, bias.shape[1], 3, heads, head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    scale = head_dim**-0.5
+    if cosine_scale is not None:
+        q = (_unit(q) * cosine_scale[:, None, None]).to(v.dtype)
+        k = _unit(k).to(v.dtype)
+        scale = 1.0
+    out = attention(q, k, v, bias, plan.visible, scale)
+    return out.transpose(1, 2).reshape(-1, heads * head_dim)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Vectors (..., D) of length 1, in at least float32; a zero vector stays one.
+
+    So do its gradients: the key of a padding token is zero, and the derivative there, 1 / 1e-12, overflows in float16.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return (x / length.clamp_min(1e-12)).masked_fill(length == 0, 0.0)
+
+
+def _on_grid(qkv: Tensor, bias: Tensor, plan: WindowPlan, cosine_scale: Tensor | None) -> Tensor:
+    batch, height, width = plan.geometry[:3]
+    count = batch * height * width
+    pad_qkv: Tensor | None = None
+    if plan.padded:
+        qkv, padding = qkv.split([count, 1])
+        pad_qkv = padding[0]
+    grid = qkv.view(batch, height, width, *qkv.shape[1:])
+    return ops.attend(grid, bias, pad_qkv, plan.geometry).flatten(0, 2)
+
+
+def _triton_refuses(case: Case) -> str | None:
+    if case.cosine:
+        return "it does not know the cosine scores of Swin V2; choose 'auto', 'reference' or 'sdpa'"
+    return ops.unsupported(case.device, case.dtype, case.window_size, case.head_dim, case.contiguous)
+
+
+def _triton_chosen(case: Case) -> bool:
+    """On a GPU whose kernels take the case, but not in exports, nor in float32 training before Hopper."""
+    if case.device.type != "cuda" or torch.compiler.is_exporting() or is_transformed():
+        return False
+    return _triton_refuses(case) is None and not (case.recording and ops.slow(case.device, case.dtype))
+
+
+def _reference_chosen(case: Case) -> bool:
+    """In transformations that SDPA has no rules for; else in eager code on the CPU, where it is the faster one.
+
+    SDPA with a bias that needs a gradient falls back to slower products, and it makes little use of several threads for
+    small windows in float32 or float64.
+    """
+    if is_transformed():
+        return True
+    if case.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    small = case.window_size[0] * case.window_size[1] <= MAX_REFERENCE_TOKENS
+    wide = case.dtype in (torch.float32, torch.float64)
+    return case.recording or (small and wide and torch.get_num_threads() > 1)
+
+
+# In the order in which `auto` asks them; the last takes everything.
+BACKENDS: dict[str, Backend] = {
+    "triton": Backend(_on_grid, False, _triton_refuses, _triton_chosen),
+    "reference": Backend(
+        functools.partial(_in_windows, reference.attention), True, lambda case: None, _reference_chosen
+    ),
+    "sdpa": Backend(functools.partial(_in_windows, sdpa.attention), True, lambda case: None, lambda case: True),
+}
+
+
+def attend(qkv: Tensor, bias: Tensor, plan: WindowPlan, cosine_scale: Tensor | None = None) -> Tensor:
+    """Attention inside the windows of a plan.
+
+    Args:
+        qkv: (S, 3, h, D) slots where the plan's implementation is indexed; else (T, 3, h, D) tokens, after them the
+            padding token where the plan is padded.
+        bias: (h, N, N), added to the scores.
+        cosine_scale: (h,), then scores are the cosines of queries and keys times it (Swin V2); else products by
+            D^-0.5.
+
+    Returns:
+        (S, h * D), or (T, h * D) where the implementation is not indexed.
+    """
+    return BACKENDS[plan.impl].attend(qkv, bias, plan, cosine_scale)
+
+
+def check_implementation(impl: str) -> None:
+    """Refuse a name that is no implementation, and one that cannot run here whatever the input.
+
+    Raises:
+        ValueError: unknown name.
+        NotImplementedError: "triton" without the package.
+    """
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+    missing = ops.triton_missing() if impl == "triton" else None
+    if missing is not None:
+        raise NotImplementedError(f"impl='triton': {missing}; choose 'auto', 'reference' or 'sdpa'")
+
+
+def resolve_implementation(impl: AttentionImpl, case: Case) -> str:
+    """The implementation that runs: impl itself, or the first of BACKENDS that `auto` takes.
+
+    Raises:
+        NotImplementedError: impl does not take the case.
+    """
+    if impl == "auto":
+        return next(name for name, backend in BACKENDS.items() if backend.chosen(case))
+    reason = BACKENDS[impl].refuses(case)
+    if reason is not None:
+        raise NotImplementedError(f"impl={impl!r}: {reason}")
+    return impl
+
+
+def attention_dtype(x: Tensor) -> torch.dtype:
+    """What attention computes in: the dtype of x, or that of autocast, which leaves float64 alone."""
+    device = x.device.type
+    lowered = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if lowered else x.dtype

@@ -1,0 +1,18 @@
+"""Attention inside windows by torch's scaled_dot_product_attention.
+
+Shapes: m windows, h heads, N tokens in a window, D head_dim.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, visible: Tensor | None, scale: float) -> Tensor:
+    """q, k, v (m, h, N, D), bias (h, N, N), visible (m, N, N) bool or None -> (m, h, N, D), dtype of v.
+
+    Mixed precision is torch's: softmax and accumulation in float32, bias rounded to the dtype of q.
+    """
+    mask = bias.to(q.dtype)[None]  # (1, h, N, N)
+    if visible is not None:
+        mask = mask.masked_fill(~visible[:, None], float("-inf"))  # (m, h, N, N)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)

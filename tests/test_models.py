@@ -1,0 +1,325 @@
+"""What is done to whole models: output stride after building, parameter groups, frozen stages."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from decoders import DECODERS, STRIDES, build, image
+from timm.models import group_parameters
+from timm.optim import param_groups_layer_decay
+from torch import Tensor, nn
+
+import swinx
+from swinx.models import DECODER_STRIDES
+
+
+@torch.no_grad()
+def masks(model: nn.Module, x: Tensor) -> Tensor:
+    return model.eval()(x)
+
+
+# Output stride
+
+
+@pytest.mark.parametrize("depth", [3, 4, 5])
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_changed_stride_gives_what_a_model_built_with_it_gives(name: str, depth: int) -> None:
+    strides, side = DECODERS[name].strides, DECODERS[name].side
+    x = image(1, 3, side, side + 64)
+    for built in strides:
+        for wanted in STRIDES:
+            model = build(name, built, depth)
+            if wanted in strides:
+                expected = build(name, wanted, depth)
+                expected.load_state_dict(model.state_dict())
+                swinx.set_output_stride(model, wanted)
+                assert torch.equal(masks(model, x), masks(expected, x))
+                assert masks(model, x).shape[2:] == x.shape[2:]
+            else:
+                before = masks(model, x)
+                message = f"output_stride of {name} must be one of {', '.join(map(str, strides))}, got {wanted}"
+                with pytest.raises(ValueError, match=message):
+                    swinx.set_output_stride(model, wanted)
+                assert torch.equal(masks(model, x), before)
+
+
+def test_the_table_of_strides_is_the_one_that_the_tests_found() -> None:
+    assert {kind.__name__: strides for kind, strides in DECODER_STRIDES.items()} == {
+        name: decoder.strides for name, decoder in DECODERS.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["DeepLabV3", "DeepLabV3Plus", "PAN"])
+def test_a_changed_stride_is_saved_and_opened_by_smp(name: str, tmp_path: Path) -> None:
+    model = build(name, 16)
+    wanted = 32 if name == "PAN" else 8
+    swinx.set_output_stride(model, wanted)
+    model.save_pretrained(tmp_path)
+    opened = smp.from_pretrained(tmp_path)
+    x = image(1, 3, 256, 288)
+    assert opened.encoder.output_stride == wanted
+    assert torch.equal(masks(opened, x), masks(model, x))
+
+
+def test_psp_opens_with_the_stride_and_the_upsampling_that_it_was_built_with(tmp_path: Path) -> None:
+    """smp stores no output stride for it: a stored upsampling of another one would give masks of another size."""
+    model = build("PSPNet", 32, 5)
+    swinx.set_output_stride(model, 8)
+    assert model.segmentation_head[1].scale_factor == 8
+    model.save_pretrained(tmp_path)
+    opened, x = smp.from_pretrained(tmp_path), image(1, 3, 64, 96)
+    assert masks(opened, x).shape[2:] == (64, 96)
+    swinx.set_output_stride(opened, 8)
+    assert torch.equal(masks(opened, x), masks(model, x))
+
+
+def test_the_model_that_holds_the_encoder_is_the_one_that_changes() -> None:
+    teacher = smp.DeepLabV3Plus("resnet18", encoder_weights=None)
+    student = build("DeepLabV3", 16)
+    both = nn.ModuleDict({"teacher": teacher, "student": student})
+    swinx.set_output_stride(both, 8)
+    assert masks(student, image(1, 3, 64, 96)).shape[2:] == (64, 96)
+    assert (teacher.decoder.up.scale_factor, teacher.config["encoder_output_stride"]) == (4, 16)
+    with pytest.raises(ValueError, match="output_stride of DeepLabV3 must be one of 8, 16, got 32"):
+        swinx.set_output_stride(both, 32)
+    encoder = swinx.SwinXEncoder(swinx.config.VARIANTS["swinx_n"])
+    with pytest.raises(ValueError, match="must be a SwinXEncoder or hold one of smp's"):
+        swinx.set_output_stride(nn.ModuleList([teacher, encoder]), 8)
+
+
+def test_a_variant_that_is_dilated_from_the_start_is_saved_and_opened(tmp_path: Path) -> None:
+    swinx.register_encoder("swinx_n_os16", base="swinx_n", output_stride=16)
+    model = smp.Unet("swinx_n_os16", encoder_weights=None)
+    assert model.encoder.output_stride == 16
+    model.save_pretrained(tmp_path)
+    opened = smp.from_pretrained(tmp_path)
+    assert opened.encoder.output_stride == 16
+    x = image(1, 3, 64, 96)
+    assert torch.equal(masks(opened, x), masks(model, x))
+    # A decoder that asks for a stride of 8 or 16 gets it, also where the variant has another.
+    for stride in (8, 16):
+        deeplab = smp.DeepLabV3("swinx_n_os16", encoder_weights=None, encoder_output_stride=stride)
+        assert deeplab.encoder.output_stride == stride
+        assert masks(deeplab, x).shape[2:] == (64, 96)
+    model.encoder.make_dilated(32)
+    assert model.encoder.output_stride == 32
+
+
+def test_an_encoder_alone_or_a_model_inside_another_is_found() -> None:
+    encoder = swinx.SwinXEncoder(swinx.config.VARIANTS["swinx_n"])
+    swinx.set_output_stride(encoder, 8)
+    assert encoder.output_stride == 8
+    model = nn.ModuleDict({"model": build("DeepLabV3", 16), "loss": nn.Identity()})
+    swinx.set_output_stride(model, 8)
+    assert masks(model["model"], image(1, 3, 64, 96)).shape[2:] == (64, 96)
+
+
+def test_masks_of_the_size_of_the_features_stay_so() -> None:
+    model = smp.DeepLabV3("swinx_n", encoder_weights=None, encoder_output_stride=16, upsampling=1)
+    swinx.set_output_stride(model, 8)
+    assert masks(model, image(1, 3, 64, 96)).shape[2:] == (8, 12)
+
+
+@pytest.mark.parametrize(
+    ("make", "stride", "message"),
+    [
+        (lambda: build("Unet", 32), 4, "output_stride must be 8, 16 or 32, got 4"),
+        (lambda: build("Unet", 32), 16.0, "output_stride must be 8, 16 or 32, got 16.0"),
+        (lambda: nn.Linear(2, 2), 8, "model must contain a SwinXEncoder, got Linear"),
+        (lambda: smp.Unet("resnet18", encoder_weights=None), 8, "model must contain a SwinXEncoder, got Unet"),
+        (lambda: nn.Sequential(build("Unet", 32), build("FPN", 32)), 8, "must contain one SwinXEncoder, got 2"),
+        (
+            lambda: nn.Sequential(swinx.SwinXEncoder(swinx.config.VARIANTS["swinx_n"]), nn.Identity()),
+            8,
+            r"smp's Unet, .* \(for a decoder of your own, call make_dilated of its encoder\), got Sequential",
+        ),
+    ],
+)
+def test_a_wrong_model_or_stride_is_refused(make: Any, stride: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        swinx.set_output_stride(make(), stride)
+
+
+def test_a_replaced_head_or_merge_is_refused_before_anything_changes() -> None:
+    model = build("DeepLabV3", 16)
+    model.segmentation_head[1] = nn.ConvTranspose2d(5, 5, 16, 16)
+    with pytest.raises(
+        ValueError, match=r"segmentation_head\.1 must be an Upsample with one factor, got ConvTranspose2d"
+    ):
+        swinx.set_output_stride(model, 8)
+    assert model.encoder.output_stride == 16
+    model.segmentation_head = nn.Conv2d(256, 5, 1)
+    with pytest.raises(ValueError, match=r"model must hold a segmentation_head\.1 to change its stride"):
+        swinx.set_output_stride(model, 8)
+    assert model.encoder.output_stride == 16
+    encoder = model.encoder
+    encoder.layers[2].downsample = nn.Identity()
+    periods = [stage.period for stage in encoder.layers]
+    with pytest.raises(ValueError, match=r"one PatchMerging in each stage but the first, got \[1, 0, 1\] of them"):
+        encoder.make_dilated(8)
+    assert (encoder.output_stride, [stage.period for stage in encoder.layers]) == (16, periods)
+
+
+# Parameter groups
+
+
+def rates(model: nn.Module, **options: Any) -> tuple[dict[str, float], dict[str, float]]:
+    """Learning rate and weight decay by parameter name."""
+    groups = swinx.parameter_groups(model, **options)
+    found = [(id(parameter), group) for group in groups for parameter in group["params"]]
+    assert len(found) == len(dict(found)), "each parameter once"
+    by_id = dict(found)
+    named = {name: by_id[id(parameter)] for name, parameter in model.named_parameters() if id(parameter) in by_id}
+    return {name: group["lr"] for name, group in named.items()}, {n: g["weight_decay"] for n, g in named.items()}
+
+
+@pytest.mark.parametrize("encoder", ["swinx_n", "swinx_v2_t"])
+def test_norms_biases_and_position_biases_are_not_decayed(encoder: str) -> None:
+    model = smp.Unet(encoder, encoder_weights=None)
+    rate, decay = rates(model, learning_rate=0.1, weight_decay=0.05)
+    assert set(rate) == {name for name, _ in model.named_parameters()}
+    assert set(rate.values()) == {0.1}
+    for module_name, module in model.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            kernel = isinstance(module, nn.Linear | nn.Conv2d) and name == "weight" and "cpb_mlp" not in module_name
+            assert decay[f"{module_name}.{name}"] == (0.05 if kernel else 0.0), (module_name, name)
+    assert model.encoder.no_weight_decay() <= {name.removeprefix("encoder.") for name, d in decay.items() if d == 0}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_layer_decay_falls_from_block_to_block(wrapped: bool) -> None:
+    swinx.register_encoder("swinx_n_branch_decay", base="swinx_n", stem="branch")
+    model = smp.Unet("swinx_n_branch_decay", encoder_weights=None)
+    if wrapped:
+        model.encoder.layers[1] = torch.compile(model.encoder.layers[1])
+    rate, _ = rates(model, learning_rate=1.0, layer_decay=0.5)
+    rate = {name.replace("_orig_mod.", ""): value for name, value in rate.items()}
+    assert {value for name, value in rate.items() if not name.startswith("encoder.")} == {1.0}
+    # Nine layers: patches and stem, then two blocks in each of four stages, with the merge in front of the first.
+    assert {rate[name] for name in rate if name.startswith("encoder.patch_embed")} == {0.5**9}
+    for stage in range(4):
+        for block in range(2):
+            prefix = f"encoder.layers.{stage}.blocks.{block}."
+            assert {rate[name] for name in rate if name.startswith(prefix)} == {0.5 ** (8 - 2 * stage - block)}
+        merge = f"encoder.layers.{stage}.downsample."
+        assert {rate[name] for name in rate if name.startswith(merge)} <= {0.5 ** (8 - 2 * stage)}
+        assert {rate[name] for name in rate if name.startswith(f"encoder.norms.{stage}.")} == {0.5 ** (7 - 2 * stage)}
+
+
+def test_timms_own_layer_decay_orders_the_parameters_alike() -> None:
+    encoder = swinx.SwinXEncoder(swinx.config.VARIANTS["swinx_n"])
+    exempt = encoder.no_weight_decay()
+    theirs = param_groups_layer_decay(encoder, 0.05, exempt, layer_decay=0.5)
+    scale = {id(parameter): group["lr_scale"] for group in theirs for parameter in group["params"]}
+    decay = {id(parameter): group["weight_decay"] for group in theirs for parameter in group["params"]}
+    rate, ours = rates(encoder, learning_rate=1.0, layer_decay=0.5, weight_decay=0.05)
+    # timm counts the layers from its head, of which an encoder has none: one step less.
+    assert {name: 2 * rate[name] for name, _ in encoder.named_parameters()} == {
+        name: scale[id(parameter)] for name, parameter in encoder.named_parameters()
+    }
+    assert {name: decay[id(parameter)] for name, parameter in encoder.named_parameters()} == ours
+    stages = group_parameters(encoder, encoder.group_matcher(coarse=True))
+    assert len(stages) == 5
+    assert sorted(name for names in stages.values() for name in names) == sorted(
+        name for name, _ in encoder.named_parameters()
+    )
+
+
+def test_frozen_parameters_are_left_out_and_the_groups_train() -> None:
+    model = smp.FPN("swinx_n", encoder_weights=None)
+    model.encoder.freeze_stages(2)
+    rate, _ = rates(model, learning_rate=1e-3, layer_decay=0.9)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == set(rate)
+    optimiser = torch.optim.AdamW(swinx.parameter_groups(model, 1e-3, 0.9))
+    model(image(2, 3, 64, 64)).square().mean().backward()
+    optimiser.step()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate must be above 0 and finite, got 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0 and finite, got nan"),
+        ({"learning_rate": float("inf")}, "learning_rate must be above 0 and finite, got inf"),
+        ({"learning_rate": "0.1"}, "learning_rate must be above 0 and finite, got '0.1'"),
+        ({"learning_rate": 0.1, "layer_decay": None}, "layer_decay must be above 0 and at most 1, got None"),
+        ({"learning_rate": 0.1, "layer_decay": 0.0}, "layer_decay must be above 0 and at most 1, got 0.0"),
+        ({"learning_rate": 0.1, "layer_decay": 1.1}, "layer_decay must be above 0 and at most 1, got 1.1"),
+        ({"learning_rate": 0.1, "weight_decay": -0.1}, "weight_decay must be at least 0 and finite, got -0.1"),
+        (
+            {"learning_rate": 0.1, "layer_decay": 0.9},
+            "layer_decay below 1 needs a model with a SwinXEncoder, got Linear",
+        ),
+    ],
+)
+def test_wrong_options_of_groups_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        swinx.parameter_groups(nn.Linear(2, 2), **options)
+
+
+def test_what_was_put_around_a_stage_has_the_rate_of_its_last_block() -> None:
+    class Gated(nn.Module):
+        def __init__(self, stage: nn.Module) -> None:
+            super().__init__()
+            self.stage, self.gate = stage, nn.Linear(64, 64)
+
+    encoder = swinx.SwinXEncoder(swinx.config.VARIANTS["swinx_n"])
+    encoder.layers[1] = Gated(encoder.layers[1])
+    rate, _ = rates(encoder, learning_rate=1.0, layer_decay=0.5)
+    assert rate["layers.1.gate.weight"] == rate["layers.1.stage.blocks.1.mlp.fc1.weight"] == 0.5**5
+    encoder.layers[1] = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="encoder must hold its 4 stages for this, got 3 of them"):
+        swinx.parameter_groups(encoder, 0.1, 0.5)
+
+
+# Stochastic depth and frozen parts
+
+
+def test_stochastic_depth_rests_only_where_nothing_of_a_branch_can_learn() -> None:
+    encoder = swinx.SwinXEncoder(swinx.SwinConfig(16, (2, 2, 2, 2), (1, 2, 4, 8), 4, 0.5)).train()
+    x = image(16, 3, 64, 96)
+
+    def is_random() -> bool:
+        return not torch.equal(encoder(x)[5], encoder(x)[5])
+
+    encoder.requires_grad_(False)
+    assert not is_random()
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_("norm" in name)
+    assert is_random(), "norms alone are trained"
+    encoder.requires_grad_(False)
+    for module in list(encoder.modules()):  # as FSDP leaves modules in their forward: weights, but no parameters
+        for name in list(module._parameters):
+            weight = module._parameters.pop(name)
+            setattr(module, name, None if weight is None else weight.detach())
+    assert is_random()
+
+
+# Frozen stages
+
+
+def test_frozen_stages_stay_as_they_are_and_give_the_same_features_twice() -> None:
+    encoder = swinx.SwinXEncoder(swinx.SwinConfig(16, (2, 2, 2, 2), (1, 2, 4, 8), 4, 0.5)).train()
+    encoder.freeze_stages(3)
+    frozen = {name for name, parameter in encoder.named_parameters() if not parameter.requires_grad}
+    wanted = ("patch_embed.", *(f"{part}.{index}." for part in ("layers", "norms") for index in range(3)))
+    assert frozen == {name for name, _ in encoder.named_parameters() if name.startswith(wanted)}
+    x = image(16, 3, 64, 96)
+    first, second = encoder(x), encoder(x)
+    for level in range(5):
+        assert torch.equal(first[level], second[level])
+    assert not torch.equal(first[5], second[5]), "stochastic depth of the last stage"
+    sum(level.square().mean() for level in first[1:]).backward()
+    assert {name for name, parameter in encoder.named_parameters() if parameter.grad is None} == frozen
+
+
+def test_stages_to_freeze_are_checked() -> None:
+    encoder = swinx.SwinXEncoder(swinx.config.VARIANTS["swinx_n"], depth=3)
+    for stages in (-1, 3, 1.0, True):
+        with pytest.raises(ValueError, match=f"stages must be an integer from 0 to 2, got {stages}"):
+            encoder.freeze_stages(stages)
+    assert all(parameter.requires_grad for parameter in encoder.parameters())
+    encoder.freeze_stages(0)
+    assert {name.split(".")[0] for name, p in encoder.named_parameters() if not p.requires_grad} == {"patch_embed"}
