@@ -120,7 +120,7 @@ def test_all_unfit_entries_are_listed_at_once() -> None:
         lambda: encoder.load_state_dict(weights),
         f"{KEY} must be dense",
         "norms.0.bias must be a tensor, got list",
-        "norms.1.bias floating dtype of 16, 32 or 64 bits, got torch.int16",
+        "norms.1.bias must be of a floating dtype of 16, 32 or 64 bits, got torch.int16",
     )
 
 
