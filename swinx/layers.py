@@ -66,12 +66,19 @@ class WindowAttention(nn.Module):
         else:  # gathered before the projection, which makes them three times as wide
             qkv = self.project(_select(rows, plan.gather))
         qkv = qkv.unflatten(-1, (3, self.num_heads, -1))
-        out = attend(qkv, self.position_bias(plan.geometry.window_size), plan, self.cosine_scale())
+        bias = self.position_bias(plan.geometry.window_size) if plan.bias is None else plan.bias
+        out = attend(qkv, bias, plan, self.cosine_scale())
         return self.proj(_select(out, plan.scatter)).view(x.shape)
 
 
 def _select(rows: Tensor, index: Tensor | None) -> Tensor:
     return rows if index is None else rows.index_select(0, index)
+
+
+def _add(x: Tensor, update: Tensor, plan: WindowPlan) -> Tensor:
+    """x + update; for a slice, whose tokens were copied for the block, in their place."""
+    in_place = plan.rows is not None and torch.result_type(x, update) == x.dtype
+    return x.add_(update) if in_place else x + update
 
 
 class WindowAttentionV2(WindowAttention):
@@ -141,8 +148,8 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
         """(..., C) -> (..., C), the tokens of the plan."""
-        x = x + self._drop(self.attn(self.norm1(x), plan), self.norm1, self.attn)
-        return x + self._drop(self.mlp(self.norm2(x)), self.norm2, self.mlp)
+        x = _add(x, self._drop(self.attn(self.norm1(x), plan), self.norm1, self.attn), plan)
+        return _add(x, self._drop(self.mlp(self.norm2(x)), self.norm2, self.mlp), plan)
 
     def _drop(self, x: Tensor, *branch: nn.Module) -> Tensor:
         """Stochastic depth, but in training not for a branch whose parameters are all frozen.
@@ -167,8 +174,8 @@ class SwinBlockV2(SwinBlock):
 
     def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
         """(..., C) -> (..., C), the tokens of the plan."""
-        x = x + self._drop(self.norm1(self.attn(x, plan)), self.norm1, self.attn)
-        return x + self._drop(self.norm2(self.mlp(x)), self.norm2, self.mlp)
+        x = _add(x, self._drop(self.norm1(self.attn(x, plan)), self.norm1, self.attn), plan)
+        return _add(x, self._drop(self.norm2(self.mlp(x)), self.norm2, self.mlp), plan)
 
 
 class PatchMerging(nn.Module):

@@ -30,6 +30,7 @@ class WindowPlan(NamedTuple):
     holds, T for padding; scatter: (T,) the slot that holds each token; both None where slots are tokens, and for
     implementations that find the tokens themselves. visible: (S / N, N, N), whether slot i of a window attends to slot
     j, or None where all do. rows: (T,) flat numbers (image * H + y) * W + x of a slice's tokens; None for whole grids.
+    bias: (h, N, N) position bias of the block, where it was computed once for all slices.
     """
 
     impl: str
@@ -39,6 +40,7 @@ class WindowPlan(NamedTuple):
     scatter: Tensor | None = None
     visible: Tensor | None = None
     rows: Tensor | None = None
+    bias: Tensor | None = None
 
 
 def is_plain(x: Tensor) -> bool:

@@ -4,7 +4,7 @@ Shapes: B images, H W grid, C channels, T tokens of a slice. Grids are channels 
 """
 
 from types import NoneType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import DropPath
@@ -118,9 +118,11 @@ class SwinStage(nn.Module):
             x = x.clone(memory_format=torch.contiguous_format)
         tokens = x.view(-1, x.shape[3])
         for index, block in enumerate(self.blocks):
+            bias = cast(SwinBlock, block).attn.position_bias(self.window_size)
             for part in slices[index % 2]:
                 assert part.rows is not None
-                tokens.index_copy_(0, part.rows, block(tokens.index_select(0, part.rows), part))
+                updated = block(tokens.index_select(0, part.rows), part._replace(bias=bias))
+                tokens.index_copy_(0, part.rows, updated)
         return x
 
 
