@@ -113,11 +113,11 @@ def _check_zip(path: Path, file: IO[bytes]) -> None:
     for record in records:
         if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
             raise RefusedFileError(f"must not hold compressed records, got {record.filename[:200]}")
-    pickles = [record for record in records if record.filename.endswith("/data.pkl")]
     with zipfile.ZipFile(path) as archive:
-        for record in pickles:
-            with archive.open(record) as content:
-                _Scan(content).load()
+        for record in records:
+            if record.filename.endswith("/data.pkl"):
+                with archive.open(record) as content:
+                    _Scan(content).load()
 
 
 def _check_legacy(file: IO[bytes]) -> None:

@@ -32,8 +32,8 @@ def bias_of_pairs(offsets: Tensor, window_size: tuple[int, int]) -> Tensor:
 class WindowAttention(nn.Module):
     """Window attention with relative position bias: projection in, attention inside windows, projection out.
 
-    The projection runs on the unpadded grid: a padding token is the zero vector, so one zero token, projected with the
-    others by whatever stands in the projection's place, stands for all of them.
+    The projection runs on the unpadded grid. A padding token is the zero vector: one zero token, projected with the
+    others by the same module, serves for all of them.
     """
 
     def __init__(self, dim: int, num_heads: int, window_size: tuple[int, int]) -> None:

@@ -137,7 +137,7 @@ def _make_block(config: StageConfig, drop_path_rate: float) -> SwinBlock:
 def _is_as_made(stage: SwinStage) -> bool:
     """Whether merge and blocks hold the modules and plain parameters they were made of, and nobody listens.
 
-    Whatever else stands there may want whole grids: a module of another type, a patched method, a hook, a parametrised
+    Anything else may need whole grids: a module of another type, a patched method, a hook, a parametrised
     or quantised weight, a norm over more than channels, stochastic depth that is not at rest.
     """
     if any(getattr(hooks, name) for name in _GLOBAL_HOOKS):
