@@ -22,11 +22,11 @@ CPB_HIDDEN = 512  # width of V2's position MLP
 def bias_of_pairs(offsets: Tensor, window_size: tuple[int, int]) -> Tensor:
     """Bias of each pair of window tokens, from that of each offset: (h, 2 wh - 1, 2 ww - 1) -> (h, N, N).
 
-    Entry (a, b), (a', b') of the result is offsets[:, a - a' + wh - 1, b - b' + ww - 1]: a window of offsets, read
-    backwards.
+    Entry (a, b), (a', b') of the result is offsets[:, a - a' + wh - 1, b - b' + ww - 1]. Each row of the
+    result is a window of the offsets read backwards, and the first row is the last window.
     """
-    pairs = offsets.unfold(1, window_size[0], 1).unfold(2, window_size[1], 1).flip(3, 4)  # (h, wh, ww, wh, ww)
-    return pairs.flatten(1, 2).flatten(2)
+    pairs = offsets.flip(1, 2).unfold(1, window_size[0], 1).unfold(2, window_size[1], 1)  # (h, wh, ww, wh, ww)
+    return pairs.flatten(1, 2).flatten(2).flip(1)
 
 
 class WindowAttention(nn.Module):
@@ -73,12 +73,6 @@ class WindowAttention(nn.Module):
 
 def _select(rows: Tensor, index: Tensor | None) -> Tensor:
     return rows if index is None else rows.index_select(0, index)
-
-
-def _add(x: Tensor, update: Tensor, plan: WindowPlan) -> Tensor:
-    """x + update; for a slice, whose tokens were copied for the block, in their place."""
-    in_place = plan.rows is not None and torch.result_type(x, update) == x.dtype
-    return x.add_(update) if in_place else x + update
 
 
 class WindowAttentionV2(WindowAttention):
@@ -148,20 +142,21 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
         """(..., C) -> (..., C), the tokens of the plan."""
-        x = _add(x, self._drop(self.attn(self.norm1(x), plan), self.norm1, self.attn), plan)
-        return _add(x, self._drop(self.mlp(self.norm2(x)), self.norm2, self.mlp), plan)
+        x = self._add(x, self.attn(self.norm1(x), plan), plan, self.norm1, self.attn)
+        return self._add(x, self.mlp(self.norm2(x)), plan, self.norm2, self.mlp)
 
-    def _drop(self, x: Tensor, *branch: nn.Module) -> Tensor:
-        """Stochastic depth, but in training not for a branch whose parameters are all frozen.
+    def _add(self, x: Tensor, update: Tensor, plan: WindowPlan, *branch: nn.Module) -> Tensor:
+        """x + update with stochastic depth, but in training not for a branch whose parameters are all frozen.
 
         smp's `freeze_encoder` leaves the encoder in training mode even after `model.eval()`, and a frozen encoder must
-        give the same features twice. A branch without any parameters is not frozen: FSDP takes them away.
+        give the same features twice. A branch without any parameters is not frozen: FSDP takes them away. The tokens of
+        a slice, which were copied for the block, are changed in place.
         """
-        if self.training:
-            learned = [parameter.requires_grad for module in branch for parameter in module.parameters()]
-            if learned and not any(learned):
-                return x
-        return self.drop_path(x)
+        learned = [weight.requires_grad for module in branch for weight in module.parameters()] if self.training else []
+        if any(learned) or not learned:
+            update = self.drop_path(update)
+        in_place = plan.rows is not None and torch.result_type(x, update) == x.dtype
+        return x.add_(update) if in_place else x + update
 
 
 class SwinBlockV2(SwinBlock):
@@ -174,8 +169,8 @@ class SwinBlockV2(SwinBlock):
 
     def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
         """(..., C) -> (..., C), the tokens of the plan."""
-        x = _add(x, self._drop(self.norm1(self.attn(x, plan)), self.norm1, self.attn), plan)
-        return _add(x, self._drop(self.norm2(self.mlp(x)), self.norm2, self.mlp), plan)
+        x = self._add(x, self.norm1(self.attn(x, plan)), plan, self.norm1, self.attn)
+        return self._add(x, self.norm2(self.mlp(x)), plan, self.norm2, self.mlp)
 
 
 class PatchMerging(nn.Module):

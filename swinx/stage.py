@@ -28,7 +28,7 @@ from swinx.windows import WindowGeometry
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 _OWN = (WindowAttention, WindowAttentionV2, SwinBlock, SwinBlockV2, PatchMerging, Mlp, DropPath)
 _TORCHS = (nn.LayerNorm, nn.Linear, nn.Identity, nn.ReLU, nn.Sequential, nn.ModuleList)
-_METHODS = ("__call__", "forward", "project", "position_bias", "cosine_scale", "_drop")
+_METHODS = ("__call__", "forward", "project", "position_bias", "cosine_scale", "_add")
 
 
 def _methods(kind: type[nn.Module]) -> list[Any]:
