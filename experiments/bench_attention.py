@@ -25,6 +25,7 @@ import swinx
 from experiments.records import Row, append_row, provenance, read_rows
 from experiments.speed import attention_report, providers, timing
 from experiments.speed.cases import COMPARED, Case, full, headline, small
+from swinx.attention import speed
 
 # Largest difference from the float32 reference, as a share of its largest value: some roundings of each type.
 TOLERANCE = {"bf16": 0.03, "fp16": 0.005, "fp32": 2e-5}
@@ -78,8 +79,8 @@ def measure(case: Case, provider: str, direction: str, device: torch.device, sec
         return row | {"status": "wrong", "reason": f"differs from the reference by {error:.2g}", "error": None}
     inputs = case.inputs(device)
     call = functools.partial(run, attention, inputs, direction)
-    times = timing.measure(call, device, seconds=seconds)
-    warm = timing.measure(call, device, cold=False, seconds=seconds) if device.type == "cuda" else times
+    times = speed.measure(call, device, seconds=seconds)
+    warm = speed.measure(call, device, cold=False, seconds=seconds) if device.type == "cuda" else times
     saved = timing.saved_bytes(lambda: attention(*inputs)) if direction == "both" else None
     return row | {
         "status": "ok",
@@ -127,7 +128,7 @@ def main(options: Options) -> None:
         device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         done = {(row["case"], row["provider"], row["direction"]) for row in read_rows(path)}
         origin = provenance(device) | {"threads": torch.get_num_threads(), "triton": _triton_version()}
-        copy = timing.copy_speed(device)
+        copy = speed.copy_speed(device)
         console = Console()
         for case in chosen_cases(options, device):
             for provider in options.providers:

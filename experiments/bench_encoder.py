@@ -28,6 +28,7 @@ import swinx
 from experiments.evaluation.cost import AUTOCAST_DTYPES
 from experiments.records import Row, append_row, provenance, read_rows
 from experiments.speed import encoder_report, timing
+from swinx.attention import speed
 
 TIMM = {"swinx_t": "tu-swin_tiny_patch4_window7_224", "swinx_b": "tu-swin_base_patch4_window7_224"}
 IMPLEMENTATIONS = ("triton", "sdpa", "reference")
@@ -146,7 +147,7 @@ def measure(task: Task, options: Options, device: torch.device) -> list[Row]:
                 times[impl].append(timing.once(call, device))
         for impl, call in calls.items():
             ratios = [theirs / ours for theirs, ours in zip(times[baseline], times[impl], strict=True)]
-            p20, p50, p80 = timing.percentiles(times[impl])
+            p20, p50, p80 = speed.percentiles(times[impl])
             rows.append(
                 {"task": task.name, **asdict(task), "attention": impl, "baseline": baseline, "compiled": compiled}
                 | {"ms_p20": p20, "ms_p50": p50, "ms_p80": p80, "ratio": statistics.median(ratios)}

@@ -9,6 +9,8 @@ a CPU core.
 
 A spill is a local load or store (LDL, STL) in the machine code: a value that found no register. loop counts the
 instructions for one window, and narrow the loads of single 8- or 16-bit values, which aligned tokens need none of.
+ahead says how many groups of asynchronous copies may still be under way where the loop waits for one: 0 means that no
+copy runs ahead.
 """
 
 import json
@@ -25,8 +27,8 @@ from typing import Any, Literal, get_args
 import torch
 import tyro
 
-from swinx.attention.ops import triton_too_old
-from swinx.attention.triton_launch import ONE_TILE, Kernel, Launch, launch, next_power_of_2, options, tiles
+from swinx.attention.triton.parameters import ONE_TILE, Kernel, Launch, launch, next_power_of_2, options, tiles
+from swinx.attention.triton.support import triton_too_old
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Bytes of shared memory that a program may have: CUDA programming guide, technical specifications.
@@ -42,6 +44,7 @@ class Resources:
     window: int
     head_dim: int
     dtype: str
+    cosine: bool
     capability: int
     warps: int
     stages: int
@@ -52,6 +55,7 @@ class Resources:
     loop_instructions: int
     narrow_loads: int
     matrix_instructions: int
+    copies_ahead: int
     triton: str
 
 
@@ -72,9 +76,17 @@ class Options:
 
 
 def compile_kernel(
-    kernel: Kernel, window: int, head_dim: int, dtype: str, capability: int, parameters: Launch | None = None
+    kernel: Kernel,
+    window: int,
+    head_dim: int,
+    dtype: str,
+    capability: int,
+    parameters: Launch | None = None,
+    cosine: bool = False,
 ) -> Resources:
     """Compile one kernel for one case, with the launch parameters that it runs with unless others are given.
+
+    cosine: with the scores of Swin V2.
 
     Raises:
         RuntimeError: TRITON_INTERPRET is set, which leaves nothing to compile.
@@ -85,19 +97,20 @@ def compile_kernel(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from swinx.attention import triton_backward, triton_backward_tiled, triton_forward
+    from swinx.attention.triton import backward, backward_tiled, forward
 
     functions = {
-        "forward": triton_forward.forward_kernel,
-        "backward": triton_backward.backward_kernel,
-        "query": triton_backward_tiled.query_kernel,
-        "key": triton_backward_tiled.key_kernel,
+        "forward": forward.forward_kernel,
+        "backward": backward.backward_kernel,
+        "query": backward_tiled.query_kernel,
+        "key": backward_tiled.key_kernel,
     }
     function = functions[kernel]
-    constants = _constants(kernel, window, head_dim)
+    constants = _constants(kernel, window, head_dim, cosine)
     names = function.arg_names
     pointer = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32"}[dtype]
-    sums = {"bias", "lse", "delta_in", "delta_out", "grad_bias", "grad_padding"}  # kept in fp32
+    # Kept in fp32.
+    sums = {"bias", "cosine", "lse", "delta_in", "delta_out", "grad_bias", "grad_padding", "grad_cosine"}
     tensors = {"qkv", "pad_qkv", "out", "grad_out", "grad_qkv"}
     aligned = tensors | sums | {"stride_b", "stride_y", "stride_x", "stride_s", "stride_h"}
     signature = {
@@ -122,7 +135,7 @@ def compile_kernel(
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options(parameters))
     usage, code = _disassemble(binary.asm["cubin"])
     return Resources(
-        kernel, window, head_dim, dtype, capability, parameters.warps, parameters.stages,
+        kernel, window, head_dim, dtype, cosine, capability, parameters.warps, parameters.stages,
         registers=_number(r"REG:(\d+)", usage),
         stack_bytes=_number(r"STACK:(\d+)", usage),
         spills=len(re.findall(r"\b(?:LDL|STL)\b", code)),
@@ -130,21 +143,21 @@ def compile_kernel(
         loop_instructions=_longest_loop(code),
         narrow_loads=len(re.findall(r"\bLDG\.E\.[US]?(?:8|16)\b", code)),
         matrix_instructions=len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA|DMMA)\b", code)),
+        copies_ahead=max((int(n, 16) for n in re.findall(r"DEPBAR\.LE SB0, 0x([0-9a-f]+)", code)), default=0),
         triton=triton.__version__,
     )  # fmt: skip
 
 
-def _constants(kernel: Kernel, window: int, head_dim: int) -> dict[str, Any]:
+def _constants(kernel: Kernel, window: int, head_dim: int, cosine: bool) -> dict[str, Any]:
     import triton.language as tl
 
     own, count, width, last = tiles(window * window)
     constants: dict[str, Any] = {"N": window * window, "WH": window, "WW": window, "D": head_dim}
     constants |= {"DP": next_power_of_2(head_dim), "SCALE": head_dim**-0.5, "PRECISION": "tf32x3", "ACC": tl.float32}
     constants |= {"PADDED": True, "ATTENDED": True, "SHIFTED": True, "ALIGNED": True, "WIDE": False, "T": own}
+    constants |= {"COSINE": cosine, "dilation": 1}  # a launch makes a constant of an integer that is 1
     if kernel != "backward":
         constants |= {"TILES": count, "WIDTH": width, "LAST": last}
-    if kernel == "forward":
-        constants |= {"STORE_LSE": window * window > ONE_TILE}
     return constants
 
 
@@ -194,7 +207,7 @@ def cases(chosen: Options) -> Iterator[Resources]:
 def markdown(rows: list[Resources]) -> str:
     """One line a kernel."""
     names = ("capability", "dtype", "window", "head_dim", "kernel", "warps", "stages", "registers", "spills")
-    names += ("shared_bytes", "loop_instructions", "narrow_loads")
+    names += ("shared_bytes", "loop_instructions", "narrow_loads", "copies_ahead")
     lines = ["| " + " | ".join(name.replace("_", " ") for name in names) + " |", "|" + " --- |" * len(names)]
     lines += ["| " + " | ".join(f"{asdict(row)[name]}" for name in names) + " |" for row in rows]
     return "\n".join(lines)

@@ -1,12 +1,14 @@
-"""Choose warps and registers of the Triton kernels, and write swinx/attention/triton_table.py.
+"""Choose the launch parameters of the Triton kernels, and write swinx/attention/triton/table.py.
 
-    python -m experiments.tune_attention            # by time, for the GPU that is there: five minutes
+    python -m experiments.tune_attention            # by time, for the GPU that is there: fifteen minutes
     python -m experiments.tune_attention --compile  # by the instructions in the machine code, for all GPUs, without one
 
 By time: each candidate runs the operator on a large stage, and the fastest median wins. By instructions: the candidate
 wins that issues the fewest for a window (warps times instructions of the loop, a spill counted as four more), by the
-worst of the versions of Triton that --candidates has rows of: run it under each, with the same file. What has been
-timed stays. Entries of other generations stay as they are.
+worst of the versions of Triton that --candidates has rows of: run it under each, with the same file. It gets three
+stages, as many programs as fit onto a large GPU at once, and in the forward kernel 128 registers where nothing spills
+by it, so that four programs fit onto a multiprocessor. What has been timed stays. Entries of other generations stay as
+they are.
 """
 
 import importlib.metadata
@@ -17,13 +19,15 @@ from pathlib import Path
 import torch
 import tyro
 
-from experiments.kernel_resources import DTYPES, compile_kernel
+from experiments.kernel_resources import DTYPES, SHARED_MEMORY, compile_kernel
 from experiments.records import append_row, read_rows, write_whole
-from swinx.attention import ops, triton_table
-from swinx.attention.triton_launch import GENERATIONS, Kernel, Launch, table_key
+from swinx.attention.speed import measure
+from swinx.attention.triton import operator, support
+from swinx.attention.triton import table as table_module
+from swinx.attention.triton.parameters import GENERATIONS, Kernel, Launch, fitting_stages, table_key
 from swinx.windows import WindowGeometry
 
-TABLE_FILE = Path(triton_table.__file__)
+TABLE_FILE = Path(table_module.__file__)
 # Windows that stand for one tile and for several, heads for up to 32 channels and for more.
 CASES: tuple[tuple[Kernel, int], ...] = (
     ("forward", 7), ("forward", 12), ("backward", 7), ("query", 12), ("key", 12),
@@ -31,9 +35,12 @@ CASES: tuple[tuple[Kernel, int], ...] = (
 HEAD_DIMS = (32, 64)
 PRECISIONS = ("bf16", "fp32")
 CAPABILITIES = {8: 80, 9: 90, 10: 100}
+# Of A100, H100 and B200: multiprocessors, and bytes of shared memory of each.
+MULTIPROCESSORS = {8: 108, 9: 132, 10: 148}
+SHARED = {8: 167936, 9: 233472, 10: 233472}
 SPILL = 4  # instructions that a spill counts as
 
-Parameters = tuple[int, int | None]
+Parameters = tuple[int, int, int | None, int]
 Key = tuple[str, int, int, int, int]
 
 
@@ -53,31 +60,64 @@ class Options:
 
 def by_instructions(key: Key, kernel: Kernel, window: int, head_dim: int, precision: str, path: Path) -> Parameters:
     """The candidate that issues the fewest instructions for a window, by the worst version of Triton."""
-    name, version = "-".join(map(str, key)), importlib.metadata.version("triton")
+    name, version, generation = "-".join(map(str, key)), importlib.metadata.version("triton"), key[-1]
     known = [row for row in read_rows(path) if row["entry"] == name]
-    for warps in (4, 8):
-        if any(row["triton"] == version and row["warps"] == warps for row in known):
+    candidates = [
+        (warps, registers) for warps in (4, 8) for registers in ((None, 128) if kernel == "forward" else (None,))
+    ]
+    for warps, registers in candidates:
+        if any((row["triton"], row["warps"], row["limit"]) == (version, warps, registers) for row in known):
             continue
-        used = compile_kernel(kernel, window, head_dim, precision, CAPABILITIES[key[-1]], Launch(warps, 2, None))
-        known.append({"entry": name, **asdict(used), "cost": warps * (used.loop_instructions + SPILL * used.spills)})
+        wanted = Launch(warps, 3, registers, 0)
+        shared = SHARED_MEMORY[CAPABILITIES[generation]]
+        stages = fitting_stages(wanted.stages, window * window, head_dim, DTYPES[precision], shared)
+        used = compile_kernel(
+            kernel, window, head_dim, precision, CAPABILITIES[generation], wanted._replace(stages=stages)
+        )
+        row = {"entry": name, "limit": registers, **asdict(used)}
+        known.append(row | {"cost": warps * (used.loop_instructions + SPILL * used.spills)})
         append_row(path, known[-1])
-    worst = {warps: max(row["cost"] for row in known if row["warps"] == warps) for warps in (4, 8)}
-    return min(worst, key=worst.__getitem__), None
+
+    def worst(candidate: tuple[int, int | None], field: str) -> float:
+        return max(row[field] for row in known if (row["warps"], row["limit"]) == candidate)
+
+    spilling = {
+        candidate: worst(candidate, "spills") > worst((candidate[0], None), "spills") for candidate in candidates
+    }
+    allowed = [candidate for candidate in candidates if not spilling[candidate]]
+    warps = min(allowed, key=lambda candidate: worst(candidate, "cost"))[0]
+    registers = 128 if warps == 4 and (warps, 128) in allowed else None
+    chosen = (warps, registers)
+    by_registers = 65536 // (32 * warps * 8 * -(-int(worst(chosen, "registers")) // 8))
+    resident = max(1, min(by_registers, SHARED[generation] // (1024 + int(worst(chosen, "shared_bytes")))))
+    return warps, 3, registers, resident * MULTIPROCESSORS[generation]
 
 
 def by_time(key: Key, kernel: Kernel, window: int, head_dim: int, precision: str) -> Parameters:
-    """The fastest candidate on the GPU."""
-    from experiments.speed.timing import measure
-
+    """The fastest candidate on the GPU: first warps, stages and registers, then how many programs."""
     device = torch.device("cuda")
     run = _operator(kernel, window, head_dim, precision, device)
-    before, times = triton_table.TABLE[key], {}
-    for parameters in ((warps, registers) for warps in (2, 4, 8) for registers in (None, 128, 168)):
-        triton_table.TABLE[key] = parameters
-        times[parameters] = measure(run, device, seconds=0.1).p50
-        print(f"{kernel:9} w{window:<3} D{head_dim:<4} {precision} {parameters!s:10} {times[parameters]:.3f} ms")
-    triton_table.TABLE[key] = before
-    return min(times, key=times.__getitem__)
+    before = table_module.TABLE[key]
+
+    def fastest(candidates: list[Parameters]) -> Parameters:
+        times = {}
+        for parameters in candidates:
+            table_module.TABLE[key] = parameters
+            times[parameters] = measure(run, device, seconds=0.1).p50
+            print(f"{kernel:9} w{window:<3} D{head_dim:<4} {precision} {parameters!s:22} {times[parameters]:.3f} ms")
+        return min(times, key=times.__getitem__)
+
+    *launch, programs = fastest(
+        [
+            (warps, stages, registers, before[3])
+            for warps in (2, 4, 8)
+            for stages in (1, 2, 3)
+            for registers in (None, 128, 168)
+        ]
+    )
+    best = fastest([(launch[0], launch[1], launch[2], count * programs // 2) for count in (1, 2, 3, 4, 8)])
+    table_module.TABLE[key] = before
+    return best
 
 
 def _operator(kernel: Kernel, window: int, head_dim: int, precision: str, device: torch.device) -> Callable[[], object]:
@@ -89,10 +129,10 @@ def _operator(kernel: Kernel, window: int, head_dim: int, precision: str, device
     pad = torch.randn(3, heads, head_dim, device=device)
     rule = (geometry.window_size, geometry.shift, geometry.dilation)
     if kernel == "forward":
-        return lambda: ops.window_attention(qkv, bias, pad, *rule)
-    out, lse = ops.window_attention(qkv, bias, pad, *rule)
+        return lambda: operator.window_attention(qkv, bias, pad, None, *rule)
+    out, lse = operator.window_attention(qkv, bias, pad, None, *rule)
     saved = (out, lse) if kernel != "backward" else (None, None)
-    return lambda: ops.window_attention_backward(torch.ones_like(out), qkv, bias, pad, *saved, *rule)
+    return lambda: operator.window_attention_backward(torch.ones_like(out), qkv, bias, pad, None, *saved, *rule)
 
 
 def cases(options: Options, generations: tuple[int, ...]) -> Iterator[tuple[Kernel, int, int, str, int]]:
@@ -106,31 +146,31 @@ def cases(options: Options, generations: tuple[int, ...]) -> Iterator[tuple[Kern
 
 def render(table: dict[Key, Parameters], origins: dict[int, str]) -> str:
     """The module that holds the table."""
-    lines = [
-        '"""Warps and registers of each kernel. Written by `python -m experiments.tune_attention`; do not edit."""'
-    ]
+    lines = ['"""Launch parameters of each kernel. Written by `python -m experiments.tune_attention`; do not edit."""']
     lines += ["", "# Where the entries of each generation come from.", "ORIGINS: dict[int, str] = {"]
     lines += [f'    {generation}: "{origin}",' for generation, origin in sorted(origins.items())]
     lines += ["}", ""]
-    lines += ["# (kernel, N up to, D up to, bits, generation): (warps, registers; None: what the compiler wants)"]
-    lines += ["TABLE: dict[tuple[str, int, int, int, int], tuple[int, int | None]] = {"]
+    lines += [
+        "# (kernel, N up to, D up to, bits, generation): (warps, stages, registers, programs), see `parameters.Launch`"
+    ]
+    lines += ["TABLE: dict[tuple[str, int, int, int, int], tuple[int, int, int | None, int]] = {"]
     lines += [f"    {key!r}: {value!r},".replace("'", '"') for key, value in sorted(table.items())]
     return "\n".join([*lines, "}", ""])
 
 
 def main(options: Options) -> None:
     """Choose every entry, then write the table whole."""
-    origins = dict(triton_table.ORIGINS)
+    origins = dict(table_module.ORIGINS)
     version = importlib.metadata.version("triton")
     if options.compile:
-        fit = [generation for generation in GENERATIONS if ops.triton_too_old(generation) is None]
+        fit = [generation for generation in GENERATIONS if support.triton_too_old(generation) is None]
         generations = tuple(generation for generation in fit if "timed on" not in origins.get(generation, ""))
     elif torch.cuda.is_available():
         generations = (torch.cuda.get_device_capability()[0],)
         origins[generations[0]] = f"timed on {torch.cuda.get_device_name()}, Triton {version}"
     else:
         raise SystemExit("no GPU to time on: --compile chooses by machine code")
-    table = dict(triton_table.TABLE)
+    table = dict(table_module.TABLE)
     for kernel, window, head_dim, precision, generation in cases(options, generations):
         key = table_key(kernel, window * window, head_dim, DTYPES[precision].itemsize, generation)
         if options.compile:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from oracles import naive_window_attention
+from oracles_v2 import naive_cosine_attention
 from torch import Tensor
 
 import swinx
@@ -30,11 +31,15 @@ class Case:
     heads: int = 2
     head_dim: int = 16
     attended: bool = True
+    cosine: bool = False
     layout: str = "contiguous"
     dtype: torch.dtype = torch.float32
 
     def inputs(self) -> list[Tensor | None]:
-        """qkv in the case's dtype; bias and pad_qkv in at least float32, as the parameters that they come from."""
+        """qkv in the case's dtype; bias and pad_qkv in at least float32, as the parameters that they come from.
+
+        With the scores of Swin V2 also cosine_scale.
+        """
         generator = torch.Generator().manual_seed(hash((self.height, self.width, self.dilation)) % 2**31)
 
         def random(*shape: int) -> Tensor:
@@ -48,7 +53,10 @@ class Case:
         placed = self._place(qkv.to(DEVICE, self.dtype))
         # pad_qkv is rounded to qkv's dtype by every implementation: start from what survives that.
         kept = None if pad is None else between_nans(pad.to(self.dtype).to(DEVICE, parameters))
-        return [placed, between_nans(bias.to(DEVICE, parameters)), kept]
+        inputs = [placed, between_nans(bias.to(DEVICE, parameters)), kept]
+        if self.cosine:
+            inputs.append(between_nans((1 + 10 * random(self.heads).abs()).to(DEVICE, parameters)))
+        return inputs
 
     def _place(self, qkv: Tensor) -> Tensor:
         """The same values under other strides; whatever is read beside them is NaN."""
@@ -64,18 +72,23 @@ class Case:
     def run(self, impl: str, inputs: list[Tensor | None], cotangent: Tensor) -> dict[str, Tensor]:
         """Output and gradients, in float64 on the CPU."""
         leaves = [None if t is None else t.detach().requires_grad_() for t in inputs]
-        qkv, bias, pad = leaves
+        qkv, bias, pad, *scale = leaves
         rule = {"window_size": self.window, "shift": self.shift, "dilation": self.dilation}
-        if impl == "exact":
+        if impl == "exact" and self.cosine:
+            out = naive_cosine_attention(qkv, scale[0], bias, self.window, self.shift, self.dilation, pad)
+        elif impl == "exact":
             out = naive_window_attention(qkv, bias, self.window, self.shift, self.dilation, pad)
         else:
-            out = swinx.window_attention(qkv, bias, pad_qkv=pad, impl=impl, **rule)
+            out = swinx.window_attention(
+                qkv, bias, pad_qkv=pad, cosine_scale=scale[0] if self.cosine else None, impl=impl, **rule
+            )
             assert out.dtype == self.dtype
             assert impl == "reference" or out.is_contiguous()
         out.backward(cotangent.to(out))
-        names = ("qkv", "bias", "pad_qkv")
-        gradients = {name: leaf.grad for name, leaf in zip(names, leaves, strict=True) if leaf is not None}
-        zeros = {name: torch.zeros_like(leaf) for name, leaf in zip(names, leaves, strict=True) if leaf is not None}
+        names = ("qkv", "bias", "pad_qkv", "cosine_scale")
+        named = {name: leaf for name, leaf in zip(names, leaves, strict=False) if leaf is not None}
+        gradients = {name: leaf.grad for name, leaf in named.items()}
+        zeros = {name: torch.zeros_like(leaf) for name, leaf in named.items()}
         results = {"out": out.detach()}
         results |= {name: zeros[name] if grad is None else grad for name, grad in gradients.items()}
         return {name: value.double().cpu() for name, value in results.items()}

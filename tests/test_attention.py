@@ -11,8 +11,9 @@ from torch import Tensor
 
 import swinx
 from swinx import windows
-from swinx.attention import api, backends, ops
-from swinx.attention.api import MAX_DILATION
+from swinx.attention import api, backends
+from swinx.attention.contract import MAX_DILATION
+from swinx.attention.triton import first_use, records, support
 from swinx.config import VARIANTS
 
 IMPLEMENTATIONS = ["reference", "sdpa"]
@@ -214,7 +215,7 @@ def monitored(seen: list[torch.Size]) -> Iterator[None]:
 
 
 def test_triton_without_the_package_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "triton_missing", lambda: "the package triton is not installed")
+    monkeypatch.setattr(support, "triton_missing", lambda: "the package triton is not installed")
     message = "impl='triton': the package triton is not installed; choose 'auto', 'reference' or 'sdpa'"
     with pytest.raises(NotImplementedError, match=message):
         swinx.window_attention(torch.zeros(1, 3, 3, 3, 1, 4), torch.zeros(1, 9, 9), window_size=(3, 3), impl="triton")
@@ -243,35 +244,62 @@ def test_auto_follows_its_written_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.compile(compiled, backend="eager", fullgraph=True)(torch.zeros(())) == 1
 
 
-def test_auto_takes_the_kernels_on_a_gpu_where_they_take_the_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda, capability = torch.device("cuda"), (9, 0)
-    monkeypatch.setattr(ops, "triton_missing", lambda: None)
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A GPU to be chosen for: its capability, those that records list, and what a first use finds."""
+    about: dict[str, Any] = {"capability": (9, 0), "tested": {(8, 6), (9, 0), (10, 0)}, "failure": None}
+    monkeypatch.setattr(support, "triton_missing", lambda: None)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    cases = [(torch.bfloat16, (7, 7), 32, True), (torch.float64, (7, 7), 32, True), (torch.float16, (17, 7), 32, True)]
-    cases += [(torch.float32, (12, 12), 129, True), (torch.float32, (12, 12), 128, False)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: about["capability"])
+    monkeypatch.setattr(records, "tested_capabilities", lambda: about["tested"])
+    monkeypatch.setattr(first_use, "failure", lambda *case: about["failure"])
+    return about
+
+
+def test_auto_takes_the_kernels_on_a_tested_gpu_where_they_take_the_case(
+    gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = torch.device("cuda")
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    cases = [(bf16, (7, 7), 32, True), (torch.float64, (7, 7), 32, True), (fp16, (17, 7), 32, True)]
+    cases += [(fp32, (12, 12), 129, True), (fp32, (12, 12), 128, False)]
     chosen = [
         choose("auto", cuda, dtype, window, head_dim, recording=True, contiguous=contiguous)
         for dtype, window, head_dim, contiguous in cases
     ]
     assert chosen == ["triton", "sdpa", "sdpa", "sdpa", "sdpa"]
-    capability = (8, 6)  # float32 training spills there
-    for dtype, recording, expected in [(torch.float32, True, "sdpa"), (torch.float32, False, "triton")]:
-        assert choose("auto", cuda, dtype, (7, 7), 32, recording=recording) == expected
-    assert choose("auto", cuda, torch.bfloat16, (7, 7), 32, recording=True) == "triton"
-    capability = (10, 0)
+    assert choose("auto", cuda, bf16, (8, 8), 32, recording=True, cosine=True) == "triton"
+    gpu["capability"] = (8, 6)  # float32 spills there: in training, and where windows have several tiles
+    for window, recording, expected in [((7, 7), True, "sdpa"), ((7, 7), False, "triton"), ((12, 12), False, "sdpa")]:
+        assert choose("auto", cuda, fp32, window, 32, recording=recording) == expected
+        assert choose("auto", cuda, bf16, window, 32, recording=recording) == "triton"
+    gpu["capability"] = (10, 0)
     monkeypatch.setattr("triton.__version__", "3.8.1")
-    assert choose("auto", cuda, torch.bfloat16, (7, 7), 32, recording=True) == "sdpa"
+    assert choose("auto", cuda, bf16, (7, 7), 32, recording=True) == "sdpa"
     with pytest.raises(NotImplementedError, match=r"compute capability 10.x it takes Triton 3.9 and newer, got 3.8.1"):
-        choose("triton", cuda, torch.bfloat16, (7, 7), 32, recording=True)
+        choose("triton", cuda, bf16, (7, 7), 32, recording=True)
     monkeypatch.setattr("triton.__version__", "3.10.0")
-    assert choose("auto", cuda, torch.bfloat16, (7, 7), 32, recording=True) == "triton"
-    capability = (7, 5)
-    assert choose("auto", cuda, torch.float16, (7, 7), 32, recording=True) == "sdpa"
+    assert choose("auto", cuda, bf16, (7, 7), 32, recording=True) == "triton"
+    gpu["capability"] = (7, 5)
+    assert choose("auto", cuda, fp16, (7, 7), 32, recording=True) == "sdpa"
     with pytest.raises(NotImplementedError, match=r"compute capability \(8, 0\) and above, got \(7, 5\)"):
-        choose("triton", cuda, torch.float16, (7, 7), 32, recording=True)
+        choose("triton", cuda, fp16, (7, 7), 32, recording=True)
     with pytest.raises(NotImplementedError, match=r"it takes tensors on an NVIDIA GPU .*, got mps"):
-        choose("triton", torch.device("mps"), torch.float16, (7, 7), 32, recording=True)
+        choose("triton", torch.device("mps"), fp16, (7, 7), 32, recording=True)
+
+
+def test_auto_leaves_the_kernels_alone_on_a_gpu_that_no_record_lists(gpu: dict[str, Any]) -> None:
+    gpu["tested"] = set()
+    cuda = torch.device("cuda")
+    assert choose("auto", cuda, torch.bfloat16, (7, 7), 32, recording=True) == "sdpa"
+    assert choose("triton", cuda, torch.bfloat16, (7, 7), 32, recording=True) == "triton"
+
+
+def test_a_failure_at_first_use_leaves_the_explicit_choice_alone(gpu: dict[str, Any]) -> None:
+    gpu["failure"] = "RuntimeError: Failed to find C compiler"
+    cuda = torch.device("cuda")
+    assert choose("auto", cuda, torch.bfloat16, (7, 7), 32, recording=True) == "sdpa"
+    assert choose("triton", cuda, torch.bfloat16, (7, 7), 32, recording=True) == "triton"
 
 
 @pytest.mark.parametrize(("height", "width", "window", "shift", "dilation"), GEOMETRIES)

@@ -14,18 +14,18 @@ from kernel_cases import DEVICE, DTYPES, LAYOUTS, Case, between_nans
 from torch import Tensor
 
 import swinx
-from swinx.attention import triton_backend, triton_launch
+from swinx.attention.triton import launch, parameters
 from swinx.windows import WindowGeometry
 
 WINDOWS = [(4, 4), (7, 7), (8, 8), (12, 12), (4, 5)]
 FULL = os.environ.get("SWINX_SWEEP") == "full"
-PROGRAMS = dict(triton_launch.PROGRAMS)
+SPLITS = parameters.splits
 
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several windows for each program, as on grids too large for the interpreter."""
-    monkeypatch.setattr(triton_launch, "PROGRAMS", dict.fromkeys(PROGRAMS, 7))
+    monkeypatch.setattr(parameters, "splits", lambda programs, *shape: SPLITS(7, *shape))
 
 
 def sweep() -> list[Case]:
@@ -46,6 +46,7 @@ def sweep() -> list[Case]:
                 heads=1 + number % 2,
                 head_dim=(32, 16)[number % 11 < 6],
                 attended=number % 3 != 2,
+                cosine=number % 5 == 3,
                 layout=LAYOUTS[number // 3 % 3],
                 dtype=DTYPES[number // 2 % 3],
             )
@@ -65,13 +66,14 @@ def test_output_and_gradients_are_as_exact_as_the_reference(case: Case) -> None:
 @pytest.mark.parametrize("window", [(1, 1), (2, 3), (3, 16), (5, 5), (6, 6), (9, 9), (10, 10), (11, 11), (16, 16)])
 @pytest.mark.parametrize("head_dim", [16, 40])
 def test_windows_and_head_dims_that_no_tile_is_made_for(window: tuple[int, int], head_dim: int) -> None:
-    shift = (window[0] // 2, window[1] // 2)
-    Case(window[0] + 1, window[1] + 2, window, shift, heads=1, head_dim=head_dim, dtype=DTYPES[2]).check()
+    shift, cosine = (window[0] // 2, window[1] // 2), head_dim == 40
+    case = Case(window[0] + 1, window[1] + 2, window, shift, heads=1, head_dim=head_dim, cosine=cosine)
+    replace(case, dtype=DTYPES[2]).check()
 
 
 @pytest.mark.parametrize("window", [(4, 5), (9, 9)])
 def test_as_many_programs_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, window: tuple[int, int]) -> None:
-    monkeypatch.setattr(triton_launch, "PROGRAMS", PROGRAMS)
+    monkeypatch.setattr(parameters, "splits", SPLITS)
     Case(13, 17, window, (2, 1), dilation=2).check()
 
 
@@ -80,13 +82,31 @@ def test_head_dims_from_1_to_128(head_dim: int) -> None:
     Case(5, 3, (4, 4), (2, 2), head_dim=head_dim, attended=head_dim != 5).check()
 
 
+@pytest.mark.parametrize("window", [(4, 5), (9, 9)])
+@pytest.mark.parametrize("attended", [True, False])
+def test_cosines_of_zero_vectors_are_zero_and_so_are_their_gradients(window: tuple[int, int], attended: bool) -> None:
+    """Keys of padding are zero in Swin V2: derivatives of a length of zero must not reach anything."""
+    case = Case(window[0] + 1, window[1] + 2, window, (2, 1), attended=attended, cosine=True)
+    qkv, bias, pad, scale = case.inputs()
+    qkv[:, ::3, :, 0] = 0
+    qkv[:, :, ::2, 1] = 0
+    if pad is not None:
+        pad[1] = 0
+    cotangent = torch.randn(1, case.height, case.width, 32).to(DEVICE)
+    ours, theirs = (case.run(impl, [qkv, bias, pad, scale], cotangent) for impl in ("triton", "reference"))
+    assert ours["qkv"][:, ::3, :, 0].eq(0).all()
+    assert ours["qkv"][:, :, ::2, 1].eq(0).all()
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("tokens", range(1, 257))
 def test_tiles_cover_every_window(tokens: int) -> None:
-    own, count, width, last = triton_launch.tiles(tokens)
+    own, count, width, last = parameters.tiles(tokens)
     assert (count - 1) * width < tokens <= (count - 1) * width + last
     assert last <= width  # none is wider than the rest
     assert all(side >= 16 and side & (side - 1) == 0 for side in (own, width, last))
-    assert tokens > triton_launch.ONE_TILE or (count == 1 and own == last)  # the backward kernel has one tile
+    assert tokens > parameters.ONE_TILE or (count == 1 and own == last)  # the backward kernel has one tile
 
 
 @pytest.fixture
@@ -101,16 +121,16 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
         buffers.append((memory, memory[256:-256].view(shape)))
         return buffers[-1][1]
 
-    monkeypatch.setattr(triton_backend, "_empty", empty)
+    monkeypatch.setattr(launch, "_empty", empty)
     return buffers
 
 
 @pytest.mark.parametrize("window", [(4, 5), (7, 7), (9, 9)])
-@pytest.mark.parametrize("attended", [True, False])
+@pytest.mark.parametrize(("attended", "cosine"), [(True, False), (False, True), (True, True)])
 def test_all_of_every_result_is_written_and_nothing_else(
-    guarded: list[tuple[Tensor, Tensor]], window: tuple[int, int], attended: bool
+    guarded: list[tuple[Tensor, Tensor]], window: tuple[int, int], attended: bool, cosine: bool
 ) -> None:
-    case = Case(13, 10, window, (2, 1), dilation=2, head_dim=16, attended=attended)
+    case = Case(13, 10, window, (2, 1), dilation=2, head_dim=16, attended=attended, cosine=cosine)
     inputs = case.inputs()
     case.run("triton", inputs, torch.ones(1, 13, 10, 32, device=DEVICE))
     assert len(guarded) >= 5
@@ -166,7 +186,7 @@ def test_empty_batch_and_empty_grid_give_empty_results(shape: tuple[int, int, in
     out = swinx.window_attention(qkv, bias, window_size=window, pad_qkv=pad, impl="triton")
     assert out.shape == (*shape, 32)
     out.sum().backward()
-    out, _ = torch.ops.swinx.window_attention(qkv, bias, pad, window, (0, 0), 1)
+    out, _ = torch.ops.swinx.window_attention(qkv, bias, pad, None, window, (0, 0), 1)
     gradients = torch.autograd.grad(out.sum(), (qkv, bias, pad))
     assert [gradient.shape for gradient in gradients] == [qkv.shape, bias.shape, pad.shape]
     assert all(gradient.eq(0).all() for gradient in gradients)
@@ -219,7 +239,7 @@ def test_alignment_is_promised_only_where_it_holds() -> None:
     geometry = WindowGeometry(1, 4, 5, (4, 4), (0, 0), 1)
 
     def aligned(qkv: Tensor, pad: Tensor) -> bool:
-        call = triton_backend._Call(qkv, torch.zeros(2, 16, 16), pad, geometry)
+        call = launch._Call(qkv, torch.zeros(2, 16, 16), pad, None, geometry)
         return call.constants["ALIGNED"]
 
     memory, pad = torch.zeros(4096, dtype=torch.float16), torch.zeros(3, 2, 16, dtype=torch.float16)
@@ -238,7 +258,7 @@ def test_wide_addresses_give_what_narrow_ones_give(monkeypatch: pytest.MonkeyPat
         inputs, cotangent = case.inputs(), torch.randn(1, 13, 10, 32).to(DEVICE)
         narrow = case.run("triton", inputs, cotangent)
         with monkeypatch.context() as patch:
-            patch.setattr(triton_backend, "WIDE_FROM", 0)
+            patch.setattr(launch, "WIDE_FROM", 0)
             wide = case.run("triton", inputs, cotangent)
         assert all(torch.equal(narrow[key], wide[key]) for key in narrow)
 

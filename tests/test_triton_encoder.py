@@ -13,24 +13,27 @@ from swinx.config import SwinConfig
 TINY = SwinConfig(16, (2, 2, 2, 2), (1, 1, 2, 2), 7, 0.0, stem="shared")
 
 
-def encoder(impl: str, output_stride: int, window: int, dtype: torch.dtype) -> swinx.SwinXEncoder:
+def encoder(impl: str, version: str, output_stride: int, window: int, dtype: torch.dtype) -> swinx.SwinXEncoder:
     torch.manual_seed(0)
-    model = swinx.SwinXEncoder(replace(TINY, window_size=window), output_stride=output_stride)
+    model = swinx.SwinXEncoder(replace(TINY, version=version, window_size=window), output_stride=output_stride)
     for name, parameter in model.named_parameters():
-        if "bias_table" in name:
-            torch.nn.init.normal_(parameter, std=2.0)
+        if "bias" in name or "norm" in name:
+            torch.nn.init.normal_(parameter, std=2.0 if "table" in name else 0.5)
     swinx.set_attention(model, impl)
     return model.to(DEVICE, dtype)
 
 
-@pytest.mark.parametrize(("output_stride", "window"), [(32, 7), (16, 7), (8, 7), (16, 12)])
-def test_training_step_and_evaluation(output_stride: int, window: int) -> None:
+@pytest.mark.parametrize(
+    ("version", "output_stride", "window"),
+    [("v1", 32, 7), ("v1", 16, 7), ("v1", 8, 7), ("v1", 16, 12), ("v2", 8, 7), ("v2", 16, 12)],
+)
+def test_training_step_and_evaluation(version: str, output_stride: int, window: int) -> None:
     """float64 in the interpreter, where nothing but a mistake can differ; float32 on a GPU."""
     dtype, tolerance = (torch.float64, 1e-9) if DEVICE == "cpu" else (torch.float32, 1e-3)
     image = torch.randn(2, 3, 37, 61, dtype=dtype, device=DEVICE)
     results = []
     for impl in ("triton", "reference"):
-        model = encoder(impl, output_stride, window, dtype).train()
+        model = encoder(impl, version, output_stride, window, dtype).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         loss = sum(level.square().mean() for level in model(image)[1:])
         loss.backward()
@@ -41,7 +44,9 @@ def test_training_step_and_evaluation(output_stride: int, window: int) -> None:
     (loss, gradients, levels), (expected_loss, expected_gradients, expected_levels) = results
     torch.testing.assert_close(loss, expected_loss, rtol=tolerance, atol=0)
     assert gradients.keys() == expected_gradients.keys()
-    assert any("bias_table" in name for name in gradients)
+    learned = "bias_table" if version == "v1" else "logit_scale"
+    assert all(gradient.any() for name, gradient in gradients.items() if learned in name)
+    assert any(learned in name for name in gradients)
     for name, gradient in gradients.items():
         scale = expected_gradients[name].abs().max()
         assert (gradient - expected_gradients[name]).abs().max() <= tolerance * scale, name

@@ -28,32 +28,36 @@ def leaves(case: Case) -> list[Tensor]:
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the kernels take float64 in the interpreter only")
 @pytest.mark.parametrize(("window", "exhaustive"), [((1, 3), True), ((4, 5), False), ((9, 9), False)])
-def test_gradcheck(window: tuple[int, int], exhaustive: bool) -> None:
+@pytest.mark.parametrize("cosine", [False, True])
+def test_gradcheck(window: tuple[int, int], exhaustive: bool, cosine: bool) -> None:
     """All elements one by one where the window is small, else along random directions."""
     shift = (window[0] // 2, window[1] // 2)
-    case = Case(2, 5, window, shift, dilation=1 if exhaustive else 2, heads=1, head_dim=2, dtype=torch.float64)
+    dilation = 1 if exhaustive else 2
+    case = Case(2, 5, window, shift, dilation=dilation, heads=1, head_dim=2, cosine=cosine, dtype=torch.float64)
 
-    def attention(qkv: Tensor, bias: Tensor, pad: Tensor) -> Tensor:
-        return swinx.window_attention(qkv, bias, pad_qkv=pad, **rule(case))
+    def attention(qkv: Tensor, bias: Tensor, pad: Tensor, scale: Tensor | None = None) -> Tensor:
+        return swinx.window_attention(qkv, bias, pad_qkv=pad, cosine_scale=scale, **rule(case))
 
     assert torch.autograd.gradcheck(attention, leaves(case), fast_mode=not exhaustive)
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("attended", [True, False])
-def test_opcheck(window: tuple[int, int], attended: bool) -> None:
-    case = Case(6, 5, window, (1, 2), heads=2, head_dim=3, attended=attended)
-    qkv, bias, pad = (None if t is None else t.detach().requires_grad_() for t in case.inputs())
-    torch.library.opcheck(torch.ops.swinx.window_attention, (qkv, bias, pad, list(window), [1, 2], 1))
+@pytest.mark.parametrize(("attended", "cosine"), [(True, False), (False, True), (True, True)])
+def test_opcheck(window: tuple[int, int], attended: bool, cosine: bool) -> None:
+    case = Case(6, 5, window, (1, 2), heads=2, head_dim=3, attended=attended, cosine=cosine)
+    inputs = [None if t is None else t.detach().requires_grad_() for t in case.inputs()]
+    inputs += [None] * (not cosine)
+    torch.library.opcheck(torch.ops.swinx.window_attention, (*inputs, list(window), [1, 2], 1))
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-def test_opcheck_of_the_backward_operator(window: tuple[int, int]) -> None:
-    qkv, bias, pad = Case(6, 5, window, (1, 2), heads=2, head_dim=3).inputs()
+@pytest.mark.parametrize("cosine", [False, True])
+def test_opcheck_of_the_backward_operator(window: tuple[int, int], cosine: bool) -> None:
+    inputs = Case(6, 5, window, (1, 2), heads=2, head_dim=3, cosine=cosine).inputs() + [None] * (not cosine)
     operator = torch.ops.swinx.window_attention
-    out, lse = operator(qkv, bias, pad, list(window), [1, 2], 1)
+    out, lse = operator(*inputs, list(window), [1, 2], 1)
     saved = (out, lse) if lse.numel() else (None, None)
-    arguments = (torch.ones_like(out), qkv, bias, pad, *saved, list(window), [1, 2], 1)
+    arguments = (torch.ones_like(out), *inputs, *saved, list(window), [1, 2], 1)
     # It has no derivative of its own: a second derivative is refused.
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.swinx.window_attention_backward, arguments, test_utils=tests)
@@ -222,3 +226,57 @@ def test_what_is_saved_for_backward(window: tuple[int, int], keeps_results: bool
     lse_bytes = 4 * 2 * case.height * case.width
     expected = sum(t.numel() * t.itemsize for t in inputs) + keeps_results * (out.numel() * out.itemsize + lse_bytes)
     assert sum(saved.values()) == expected
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_the_raw_operator_makes_channels_contiguous(window: tuple[int, int]) -> None:
+    qkv, bias, pad = Case(6, 7, window).inputs()
+    operator = torch.ops.swinx.window_attention
+    turned = qkv.transpose(4, 5).contiguous().transpose(4, 5)
+    results = []
+    for given in (qkv, turned):
+        leaf = given.detach().requires_grad_()
+        out, _ = operator(leaf, bias, pad, None, list(window), [0, 0], 1)
+        results.append((out, *torch.autograd.grad(out.square().sum(), leaf)))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"bias": torch.zeros(2, 19, 20)}, ValueError, r"bias must be \(heads, N, N\) = \(2, 20, 20\), got shape"),
+        ({"pad": torch.zeros(3, 2, 15)}, ValueError, r"pad_qkv must be \(3, heads, head_dim\) = \(3, 2, 16\)"),
+        ({"scale": torch.zeros(3)}, ValueError, r"cosine_scale must be \(heads,\) = \(2,\), got shape \(3,\)"),
+        ({"bias": torch.zeros(2, 20, 20, dtype=torch.int64)}, ValueError, "bias must have a floating dtype"),
+        ({"shift": [4, 0]}, ValueError, "shift must be at least 0 and below window_size"),
+        ({"dilation": 0}, ValueError, "dilation must be an integer from 1 to 64, got 0"),
+        ({"qkv": torch.zeros(1, 6, 7, 2, 2, 16)}, ValueError, r"qkv must be \(B, H, W, 3, heads, head_dim\)"),
+        ({"qkv": torch.zeros(1, 6, 7, 3, 2, 129)}, NotImplementedError, "head_dim of up to 128, got 129"),
+    ],
+)
+def test_the_raw_operator_refuses_what_does_not_belong_together(
+    changes: dict, error: type[Exception], message: str
+) -> None:
+    """Before any kernel starts, which would read memory that is not there."""
+    qkv, bias, pad = Case(6, 7, (4, 5)).inputs()
+    given = {"qkv": qkv, "bias": bias, "pad": pad, "scale": None, "shift": [0, 0], "dilation": 1}
+    given |= {name: value.to(DEVICE) if isinstance(value, Tensor) else value for name, value in changes.items()}
+    if given["qkv"].shape[-1] == 129:
+        given["pad"] = None
+    with pytest.raises(error, match=message):
+        torch.ops.swinx.window_attention(
+            given["qkv"], given["bias"], given["pad"], given["scale"], [4, 5], given["shift"], given["dilation"]
+        )
+
+
+def test_the_raw_backward_operator_refuses_results_of_another_shape() -> None:
+    qkv, bias, pad = Case(6, 7, (9, 9)).inputs()
+    out, lse = torch.ops.swinx.window_attention(qkv, bias, pad, None, [9, 9], [0, 0], 1)
+    backward = torch.ops.swinx.window_attention_backward
+    for grad, saved, name in [
+        (out[:, 1:], (out, lse), "grad_out"),
+        (out, (out, None), "lse"),
+        (out, (None, lse), "out"),
+    ]:
+        with pytest.raises(ValueError, match=rf"^{name} must have shape \(1, 6, 7, "):
+            backward(grad, qkv, bias, pad, None, *saved, [9, 9], [0, 0], 1)

@@ -274,13 +274,6 @@ def test_a_position_mlp_kept_in_single_precision_serves_a_half_precision_encoder
         assert (one - other.float()).norm() < 0.2 * one.norm()
 
 
-def test_triton_refuses_v2_with_a_sentence() -> None:
-    encoder = small(SMALL_V2)
-    swinx.set_attention(encoder, "triton")
-    with pytest.raises(NotImplementedError, match=r"impl='triton': it does not know the cosine scores of Swin V2"):
-        encoder(torch.randn(1, 3, 64, 64, dtype=torch.float64))
-
-
 # Checkpoints
 
 

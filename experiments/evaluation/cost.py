@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import swinx
 from experiments.speed import timing
+from swinx.attention import speed
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
@@ -55,7 +56,7 @@ def latency(
             model(image)
 
     times = [timing.once(call, image.device) for _ in range(warmup + runs)]
-    return timing.percentiles(times[warmup:])
+    return speed.percentiles(times[warmup:])
 
 
 class PeakMemory:

@@ -5,7 +5,6 @@ a window, M windows of the batch, C = h * D.
 """
 
 import importlib.util
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -14,9 +13,7 @@ from torch import Tensor
 import swinx
 from experiments.speed.cases import Case
 from swinx import windows
-
-# Maps qkv, bias (h, N, N) and pad_qkv (3, h, D) to the result.
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+from swinx.attention.speed import Attention, cut_windows, flex_attention, join_windows
 
 COMPILED = ("compiled reference", "compiled sdpa", "flex_attention")
 PROVIDERS = ("triton", "triton, CUDA graph", "reference", "sdpa", *COMPILED, "flash_swin_attn", "natten")
@@ -43,7 +40,9 @@ def build(name: str, case: Case, device: torch.device, backward: bool) -> Attent
         torch._dynamo.reset()
         return torch.compile(_own(name.removeprefix("compiled "), case), dynamic=False, fullgraph=True)
     if name == "flex_attention":
-        return _flex(case, device, backward)
+        if device.type == "cpu" and backward:
+            raise NotApplicableError("flex_attention has no backward pass on the CPU")
+        return flex_attention(case.geometry, device)
     if name == "flash_swin_attn":
         return _flash_swin(case, device, backward)
     if name == "natten":
@@ -82,43 +81,6 @@ def _captured(case: Case, device: torch.device, backward: bool) -> Attention:
     return replay
 
 
-def _cut(qkv: Tensor, pad: Tensor, index: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v, (M, h, N, D) each."""
-    _, _, _, _, heads, head_dim = qkv.shape
-    flat = torch.cat([qkv.reshape(-1, 3, heads, head_dim), pad.to(qkv.dtype)[None]])
-    q, k, v = flat[index].view(-1, tokens, 3, heads, head_dim).permute(2, 0, 3, 1, 4)
-    return q, k, v
-
-
-def _joined(out: Tensor, scatter: Tensor, qkv: Tensor) -> Tensor:
-    """(M, h, N, D) back to (B, H, W, C)."""
-    batch, height, width, _, heads, head_dim = qkv.shape
-    flat = out.transpose(1, 2).reshape(-1, heads * head_dim)
-    return flat[scatter].view(batch, height, width, heads * head_dim)
-
-
-def _flex(case: Case, device: torch.device, backward: bool) -> Attention:
-    """torch's flex_attention with bias and regions in its score_mod, compiled with the cutting around it."""
-    if device.type == "cpu" and backward:
-        raise NotApplicableError("flex_attention has no backward pass on the CPU")
-    from torch.nn.attention.flex_attention import flex_attention
-
-    geometry, tokens = case.geometry, case.window**2
-    index, scatter = windows.gather_index(geometry, device), windows.scatter_index(geometry, device)
-    region = windows.slot_regions(windows.all_slots(geometry, device), geometry).view(-1, tokens).int()
-
-    def attention(qkv: Tensor, bias: Tensor, pad: Tensor) -> Tensor:
-        def score_mod(score: Tensor, m: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            score = score + bias[head, i, j]
-            return torch.where(region[m, i] == region[m, j], score, -float("inf")) if case.shift else score
-
-        q, k, v = _cut(qkv, pad, index, tokens)
-        return _joined(flex_attention(q, k, v, score_mod=score_mod), scatter, qkv)
-
-    torch._dynamo.reset()
-    return torch.compile(attention, dynamic=False, fullgraph=True)
-
-
 def _flash_swin(case: Case, device: torch.device, backward: bool) -> Attention:
     """https://github.com/zzd1992/FlashWindowAttention, where installed."""
     if importlib.util.find_spec("flash_swin_attn") is None:
@@ -135,8 +97,8 @@ def _flash_swin(case: Case, device: torch.device, backward: bool) -> Attention:
     index, scatter = windows.gather_index(geometry, device), windows.scatter_index(geometry, device)
 
     def attention(qkv: Tensor, bias: Tensor, pad: Tensor) -> Tensor:
-        q, k, v = (part.contiguous() for part in _cut(qkv, pad, index, tokens))
+        q, k, v = (part.contiguous() for part in cut_windows(qkv, pad, index, tokens))
         out = flash_swin_attn_func(q, k, v, bias.to(qkv.dtype), q.shape[-1] ** -0.5)
-        return _joined(out, scatter, qkv)
+        return join_windows(out, scatter, qkv)
 
     return attention

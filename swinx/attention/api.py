@@ -6,7 +6,7 @@ Shapes: B images, H W grid, h heads, D head_dim, N = wh * ww tokens in a window,
 import torch
 from torch import Tensor
 
-from swinx.attention import ops
+from swinx.attention import contract
 from swinx.attention.backends import (
     BACKENDS,
     AttentionImpl,
@@ -16,11 +16,9 @@ from swinx.attention.backends import (
     check_implementation,
     resolve_implementation,
 )
+from swinx.attention.triton import operator
 from swinx.plans import WindowPlan, window_indices
 from swinx.windows import WindowGeometry, needs_padding
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-MAX_DILATION = 64  # bounds the lattices of a grid that is much longer than wide
 
 
 def window_attention(
@@ -31,6 +29,7 @@ def window_attention(
     shift: tuple[int, int] = (0, 0),
     dilation: int = 1,
     pad_qkv: Tensor | None = None,
+    cosine_scale: Tensor | None = None,
     impl: AttentionImpl = "auto",
 ) -> Tensor:
     """Shifted-window attention on the lattices of a grid (Liu et al. 2021, https://arxiv.org/abs/2103.14030).
@@ -49,6 +48,8 @@ def window_attention(
             lattice of its own; in eager code no more lattices are visited than the longer side has.
         pad_qkv: (3, h, D), what a padding token projects to; padding is then attended, as in the official
             segmentation code. None: padding is not attended.
+        cosine_scale: (h,). Scores are the cosines of queries and keys times it, and not q k^T / sqrt(D): Swin V2 (Liu
+            et al. 2022, https://arxiv.org/abs/2111.09883). A vector of length 0 has a cosine of 0.
         impl: "auto", "reference" (the readable one), "sdpa" or "triton"; `swinx.attention.backends` says what auto
             takes.
 
@@ -62,21 +63,22 @@ def window_attention(
             under forward-mode differentiation.
     """
     check_implementation(impl)
-    _check(qkv, bias, window_size, shift, dilation, pad_qkv)
+    contract.check(qkv, bias, pad_qkv, cosine_scale, window_size, shift, dilation)
     window_size, shift = (window_size[0], window_size[1]), (shift[0], shift[1])  # lists are taken too
     batch, height, width, _, heads, head_dim = qkv.shape
     if qkv.numel() == 0:
         return qkv[:, :, :, 2].reshape(batch, height, width, heads * head_dim)  # empty, and still part of the graph
     if not torch.compiler.is_compiling():  # where sizes may be symbols that must not be asked
         dilation = min(dilation, max(height, width))
-    tensors = [qkv, bias] if pad_qkv is None else [qkv, bias, pad_qkv]
+    tensors = [tensor for tensor in (qkv, bias, pad_qkv, cosine_scale) if tensor is not None]
     recording = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     geometry = WindowGeometry(batch, height, width, window_size, shift, dilation)
     contiguous = qkv.stride(5) == 1 or head_dim == 1
-    case = Case(qkv.device, attention_dtype(qkv), window_size, head_dim, recording, contiguous=contiguous)
+    cosine = cosine_scale is not None
+    case = Case(qkv.device, attention_dtype(qkv), window_size, head_dim, recording, cosine, contiguous)
     resolved = resolve_implementation(impl, case)
     if not BACKENDS[resolved].indexed:
-        return ops.attend(qkv, bias, pad_qkv, geometry)
+        return operator.attend(qkv, bias, pad_qkv, cosine_scale, geometry)
     padded = needs_padding(geometry)
     indices = window_indices(geometry, shift != (0, 0), pad_qkv is not None or not padded, qkv.device)
     plan = WindowPlan(resolved, geometry, padded, *indices)
@@ -85,45 +87,5 @@ def window_attention(
     if plan.padded:
         padding = torch.zeros_like(tokens[:1]) if pad_qkv is None else pad_qkv.to(qkv.dtype)[None]
         tokens = torch.cat([tokens, padding])
-    out = attend(tokens.index_select(0, gather), bias, plan).index_select(0, scatter)
+    out = attend(tokens.index_select(0, gather), bias, plan, cosine_scale).index_select(0, scatter)
     return out.view(batch, height, width, heads * head_dim)
-
-
-def _check(
-    qkv: Tensor,
-    bias: Tensor,
-    window_size: tuple[int, int],
-    shift: tuple[int, int],
-    dilation: int,
-    pad_qkv: Tensor | None,
-) -> None:
-    for name, tensor in (("qkv", qkv), ("bias", bias), ("pad_qkv", pad_qkv)):
-        if tensor is None and name == "pad_qkv":
-            continue
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        if tensor.is_nested or tensor.layout is not torch.strided:
-            raise ValueError(f"{name} must be dense, got {'a nested one' if tensor.is_nested else tensor.layout}")
-        if tensor.dtype not in DTYPES:
-            raise ValueError(f"{name} must have a floating dtype of 16, 32 or 64 bits, got {tensor.dtype}")
-    if qkv.ndim != 6 or qkv.shape[3] != 3 or qkv.shape[5] == 0:
-        raise ValueError(f"qkv must be (B, H, W, 3, heads, head_dim), got shape {tuple(qkv.shape)}")
-    for name, pair in (("window_size", window_size), ("shift", shift)):
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or any(type(side) is not int for side in pair):
-            raise ValueError(f"{name} must be two integers, got {pair!r}")
-    if min(window_size) < 1:
-        raise ValueError(f"window_size must be positive, got {window_size}")
-    if any(not 0 <= amount < side for amount, side in zip(shift, window_size, strict=True)):
-        raise ValueError(f"shift must be at least 0 and below window_size {window_size} along each axis, got {shift}")
-    if type(dilation) is not int or not 1 <= dilation <= MAX_DILATION:
-        raise ValueError(f"dilation must be an integer from 1 to {MAX_DILATION}, got {dilation!r}")
-    heads, tokens = qkv.shape[4], window_size[0] * window_size[1]
-    if bias.shape != (heads, tokens, tokens):
-        raise ValueError(f"bias must be (heads, N, N) = {(heads, tokens, tokens)}, got shape {tuple(bias.shape)}")
-    if pad_qkv is not None and pad_qkv.shape != qkv.shape[3:]:
-        raise ValueError(f"pad_qkv must be (3, heads, head_dim) = {tuple(qkv.shape[3:])}, got {tuple(pad_qkv.shape)}")
-    for name, tensor in (("bias", bias), ("pad_qkv", pad_qkv)):
-        if tensor is None:
-            continue
-        if tensor.device != qkv.device:
-            raise ValueError(f"{name} must be on the device of qkv, {qkv.device}, got {tensor.device}")

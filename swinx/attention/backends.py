@@ -4,17 +4,20 @@ Shapes: h heads, D head_dim, N tokens in a window, T tokens and S slots of a pla
 """
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from swinx.attention import ops, reference, sdpa
+from swinx.attention import reference, sdpa
+from swinx.attention.triton import first_use, operator, records, support
 from swinx.plans import WindowPlan, is_transformed
 
 AttentionImpl = Literal["auto", "reference", "sdpa", "triton"]
 IMPLEMENTATIONS: tuple[str, ...] = get_args(AttentionImpl)
+VARIABLE = "SWINX_ATTENTION"
 MAX_REFERENCE_TOKENS = 64  # measured: batched products win at 49 tokens, SDPA at 144
 
 
@@ -84,20 +87,35 @@ def _on_grid(qkv: Tensor, bias: Tensor, plan: WindowPlan, cosine_scale: Tensor |
         qkv, padding = qkv.split([count, 1])
         pad_qkv = padding[0]
     grid = qkv.view(batch, height, width, *qkv.shape[1:])
-    return ops.attend(grid, bias, pad_qkv, plan.geometry).flatten(0, 2)
+    return operator.attend(grid, bias, pad_qkv, cosine_scale, plan.geometry).flatten(0, 2)
 
 
 def _triton_refuses(case: Case) -> str | None:
-    if case.cosine:
-        return "it does not know the cosine scores of Swin V2; choose 'auto', 'reference' or 'sdpa'"
-    return ops.unsupported(case.device, case.dtype, case.window_size, case.head_dim, case.contiguous)
+    return support.unsupported(case.device, case.dtype, case.window_size, case.head_dim, case.contiguous)
+
+
+def _triton_unasked(case: Case) -> str | None:
+    """Why the kernels are not for a model that did not ask for them by `set_attention`, or None."""
+    if torch.compiler.is_exporting() or is_transformed():
+        return "exports and transformations hold torch's own operations"
+    return _triton_refuses(case)
+
+
+def _triton_works(case: Case) -> bool:
+    """Whether they do at first use, which warns where they do not."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    tried = case.device, case.dtype, case.window_size, case.head_dim, case.cosine, case.recording
+    return first_use.failure(*tried, traced) is None
 
 
 def _triton_chosen(case: Case) -> bool:
-    """On a GPU whose kernels take the case, but not in exports, nor in float32 training before Hopper."""
-    if case.device.type != "cuda" or torch.compiler.is_exporting() or is_transformed():
+    """On a GPU of a kind that was tested, where the kernels are not slow and nothing hinders them."""
+    if case.device.type != "cuda" or not records.tested(case.device):
         return False
-    return _triton_refuses(case) is None and not (case.recording and ops.slow(case.device, case.dtype))
+    tokens = case.window_size[0] * case.window_size[1]
+    if support.slow(case.device, case.dtype, tokens, case.recording) or _triton_unasked(case) is not None:
+        return False
+    return _triton_works(case)
 
 
 def _reference_chosen(case: Case) -> bool:
@@ -141,6 +159,19 @@ def attend(qkv: Tensor, bias: Tensor, plan: WindowPlan, cosine_scale: Tensor | N
     return BACKENDS[plan.impl].attend(qkv, bias, plan, cosine_scale)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch leaves it without types
+def environment_choice() -> str | None:
+    """What the variable SWINX_ATTENTION says in place of `auto`, or None.
+
+    Raises:
+        ValueError: no implementation has that name.
+    """
+    wished = os.environ.get(VARIABLE, "auto")
+    if wished not in IMPLEMENTATIONS:
+        raise ValueError(f"{VARIABLE} must be one of {', '.join(IMPLEMENTATIONS)}, got {wished!r}")
+    return None if wished == "auto" else wished
+
+
 def check_implementation(impl: str) -> None:
     """Refuse a name that is no implementation, and one that cannot run here whatever the input.
 
@@ -150,23 +181,32 @@ def check_implementation(impl: str) -> None:
     """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
-    missing = ops.triton_missing() if impl == "triton" else None
+    missing = support.triton_missing() if impl == "triton" else None
     if missing is not None:
         raise NotImplementedError(f"impl='triton': {missing}; choose 'auto', 'reference' or 'sdpa'")
 
 
 def resolve_implementation(impl: AttentionImpl, case: Case) -> str:
-    """The implementation that runs: impl itself, or the first of BACKENDS that `auto` takes.
+    """The implementation that runs: impl itself; for "auto" what the environment names, or the first of BACKENDS that
+    takes itself to be the one. What the environment names gives way, with a warning, where it does not take the case.
 
     Raises:
         NotImplementedError: impl does not take the case.
+        ValueError: the environment names no implementation.
     """
-    if impl == "auto":
-        return next(name for name, backend in BACKENDS.items() if backend.chosen(case))
-    reason = BACKENDS[impl].refuses(case)
-    if reason is not None:
-        raise NotImplementedError(f"impl={impl!r}: {reason}")
-    return impl
+    if impl != "auto":
+        reason = BACKENDS[impl].refuses(case)
+        if reason is not None:
+            raise NotImplementedError(f"impl={impl!r}: {reason}")
+        return impl
+    wished: str | None = environment_choice()
+    if wished is not None:
+        reason = _triton_unasked(case) if wished == "triton" else BACKENDS[wished].refuses(case)
+        if reason is not None:
+            first_use.warn_once(f"{VARIABLE}={wished} gives way to auto's choice: {reason}")
+        elif wished != "triton" or _triton_works(case):
+            return wished
+    return next(name for name, backend in BACKENDS.items() if name != wished and backend.chosen(case))
 
 
 def attention_dtype(x: Tensor) -> torch.dtype:

@@ -10,7 +10,7 @@ from experiments import bench_attention, bench_encoder, tune_attention
 from experiments.records import read_rows
 from experiments.speed import attention_report, providers, timing
 from experiments.speed.cases import Case, full, headline, small
-from swinx.attention import triton_launch, triton_table
+from swinx.attention.triton import parameters, table
 
 CPU = torch.device("cpu")
 TINY = Case("swinx_t", 60, 1, 1, 4, dtype="fp32")  # 15 x 15 tokens: padded and shifted
@@ -109,18 +109,18 @@ def test_encoder_benchmark_writes_rows_and_a_report(tmp_path: Path, monkeypatch:
 
 def test_tuning_writes_the_module_it_reads(tmp_path: Path) -> None:
     """The committed table is what the script would write for its entries."""
-    text = tune_attention.render(triton_table.TABLE, triton_table.ORIGINS)
+    text = tune_attention.render(table.TABLE, table.ORIGINS)
     scope: dict = {}
     exec(text, scope)
-    assert scope["TABLE"] == triton_table.TABLE
-    assert Path(triton_table.__file__).read_text() == text
+    assert scope["TABLE"] == table.TABLE
+    assert Path(table.__file__).read_text() == text
 
 
 def test_tuning_chooses_every_entry_of_the_table() -> None:
     chosen = {
-        triton_launch.table_key(kernel, window**2, head_dim, 2 if precision == "bf16" else 4, generation)
+        parameters.table_key(kernel, window**2, head_dim, 2 if precision == "bf16" else 4, generation)
         for kernel, window, head_dim, precision, generation in tune_attention.cases(
-            tune_attention.Options(), triton_launch.GENERATIONS
+            tune_attention.Options(), parameters.GENERATIONS
         )
     }
-    assert chosen == set(triton_table.TABLE)
+    assert chosen == set(table.TABLE)

@@ -1,8 +1,8 @@
 """How each kernel is cut into tiles and launched.
 
 Tiles and splits depend on shapes alone, as sums are taken tile by tile: equal inputs give equal bits on every device of
-an architecture. Warps and registers stand in a table (`triton_table`) for windows of one tile and of several, heads of
-up to 32 channels and of more, 16 and 32 bits, and the generations of GPUs; every case takes the entry it falls under.
+an architecture. Launch parameters stand in a table (`table`) for windows of one tile and of several, heads of up to 32
+channels and of more, 16 and 32 bits, and the generations of GPUs; every case takes the entry it falls under.
 
 Shapes: N tokens in a window, h heads, D head_dim.
 """
@@ -11,12 +11,11 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from swinx.attention.triton_table import TABLE
+from swinx.attention.triton.table import TABLE
 
 Kernel = Literal["forward", "backward", "query", "key"]
 
 ONE_TILE = 64  # largest window whose backward pass is one kernel
-PROGRAMS = {"forward": 2112, "backward": 1056, "query": 528, "key": 528}  # aimed at: 16, 8 and 4 for each of 132 SMs
 GENERATIONS = (8, 9, 10)  # Ampere and Ada, Hopper, Blackwell; a newer one takes the last
 
 
@@ -30,11 +29,16 @@ class Tiles(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """Warps of a program, stages of its loads, and registers of a thread (None: as many as the compiler wants)."""
+    """Warps of a program, stages of its loads, registers of a thread (None: as many as the compiler wants), programs.
+
+    Programs are as many as are resident at once on a large GPU of the generation. Before its first window a program
+    spends as much as on two windows, so more of them would cost more than they balance.
+    """
 
     warps: int
     stages: int
     registers: int | None
+    programs: int
 
 
 def next_power_of_2(value: int) -> int:
@@ -49,9 +53,9 @@ def tiles(tokens: int) -> Tiles:
     return Tiles(own, count, own, next_power_of_2(tokens - (count - 1) * own))
 
 
-def splits(kernel: Kernel, heads: int, own_tiles: int, windows: int) -> int:
+def splits(programs: int, heads: int, own_tiles: int, windows: int) -> int:
     """Programs that share the windows of one head and tile."""
-    return max(1, min(windows, PROGRAMS[kernel] // (heads * own_tiles)))
+    return max(1, min(windows, programs // (heads * own_tiles)))
 
 
 def table_key(
@@ -62,23 +66,27 @@ def table_key(
     return kernel, 64 if tokens <= ONE_TILE else 256, 32 if head_dim <= 32 else 128, 16 if itemsize == 2 else 32, known
 
 
-def launch(kernel: Kernel, tokens: int, head_dim: int, dtype: torch.dtype, generation: int, shared: int) -> Launch:
-    """Parameters for windows of this many tokens, on a GPU with so many bytes of shared memory for a program.
+def fitting_stages(wanted: int, tokens: int, head_dim: int, dtype: torch.dtype, shared: int) -> int:
+    """How many stages fit into so many bytes of shared memory. With one every case fits into 99 KiB.
 
-    Loads run a window ahead where the memory holds two windows' tiles. With one stage every case fits into 99 KiB.
+    With three, loads run a whole window ahead; with two they are waited for as the next window begins.
     """
-    if tokens <= 16:
-        warps, registers = 1, None
-    elif tokens <= 32:
-        warps, registers = 2, None
-    else:
-        warps, registers = TABLE[table_key(kernel, tokens, head_dim, dtype.itemsize, generation)]
     tile = -(-tokens // 16) * 16 * next_power_of_2(head_dim) * dtype.itemsize
-    ahead = (10 if tokens <= ONE_TILE else 7) * tile  # bytes, measured: `experiments/kernel_resources.py`
-    return Launch(warps, 2 if ahead <= shared else 1, registers)
+    # Upper bounds, measured by `experiments/kernel_resources.py`: tiles of a stage, and of what is kept besides.
+    besides = 2 if tokens <= ONE_TILE else 1
+    return max(1, min(wanted, (shared // tile - besides) // 4))
 
 
-def options(parameters: Launch) -> dict[str, int | None]:
+def launch(kernel: Kernel, tokens: int, head_dim: int, dtype: torch.dtype, generation: int, shared: int) -> Launch:
+    """Parameters for windows of this many tokens, on a GPU with so many bytes of shared memory for a program."""
+    key = table_key(kernel, tokens, head_dim, dtype.itemsize, generation)
+    warps, stages, registers, programs = TABLE[key]
+    if tokens <= 32:
+        warps, registers = 1 if tokens <= 16 else 2, None
+    return Launch(warps, fitting_stages(stages, tokens, head_dim, dtype, shared), registers, programs)
+
+
+def options(parameters: Launch) -> dict[str, int | bool | None]:
     """Launch parameters in Triton's words. Without fusion of products and sums, kernels need fewer registers."""
-    warps, stages, registers = parameters
+    warps, stages, registers, _ = parameters
     return {"num_warps": warps, "num_stages": stages, "maxnreg": registers, "enable_fp_fusion": False}

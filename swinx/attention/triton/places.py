@@ -16,6 +16,27 @@ ANY_SIZE = ["windows", "splits", "heads", "height", "width", "count_h", "count_w
 
 
 @triton.jit
+def locate(qkv, head, index, tokens, grid, strides, WH: tl.constexpr, WW: tl.constexpr, WIDE: tl.constexpr):
+    """Where (T,) tokens of a window of the batch are.
+
+    Its image (int64), (p, q, i, j), the pointer to that image's queries of a head; the tokens' rows and columns in the
+    grid, whether they are in it, and their offsets from the pointer. strides: of image, row, column, head.
+    """
+    stride_b, stride_y, stride_x, stride_h = strides
+    image, window = window_place(index, grid)
+    image = image.to(tl.int64)
+    queries = qkv + image * stride_b + head.to(tl.int64) * stride_h
+    y, x, in_grid = token_places(tokens, window, grid, WH, WW)
+    return image, window, queries, y, x, in_grid, row_offsets(y, x, stride_y, stride_x, WIDE)
+
+
+@triton.jit
+def padding_tokens(pad_qkv, head, heads, D: tl.constexpr):
+    """Pointers to the key and the value of a padding token (3, h, D)."""
+    return pad_qkv + (heads + head) * D, pad_qkv + (2 * heads + head) * D
+
+
+@triton.jit
 def window_place(index, grid):
     """Image of a window of the batch, and (p, q, i, j)."""
     _, _, count_h, count_w, _, _, dilation = grid

@@ -11,17 +11,20 @@ import triton.language as tl
 from torch import Tensor
 
 from swinx import windows
-from swinx.attention import triton_launch
-from swinx.attention.triton_backward import backward_kernel
-from swinx.attention.triton_backward_tiled import key_kernel, query_kernel
-from swinx.attention.triton_forward import forward_kernel
-from swinx.attention.triton_launch import ONE_TILE, Kernel
+from swinx.attention.triton import parameters
+from swinx.attention.triton.backward import backward_kernel
+from swinx.attention.triton.backward_tiled import key_kernel, query_kernel
+from swinx.attention.triton.forward import forward_kernel
+from swinx.attention.triton.parameters import ONE_TILE, Kernel, Launch
+from swinx.attention.triton.scores import lay_out_bias_kernel
 from swinx.windows import WindowGeometry
 
 WIDE_FROM = 2**31  # elements
 
 
-def forward(qkv: Tensor, bias: Tensor, pad_qkv: Tensor | None, geometry: WindowGeometry) -> tuple[Tensor, Tensor]:
+def forward(
+    qkv: Tensor, bias: Tensor, pad_qkv: Tensor | None, cosine_scale: Tensor | None, geometry: WindowGeometry
+) -> tuple[Tensor, Tensor]:
     """out (B, H, W, h * D), and for the backward pass of windows of more than ONE_TILE tokens lse (B, H, W, h).
 
     lse is the log2 of the sum of exp2 of a query's scores in units of log2; empty for smaller windows.
@@ -31,12 +34,12 @@ def forward(qkv: Tensor, bias: Tensor, pad_qkv: Tensor | None, geometry: WindowG
     sums = (batch, height, width, heads) if bias.shape[1] > ONE_TILE else (0,)
     lse = _empty(qkv, *sums, dtype=_accumulator(qkv))
     if qkv.numel() > 0:
-        call = _Call(qkv, bias, pad_qkv, geometry)
+        call = _Call(qkv, bias, pad_qkv, cosine_scale, geometry)
         grid, numbers = call.numbers("forward")
         with torch.cuda.device_of(qkv):
             forward_kernel[grid](
-                qkv, bias.contiguous(), call.padding, out, lse, *numbers, **call.constants, **call.tiles,
-                STORE_LSE=call.tokens > ONE_TILE, **call.options("forward"),
+                *call.tensors(keys_first=False), out, lse, *numbers, **call.constants, **call.tiles,
+                **call.options("forward"),
             )  # fmt: skip
     return out, lse
 
@@ -46,57 +49,69 @@ def backward(
     qkv: Tensor,
     bias: Tensor,
     pad_qkv: Tensor | None,
+    cosine_scale: Tensor | None,
     out: Tensor | None,
     lse: Tensor | None,
     geometry: WindowGeometry,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of qkv (contiguous), bias, and pad_qkv (empty without one). Large windows need out and lse."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of qkv (contiguous), bias, pad_qkv and cosine_scale, the last two empty where the tensor is None.
+
+    Windows of more than ONE_TILE tokens need out and lse.
+    """
     grad_qkv = _empty(qkv, *qkv.shape)
-    grad_pad = qkv.new_zeros(0) if pad_qkv is None else torch.zeros_like(pad_qkv, memory_format=torch.contiguous_format)
+    grad_pad, grad_cosine = (
+        qkv.new_zeros(0) if tensor is None else torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+        for tensor in (pad_qkv, cosine_scale)
+    )
     if qkv.numel() == 0:
-        return grad_qkv, torch.zeros_like(bias, memory_format=torch.contiguous_format), grad_pad
-    call = _Call(qkv, bias, pad_qkv, geometry)
-    bias, grad_out = bias.contiguous(), grad_out.contiguous()
+        grad_bias = torch.zeros_like(bias, memory_format=torch.contiguous_format)
+        return grad_qkv, grad_bias, grad_pad, grad_cosine
+    call = _Call(qkv, bias, pad_qkv, cosine_scale, geometry)
+    grad_out = grad_out.contiguous()
     with torch.cuda.device_of(qkv):
         if out is None or lse is None:
-            shares = _backward_one_tile(call, grad_out, bias, grad_qkv)
+            shares = _backward_one_tile(call, grad_out, grad_qkv)
         else:
-            shares = _backward_tiled(call, grad_out, bias, out, lse, grad_qkv)
+            shares = _backward_tiled(call, grad_out, out, lse, grad_qkv)
     if pad_qkv is not None and call.constants["PADDED"]:
         grad_pad[1:] = shares[1].sum(0)
-    return grad_qkv, shares[0].sum(0).to(bias.dtype), grad_pad
+    if cosine_scale is not None:
+        grad_cosine = shares[2].sum(0).to(cosine_scale.dtype)
+    return grad_qkv, shares[0].sum(0).to(bias.dtype), grad_pad, grad_cosine
 
 
-def _backward_one_tile(call: "_Call", grad_out: Tensor, bias: Tensor, grad_qkv: Tensor) -> tuple[Tensor, Tensor]:
-    """Fills grad_qkv; every program's share of the gradients of bias and padding, along the first dimension."""
+def _backward_one_tile(call: "_Call", grad_out: Tensor, grad_qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Fills grad_qkv; every program's share of the gradients of bias, padding and scale, along the first dimension."""
     grid, numbers = call.numbers("backward")
-    bias_shares = call.new_shares(grid[2], *bias.shape)
+    bias_shares = call.new_shares(grid[2], *call.bias.shape)
     padding_shares = call.new_shares(grid[2], 2, *call.qkv.shape[4:])
-    backward_kernel[grid[0], grid[2]](
-        call.qkv, bias, call.padding, grad_out, grad_qkv, bias_shares, padding_shares, *numbers, **call.constants,
-        T=call.tiles["T"], **call.options("backward"),
+    cosine_shares = call.new_shares(grid[2] if call.constants["COSINE"] else 0, grid[0])
+    backward_kernel[grid](
+        *call.tensors(keys_first=False), grad_out, grad_qkv, bias_shares, padding_shares, cosine_shares, *numbers,
+        **call.constants, T=call.tiles["T"], **call.options("backward"),
     )  # fmt: skip
-    return bias_shares, padding_shares
+    return bias_shares, padding_shares, cosine_shares
 
 
 def _backward_tiled(
-    call: "_Call", grad_out: Tensor, bias: Tensor, out: Tensor, lse: Tensor, grad_qkv: Tensor
-) -> tuple[Tensor, Tensor]:
+    call: "_Call", grad_out: Tensor, out: Tensor, lse: Tensor, grad_qkv: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """As `_backward_one_tile`, for windows of several tiles."""
     delta = _empty(lse, *lse.shape)
     grid, numbers = call.numbers("query")
-    bias_shares = call.new_shares(grid[2], *bias.shape)
+    bias_shares = call.new_shares(grid[2], *call.bias.shape)
+    cosine_shares = call.new_shares(grid[1] * grid[2] if call.constants["COSINE"] else 0, grid[0])
     query_kernel[grid](
-        call.qkv, bias, call.padding, out, lse, grad_out, grad_qkv, bias_shares, delta, *numbers, **call.constants,
-        **call.tiles, **call.options("query"),
+        *call.tensors(keys_first=False), out, lse, grad_out, grad_qkv, bias_shares, cosine_shares, delta, *numbers,
+        **call.constants, **call.tiles, **call.options("query"),
     )  # fmt: skip
     grid, numbers = call.numbers("key")
     padding_shares = call.new_shares(grid[1] * grid[2], 2, *call.qkv.shape[4:])
     key_kernel[grid](
-        call.qkv, bias, call.padding, lse, delta, grad_out, grad_qkv, padding_shares, *numbers, **call.constants,
+        *call.tensors(keys_first=True), lse, delta, grad_out, grad_qkv, padding_shares, *numbers, **call.constants,
         **call.tiles, **call.options("key"),
     )  # fmt: skip
-    return bias_shares, padding_shares
+    return bias_shares, padding_shares, cosine_shares
 
 
 def _empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -122,7 +137,7 @@ def _precision(qkv: Tensor) -> str:
 def _gpu(device: torch.device) -> tuple[int, int]:
     """Generation, and bytes of shared memory for a program; what the interpreter is told does not matter."""
     if device.type == "cpu":
-        return triton_launch.GENERATIONS[-1], 0
+        return parameters.GENERATIONS[-1], 0
     properties = torch.cuda.get_device_properties(device)
     # torch 2.14 has the attribute, and does not tell type checkers.
     shared: int = properties.shared_memory_per_block_optin  # type: ignore[attr-defined, unused-ignore]
@@ -130,12 +145,20 @@ def _gpu(device: torch.device) -> tuple[int, int]:
 
 
 class _Call:
-    """What all kernels take of one call: everything but the tensors and the tiles."""
+    """What all kernels take of one call."""
 
-    def __init__(self, qkv: Tensor, bias: Tensor, pad_qkv: Tensor | None, geometry: WindowGeometry) -> None:
+    def __init__(
+        self,
+        qkv: Tensor,
+        bias: Tensor,
+        pad_qkv: Tensor | None,
+        cosine_scale: Tensor | None,
+        geometry: WindowGeometry,
+    ) -> None:
         _, height, width, _, heads, head_dim = qkv.shape
-        self.qkv, self.geometry, self.tokens = qkv, geometry, bias.shape[1]
-        own, count, width_of_tile, last = triton_launch.tiles(self.tokens)
+        self.qkv, self.bias, self.geometry, self.tokens = qkv, bias.contiguous(), geometry, bias.shape[1]
+        self.cosine_scale = self.bias if cosine_scale is None else cosine_scale.contiguous()
+        own, count, width_of_tile, last = parameters.tiles(self.tokens)
         self.tiles = {"T": own, "TILES": count, "WIDTH": width_of_tile, "LAST": last}
         self.padding = qkv if pad_qkv is None else pad_qkv.to(qkv.dtype).contiguous()
         strides = [abs(stride) for stride in qkv.stride()]
@@ -145,13 +168,14 @@ class _Call:
             "WH": geometry.window_size[0],
             "WW": geometry.window_size[1],
             "D": head_dim,
-            "DP": triton_launch.next_power_of_2(head_dim),
+            "DP": parameters.next_power_of_2(head_dim),
             "PADDED": windows.needs_padding(geometry),
             "ATTENDED": pad_qkv is not None,
             "SHIFTED": geometry.shift != (0, 0),
             "ALIGNED": self._aligned(),
             "WIDE": span >= WIDE_FROM,
             "SCALE": 1 / math.sqrt(head_dim),
+            "COSINE": cosine_scale is not None,
             "PRECISION": _precision(qkv),
             "ACC": tl.float64 if qkv.dtype == torch.float64 else tl.float32,
         }
@@ -162,21 +186,38 @@ class _Call:
         steps = [*self.qkv.stride()[:5], self.qkv.shape[5]]
         return all(start % 16 == 0 for start in starts) and all(s * self.qkv.itemsize % 16 == 0 for s in steps)
 
+    def tensors(self, keys_first: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The first arguments of every kernel; keys_first: for scores that are keys by queries."""
+        bias = self.bias if self.tokens <= ONE_TILE else self._laid_out_bias(keys_first)
+        return self.qkv, bias, self.padding, self.cosine_scale
+
+    def _laid_out_bias(self, keys_first: bool) -> Tensor:
+        own, count, width, last = self.tiles.values()
+        heads, rows, columns = len(self.bias), -(-self.tokens // own) * own, (count - 1) * width + last
+        out = _empty(self.bias, heads, rows, columns, dtype=_accumulator(self.qkv))
+        lay_out_bias_kernel[heads, rows](
+            self.bias, out, N=self.tokens, ROWS=rows, COLUMNS=columns, WIDTH=parameters.next_power_of_2(columns),
+            KEYS_FIRST=keys_first, ACC=self.constants["ACC"], num_warps=1,
+        )  # fmt: skip
+        return out
+
     def numbers(self, kernel: Kernel) -> tuple[tuple[int, int, int], tuple[int, ...]]:
         """Launch grid (heads, tiles, splits), and the integers of a kernel in their order."""
         _, height, width, _, shift, dilation = self.geometry
         heads, count = self.qkv.shape[4], windows.window_count(self.geometry)
         own_tiles = -(-self.tokens // self.tiles["T"])
-        splits = triton_launch.splits(kernel, heads, own_tiles, count)
+        splits = parameters.splits(self._launch(kernel).programs, heads, own_tiles, count)
         counts = windows.lattice_windows(self.geometry)
         numbers = (count, splits, heads, height, width, *counts, *shift, dilation, *self.qkv.stride()[:5])
         return (heads, own_tiles, splits), numbers
 
-    def options(self, kernel: Kernel) -> dict[str, int | None]:
+    def options(self, kernel: Kernel) -> dict[str, int | bool | None]:
         """Launch parameters in Triton's words."""
-        head_dim, dtype = self.qkv.shape[5], self.qkv.dtype
+        return parameters.options(self._launch(kernel))
+
+    def _launch(self, kernel: Kernel) -> Launch:
         generation, shared = _gpu(self.qkv.device)
-        return triton_launch.options(triton_launch.launch(kernel, self.tokens, head_dim, dtype, generation, shared))
+        return parameters.launch(kernel, self.tokens, self.qkv.shape[5], self.qkv.dtype, generation, shared)
 
     def new_shares(self, *shape: int) -> Tensor:
         """Memory for what each program adds to a sum."""

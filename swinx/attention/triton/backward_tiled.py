@@ -3,7 +3,7 @@
 In one kernel the scores and three gradients of 144 tokens would not fit into registers. The forward pass left the
 log-sum-exp of each query's scores, so that each tile has its probabilities without the rest of the window. The kernel
 of the queries runs first and leaves delta = sum(dO * O), which equals rowsum(P * dP), to that of the keys. Formulas and
-the order of sums are those of `triton_backward`.
+the order of sums are those of `backward`.
 
 Shapes: N = WH * WW tokens in a window, T tokens of the tile that a program owns, TILES tiles of WIDTH (the last LAST)
 tokens of the other side, DP head_dim D rounded up to a power of two.
@@ -12,63 +12,68 @@ tokens of the other side, DP head_dim D rounded up to a power of two.
 import triton
 import triton.language as tl
 
-from swinx.attention.triton_places import (
+from swinx.attention.triton.places import (
     ANY_SIZE,
     holds_padding,
     load_keys,
     load_tokens,
+    locate,
+    padding_tokens,
     row_offsets,
     store_tokens,
     tile_tokens,
     token_places,
-    window_place,
 )
-from swinx.attention.triton_scores import (
+from swinx.attention.triton.scores import (
+    LOG2E,
     add_padding_gradient,
     clear_padding_gradient,
     exactly,
-    load_bias,
+    score_scale,
     store_bias_gradient,
+    tile_bias,
     tile_scores,
+    unit,
+    unit_gradient,
 )
 
 
 @triton.jit(do_not_specialize=ANY_SIZE)
 def query_kernel(
-    qkv, bias, pad_qkv, out, lse, grad_out, grad_qkv, grad_bias, delta_out,
+    qkv, bias, pad_qkv, cosine, out, lse, grad_out, grad_qkv, grad_bias, grad_cosine, delta_out,
     windows, splits, heads, height, width, count_h, count_w, shift_h, shift_w, dilation,
     stride_b, stride_y, stride_x, stride_s, stride_h,
     N: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     T: tl.constexpr, TILES: tl.constexpr, WIDTH: tl.constexpr, LAST: tl.constexpr,
     PADDED: tl.constexpr, ATTENDED: tl.constexpr, SHIFTED: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
-    SCALE: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    SCALE: tl.constexpr, COSINE: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (h, tiles of queries, splits). Writes dq into grad_qkv, delta (B, H, W, h), grad_bias (splits, h, N, N)."""
+    """Grid: (h, tiles of queries, splits). bias is what `lay_out_bias_kernel` made of it.
+
+    Writes dq into grad_qkv, delta (B, H, W, h), grad_bias (splits, h, N, N), grad_cosine (splits, tiles, h).
+    """
     head = tl.program_id(0)
     split = tl.program_id(2)
     grid = (height, width, count_h, count_w, shift_h, shift_w, dilation)
-    queries = tl.program_id(1) * T + tl.arange(0, T)
+    strides = (stride_b, stride_y, stride_x, stride_h)
+    own = tl.program_id(1)
+    queries = own * T + tl.arange(0, T)
     channels = tl.arange(0, DP)
     held_q = queries < N
-    biases = ()
+    FULL: tl.constexpr = N % T == 0
+    pad_k, pad_v = padding_tokens(pad_qkv, head, heads, D)
+    scale = score_scale(cosine, head, SCALE, COSINE, ACC)
+    sum_cosine = tl.zeros((T,), dtype=ACC)
     sums = ()
     for tile in tl.static_range(TILES):
-        keys = tile_tokens(tile, N, WIDTH, LAST)
-        tile_bias = load_bias(bias + head * N * N, queries[:, None], keys[None, :], N, ACC)
-        biases = biases + (tile_bias,)
-        sums = sums + (tl.zeros(tile_bias.shape, dtype=ACC),)
-    pad_k = pad_qkv + (heads + head) * D
-    pad_v = pad_qkv + (2 * heads + head) * D
-    FULL: tl.constexpr = N % T == 0
+        sums = sums + (tl.zeros((T, tile_tokens(tile, N, WIDTH, LAST).shape[0]), dtype=ACC),)
 
     for step in range(tl.cdiv(windows - split, splits)):
-        image, window = window_place(split + step * splits, grid)
-        image = image.to(tl.int64)
-        image_q = qkv + image * stride_b + head.to(tl.int64) * stride_h
-        y_q, x_q, grid_q = token_places(queries, window, grid, WH, WW)
-        offsets_q = row_offsets(y_q, x_q, stride_y, stride_x, WIDE)
-        query = load_tokens(image_q, offsets_q, pad_k, grid_q, held_q, channels, FULL, PADDED, False, ALIGNED, D, DP)
-        rows = row_offsets(y_q, x_q, width, 1, WIDE) * heads
+        index = split + step * splits
+        image, window, image_q, y, x, grid_q, offsets = locate(qkv, head, index, queries, grid, strides, WH, WW, WIDE)
+        query = load_tokens(image_q, offsets, pad_k, grid_q, held_q, channels, FULL, PADDED, False, ALIGNED, D, DP)
+        query, inverse_q = unit(query, COSINE, ACC)
+        rows = row_offsets(y, x, width, 1, WIDE) * heads
         first = image * height * width * heads + head
         image_o = grad_out + first * D
         grad = load_tokens(image_o, rows * D, pad_k, grid_q, held_q, channels, FULL, PADDED, False, ALIGNED, D, DP)
@@ -86,9 +91,11 @@ def query_kernel(
                 image_q + stride_s, stride_y, stride_x, stride_s, pad_k, pad_v, window, grid, channels,
                 tile, N, WIDTH, LAST, WH, WW, PADDED, ATTENDED, ALIGNED, WIDE, D, DP,
             )  # fmt: skip
+            key, _ = unit(key, COSINE, ACC)
+            score_bias = tile_bias(bias, head, queries, keys, windows, N, T, TILES, WIDTH, LAST)
             scores = tile_scores(
-                query, key, biases[tile], queries, keys, grid_q, in_grid, window, grid,
-                WH, WW, SHIFTED, PADDED and not ATTENDED, SCALE, PRECISION,
+                query, key, score_bias, scale * exactly(LOG2E, ACC), queries, keys, grid_q, in_grid, window, grid,
+                WH, WW, SHIFTED, PADDED and not ATTENDED, PRECISION,
             )  # fmt: skip
             probabilities = tl.exp2(scores - log_sum[:, None])
             grad_p = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
@@ -96,58 +103,61 @@ def query_kernel(
             grad_q = tl.dot(grad_s.to(key.dtype), key, grad_q, input_precision=PRECISION)
             new_sums = new_sums + (sums[tile] + grad_s,)
         sums = new_sums
+        if COSINE:
+            sum_cosine += tl.sum(grad_q * query.to(ACC), axis=1)
+        grad_q = unit_gradient(grad_q * scale, query, inverse_q, COSINE, ACC)
         image_g = grad_qkv + (3 * (first - head) + head) * D
-        store_tokens(image_g, 3 * rows * D, grad_q * exactly(SCALE, ACC), grid_q, held_q, channels, FULL, PADDED, D, DP)
+        store_tokens(image_g, 3 * rows * D, grad_q, grid_q, held_q, channels, FULL, PADDED, D, DP)
 
     head_grad = grad_bias + (split * heads + head) * N * N
     for tile in tl.static_range(TILES):
         keys = tile_tokens(tile, N, WIDTH, LAST)
         store_bias_gradient(head_grad, sums[tile], queries[:, None], keys[None, :], N)
+    if COSINE:
+        share = grad_cosine + (split * tl.num_programs(1) + own) * heads + head
+        tl.store(share, tl.sum(sum_cosine, axis=0))
 
 
 @triton.jit(do_not_specialize=ANY_SIZE)
 def key_kernel(
-    qkv, bias, pad_qkv, lse, delta_in, grad_out, grad_qkv, grad_padding,
+    qkv, bias, pad_qkv, cosine, lse, delta_in, grad_out, grad_qkv, grad_padding,
     windows, splits, heads, height, width, count_h, count_w, shift_h, shift_w, dilation,
     stride_b, stride_y, stride_x, stride_s, stride_h,
     N: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     T: tl.constexpr, TILES: tl.constexpr, WIDTH: tl.constexpr, LAST: tl.constexpr,
     PADDED: tl.constexpr, ATTENDED: tl.constexpr, SHIFTED: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
-    SCALE: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    SCALE: tl.constexpr, COSINE: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Grid: (h, tiles of keys, splits). Writes dk and dv into grad_qkv, and grad_padding (splits, tiles, 2, h, D).
 
-    Scores are keys by queries here.
+    Scores are keys by queries here, and so is the bias.
     """
     head = tl.program_id(0)
     own = tl.program_id(1)
     split = tl.program_id(2)
     grid = (height, width, count_h, count_w, shift_h, shift_w, dilation)
+    strides = (stride_b, stride_y, stride_x, stride_h)
     keys = own * T + tl.arange(0, T)
     channels = tl.arange(0, DP)
     held_k = keys < N
-    biases = ()
-    for tile in tl.static_range(TILES):
-        queries = tile_tokens(tile, N, WIDTH, LAST)
-        biases = biases + (load_bias(bias + head * N * N, queries[None, :], keys[:, None], N, ACC),)
-    pad_k = pad_qkv + (heads + head) * D
-    pad_v = pad_qkv + (2 * heads + head) * D
     FULL: tl.constexpr = N % T == 0
+    pad_k, pad_v = padding_tokens(pad_qkv, head, heads, D)
+    scale = score_scale(cosine, head, SCALE, COSINE, ACC)
     if PADDED and ATTENDED:
         share_k = grad_padding + (2 * (split * tl.num_programs(1) + own) * heads + head) * D
         share_v = share_k + heads * D
         clear_padding_gradient(share_k, share_v, channels, D, DP, ACC)
 
     for step in range(tl.cdiv(windows - split, splits)):
-        image, window = window_place(split + step * splits, grid)
-        image = image.to(tl.int64)
-        image_q = qkv + image * stride_b + head.to(tl.int64) * stride_h
+        index = split + step * splits
+        image, window, image_q, y_k, x_k, grid_k, offsets_k = locate(
+            qkv, head, index, keys, grid, strides, WH, WW, WIDE
+        )
         image_k = image_q + stride_s
         image_v = image_k + stride_s
-        y_k, x_k, grid_k = token_places(keys, window, grid, WH, WW)
-        offsets_k = row_offsets(y_k, x_k, stride_y, stride_x, WIDE)
         key = load_tokens(image_k, offsets_k, pad_k, grid_k, held_k, channels, FULL, PADDED, ATTENDED, ALIGNED, D, DP)
         value = load_tokens(image_v, offsets_k, pad_v, grid_k, held_k, channels, FULL, PADDED, ATTENDED, ALIGNED, D, DP)
+        key, inverse_k = unit(key, COSINE, ACC)
         first = image * height * width * heads + head
 
         grad_k = tl.zeros((T, DP), dtype=ACC)
@@ -160,6 +170,7 @@ def key_kernel(
                 image_q, offsets, pad_k, in_grid, queries < N, channels,
                 (tile + 1) * WIDTH <= N or tile * WIDTH + LAST == N, PADDED, False, ALIGNED, D, DP,
             )  # fmt: skip
+            query, _ = unit(query, COSINE, ACC)
             rows = row_offsets(y, x, width, 1, WIDE) * heads
             grad = load_tokens(
                 grad_out + first * D, rows * D, pad_k, in_grid, queries < N, channels,
@@ -168,16 +179,17 @@ def key_kernel(
             real = (queries < N) & in_grid
             log_sum = tl.load(lse + first + rows, mask=real, other=float("inf"))  # no probability for what is no query
             delta = tl.load(delta_in + first + rows, mask=real, other=0.0)
+            score_bias = tile_bias(bias, head, keys, queries, windows, N, T, TILES, WIDTH, LAST)
             scores = tile_scores(
-                key, query, biases[tile], keys, queries, grid_k, in_grid, window, grid,
-                WH, WW, SHIFTED, False, SCALE, PRECISION,
+                key, query, score_bias, scale * exactly(LOG2E, ACC), keys, queries, grid_k, in_grid, window, grid,
+                WH, WW, SHIFTED, False, PRECISION,
             )  # fmt: skip  # padding needs no hiding here: no gradient of a padding key is kept, nor any of its queries
             probabilities = tl.exp2(scores - log_sum[None, :])
             grad_v = tl.dot(probabilities.to(grad.dtype), grad, grad_v, input_precision=PRECISION)
             grad_p = tl.dot(value, tl.trans(grad), input_precision=PRECISION)
             grad_s = probabilities * (grad_p - delta[None, :])
             grad_k = tl.dot(grad_s.to(query.dtype), query, grad_k, input_precision=PRECISION)
-        grad_k *= exactly(SCALE, ACC)
+        grad_k = unit_gradient(grad_k * scale, key, inverse_k, COSINE, ACC)
 
         image_g = grad_qkv + (3 * (first - head) + heads + head) * D
         places = 3 * row_offsets(y_k, x_k, width, 1, WIDE) * heads * D

@@ -1,0 +1,226 @@
+"""Are the Triton kernels right on this machine, and fast? One command answers both.
+
+    python -m swinx.attention.check
+    python -m swinx.attention.check --output record.json
+
+Holds outputs and gradients against float64 in every dtype, computes one case fifty times for equal bits, and times the
+kernels beside torch's own ways and a plain copy of memory. Prints a verdict, and writes a JSON record that belongs into
+a report of a fault, or into swinx/attention/triton/records, which gives the kernels to `auto` on that kind of GPU.
+Takes up to four minutes on a GPU, mostly for compiling. Without one it runs in Triton's interpreter, which says nothing
+about speed. Leaves with status 1 where anything is wrong.
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
+
+import swinx
+from swinx.attention import speed
+from swinx.attention.triton import support, trial
+from swinx.windows import WindowGeometry
+
+REPEATS = 50
+HEAD_DIM = 32
+# (window, head_dim, whether the scores are those of Swin V2)
+WINDOWS = (
+    ((7, 7), 32, False), ((12, 12), 32, False), ((8, 8), 32, True),
+    ((8, 8), 32, False), ((4, 5), 24, False), ((12, 12), 32, True), ((16, 16), 32, True),
+)  # fmt: skip
+# How many of WINDOWS each dtype goes through: the interpreter has no bfloat16, and every case on a GPU is compiled.
+ON_A_GPU = {torch.bfloat16: 7, torch.float16: 3, torch.float32: 3}
+INTERPRETED = {torch.float16: 7, torch.float32: 3}
+
+
+class Stage(NamedTuple):
+    """A stage as a network runs it, every second block shifted; side of its grid in tokens."""
+
+    name: str
+    batch: int
+    side: int
+    window: int
+    heads: int
+    cosine: bool = False
+
+
+STAGES = (
+    Stage("swinx_t, 224 pixels, stage 1, batch 32", 32, 56, 7, 3),
+    Stage("swinx_b, 512 pixels, stage 1, batch 16", 16, 128, 12, 4),
+    Stage("swinx_v2_t, 256 pixels, stage 1, batch 32", 32, 64, 8, 3, True),
+)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers come from."""
+    gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if gpu else f"Triton's interpreter on {platform.machine()}",
+        "capability": list(torch.cuda.get_device_capability(device)) if gpu else None,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": importlib.metadata.version("triton"),
+        "python": platform.python_version(),
+        "swinx": swinx.__version__,
+        "c_compiler": compiler(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": "python -m swinx.attention.check",
+    }
+
+
+def compiler() -> str | None:
+    """Name of the C compiler that Triton's first launch finds, or None."""
+    found = next(filter(shutil.which, (os.environ.get("CC", ""), "clang", "gcc", "cc")), None)
+    return Path(found).name if found else None
+
+
+def right(device: torch.device) -> list[dict[str, Any]]:
+    """A row for each case: its largest error over the one allowed, or why there is none."""
+    rows = []
+    for dtype, count in (ON_A_GPU if device.type == "cuda" else INTERPRETED).items():
+        for window, head_dim, cosine in WINDOWS[:count]:
+            for number, case in enumerate(trial.trials(window, head_dim, cosine)):
+                row: dict[str, Any] = {"dtype": _name(dtype), "window": window, "head_dim": head_dim}
+                row |= {"cosine": cosine, "case": number, "excess": None, "right": False}
+                try:
+                    row["excess"] = case.excess(dtype, device, backward=True)
+                    row["right"] = row["excess"] <= 1
+                except Exception as failure:  # whatever it is, it is the result
+                    row["reason"] = f"{type(failure).__name__}: {failure}".splitlines()[0][:300]
+                rows.append(row)
+                said = row.get("reason") or f"{row['excess']:.2f} of the error allowed"
+                scores = "cosine" if cosine else "scaled"
+                print(f"{row['dtype']:9} window {window!s:9} head_dim {head_dim} {scores}, case {number}: {said}")
+    return rows
+
+
+def same_bits(device: torch.device) -> bool:
+    """Whether one case gives the same bits again and again, in windows of one tile and of several."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
+    for window in ((7, 7), (12, 12)):
+        case = trial.trials(window, HEAD_DIM if device.type == "cuda" else 16, cosine=False)[1]
+        first = case.results(dtype, device, backward=True)
+        for _ in range(REPEATS - 1):
+            again = case.results(dtype, device, backward=True)
+            if any(not torch.equal(first[name], again[name]) for name in first):
+                return False
+    return True
+
+
+def timed(device: torch.device) -> list[dict[str, Any]]:
+    """A row for each stage, direction and way of computing it: median milliseconds, in bfloat16."""
+    copy, rows = speed.copy_speed(device), []
+    for stage in STAGES:
+        side, window, channels = stage.side, (stage.window, stage.window), stage.heads * HEAD_DIM
+        geometry = WindowGeometry(stage.batch, side, side, window, (stage.window // 2, stage.window // 2), 1)
+        qkv, bias, pad, scale = trial.Trial(geometry, stage.heads, HEAD_DIM, cosine=stage.cosine).inputs(
+            torch.bfloat16, device
+        )
+        inputs = [tensor.requires_grad_() for tensor in (qkv, bias, pad) if tensor is not None]
+        for name in ("triton", "sdpa", "compiled reference", "flex_attention"):
+            if name == "flex_attention" and stage.cosine:
+                continue
+            attention = _way(name, geometry, scale, device)
+            for direction, bytes_per_channel in (("forward", 8), ("both", 22)):
+                row: dict[str, Any] = {"stage": stage.name, "direction": direction, "way": name}
+                try:
+                    times = speed.measure(functools.partial(_run, attention, inputs, direction), device)
+                except Exception as failure:  # of the kernels or of what they are held against
+                    row["reason"] = f"{type(failure).__name__}: {failure}".splitlines()[0][:300]
+                else:
+                    least = stage.batch * side * side * channels * bytes_per_channel
+                    row |= {"ms": times.p50, "ms_p20": times.p20, "ms_p80": times.p80}
+                    row["copy_share"] = least / (1e-3 * times.p50) / copy
+                rows.append(row)
+                said = row.get("reason") or f"{row['ms']:.3f} ms, {row['copy_share']:.0%} of the speed of a copy"
+                print(f"{stage.name}, {direction}, {name}: {said}", flush=True)
+    return rows
+
+
+def _way(name: str, geometry: WindowGeometry, scale: Tensor | None, device: torch.device) -> speed.Attention:
+    if name == "flex_attention":
+        return speed.flex_attention(geometry, device)
+    impl: Any = name.removeprefix("compiled ")
+    rule = {"window_size": geometry.window_size, "shift": geometry.shift, "impl": impl, "cosine_scale": scale}
+
+    def attention(qkv: Tensor, bias: Tensor, pad: Tensor) -> Tensor:
+        return swinx.window_attention(qkv, bias, pad_qkv=pad, **rule)
+
+    torch._dynamo.reset()
+    return torch.compile(attention, dynamic=False, fullgraph=True) if name != impl else attention
+
+
+def _run(attention: speed.Attention, inputs: list[Tensor], direction: str) -> object:
+    if direction == "forward":
+        with torch.inference_mode():
+            return attention(*inputs)
+    out = attention(*inputs)
+    return torch.autograd.grad(out, inputs, torch.ones_like(out), materialize_grads=True)
+
+
+def faster(rows: list[dict[str, Any]]) -> bool:
+    """Whether the kernels beat SDPA, which `auto` would take in their place, in every stage and direction."""
+    times = {(row["stage"], row["direction"], row["way"]): row.get("ms") for row in rows}
+    ours = {key: ms for key, ms in times.items() if key[2] == "triton"}
+    return bool(ours) and all(
+        ms is not None and (times[stage, direction, "sdpa"] or float("inf")) > ms
+        for (stage, direction, _), ms in ours.items()
+    )
+
+
+def verdict(record: dict[str, Any]) -> list[str]:
+    """The record in sentences."""
+    rows = record["cases"]
+    wrong = [row for row in rows if not row["right"]]
+    worst = max((row["excess"] for row in rows if row["excess"] is not None), default=float("nan"))
+    said = [f"{record['device']}, torch {record['torch']}, Triton {record['triton']}."]
+    if record["c_compiler"] is None:
+        said.append("There is no C compiler, which Triton's first launch on a GPU needs: install gcc or set CC.")
+    said.append(f"Right: {len(rows) - len(wrong)} of {len(rows)} cases; largest error {worst:.2f} of the one allowed.")
+    said.append(f"Equal bits in {REPEATS} runs: {'yes' if record['same_bits'] else 'no'}.")
+    if not record["times"]:
+        said.append("Speed: unknown, as no GPU is here. On a GPU, auto takes SDPA until a record of its kind is there.")
+    elif record["faster"]:
+        said.append("Fast: faster than SDPA in every stage timed.")
+    else:
+        said.append("Not fast: SDPA is faster, or failed to run beside the kernels, in some of the stages timed.")
+    return said
+
+
+def main() -> None:
+    """Check, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="file for the JSON record")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reason = support.unsupported(device, torch.float16, (7, 7), HEAD_DIM)
+    if reason is not None:
+        raise SystemExit(f"The Triton kernels cannot run here: {reason}.")
+    record: dict[str, Any] = machine(device) | {"cases": right(device)}
+    record["same_bits"] = all(row["right"] for row in record["cases"]) and same_bits(device)
+    record["times"] = timed(device) if device.type == "cuda" else []
+    record |= {"right": record["same_bits"], "faster": faster(record["times"])}
+    record["verdict"] = verdict(record)
+    print("\n".join(["", *record["verdict"]]))
+    if options.output is not None:
+        options.output.write_text(json.dumps(record, indent=1) + "\n")
+    raise SystemExit(0 if record["right"] else 1)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""How attention is timed, and what else could compute it: for `swinx.attention.check` and for the benchmarks.
+
+Shapes: B images, H W grid, h heads, D head_dim, N tokens in a window, M windows of the batch, C = h * D.
+"""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from swinx import windows
+from swinx.windows import WindowGeometry
+
+Call = Callable[[], object]
+# Maps qkv, bias (h, N, N) and pad_qkv (3, h, D) to the result.
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Times(NamedTuple):
+    """Percentiles of the time of one call, in milliseconds."""
+
+    p20: float
+    p50: float
+    p80: float
+
+
+def measure(call: Call, device: torch.device, cold: bool = True, seconds: float = 0.4) -> Times:
+    """Time a call again and again for about so many seconds, 5 to 200 times, after a warm-up.
+
+    On a GPU by events around each call; cold: with the level-2 cache overwritten before each. On the CPU by the clock.
+    """
+    for _ in range(3):
+        call()
+    if device.type != "cuda":
+        return percentiles(_clock(call, seconds))
+    flush = torch.empty(256 * 2**20 if cold else 1, dtype=torch.int8, device=device)
+    torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    call()
+    torch.cuda.synchronize(device)
+    runs = min(200, max(20, int(seconds / max(time.perf_counter() - start, 1e-6))))
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(runs)]
+    for before, after in events:
+        flush.zero_()
+        before.record()
+        call()
+        after.record()
+    torch.cuda.synchronize(device)
+    return percentiles([before.elapsed_time(after) for before, after in events])
+
+
+def _clock(call: Call, seconds: float) -> list[float]:
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 5 or (time.perf_counter() < end and len(times) < 200):
+        start = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def percentiles(times: list[float]) -> Times:
+    """20th, 50th and 80th."""
+    return Times(*torch.tensor(times, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8]).double()).tolist())
+
+
+def copy_speed(device: torch.device) -> float:
+    """Bytes per second that a copy reads and writes, for memory far larger than any cache: what "100 %" means here."""
+    size = 2**30 if device.type == "cuda" else 2**28
+    source = torch.empty(size, dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / (1e-3 * measure(lambda: target.copy_(source), device, cold=False).p50)
+
+
+def flex_attention(geometry: WindowGeometry, device: torch.device) -> Attention:
+    """torch's flex_attention with bias and regions in its score_mod, compiled with the cutting of windows around it."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    tokens = geometry.window_size[0] * geometry.window_size[1]
+    index, scatter = windows.gather_index(geometry, device), windows.scatter_index(geometry, device)
+    region = windows.slot_regions(windows.all_slots(geometry, device), geometry).view(-1, tokens).int()
+    shifted = geometry.shift != (0, 0)
+
+    def attention(qkv: Tensor, bias: Tensor, pad: Tensor) -> Tensor:
+        def score_mod(score: Tensor, m: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            score = score + bias[head, i, j]
+            return torch.where(region[m, i] == region[m, j], score, -float("inf")) if shifted else score
+
+        q, k, v = cut_windows(qkv, pad, index, tokens)
+        return join_windows(flex_attention(q, k, v, score_mod=score_mod), scatter, qkv)
+
+    torch._dynamo.reset()
+    compiled: Attention = torch.compile(attention, dynamic=False, fullgraph=True)
+    return compiled
+
+
+def cut_windows(qkv: Tensor, pad: Tensor, index: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v, (M, h, N, D) each."""
+    _, _, _, _, heads, head_dim = qkv.shape
+    flat = torch.cat([qkv.reshape(-1, 3, heads, head_dim), pad.to(qkv.dtype)[None]])
+    q, k, v = flat[index].view(-1, tokens, 3, heads, head_dim).permute(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def join_windows(out: Tensor, scatter: Tensor, qkv: Tensor) -> Tensor:
+    """(M, h, N, D) back to (B, H, W, C)."""
+    batch, height, width, _, heads, head_dim = qkv.shape
+    flat = out.transpose(1, 2).reshape(-1, heads * head_dim)
+    return flat[scatter].view(batch, height, width, heads * head_dim)

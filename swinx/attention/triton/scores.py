@@ -1,0 +1,158 @@
+"""Scores of one window inside a kernel: scaled products, bias, and what hides one token from another.
+
+Scores are kept in units of log2, so that the softmax needs no multiplication before its exponential. Kernels are
+compiled without the fusion of products and sums, and say where they want it: equal bits from every version of Triton.
+The scores of Swin V2 are products of unit vectors: queries and keys are divided by their lengths as they come in, and
+their gradients go back through that division.
+
+Shapes: R rows and T columns of a tile; queries by keys, or keys by queries in the kernel for the gradients of keys.
+"""
+
+import triton
+import triton.language as tl
+
+from swinx.attention.triton.places import token_wraps
+
+LOG2E = tl.constexpr(1.4426950408889634)
+SHORTEST = tl.constexpr(1e-12)  # what torch.nn.functional.normalize divides by at least
+
+
+@triton.jit
+def exactly(VALUE: tl.constexpr, ACC: tl.constexpr):
+    """A number in the type of what it is multiplied by: before Triton 3.9 a bare one is float32 beside float64 too."""
+    return tl.full((), VALUE, ACC)
+
+
+@triton.jit
+def score_scale(cosine, head, SCALE: tl.constexpr, COSINE: tl.constexpr, ACC: tl.constexpr):
+    """What products are multiplied by: the head's scale of cosines, read at the pointer cosine, or else SCALE."""
+    if COSINE:
+        scale = tl.load(cosine + head).to(ACC)
+    else:
+        scale = exactly(SCALE, ACC)
+    return scale
+
+
+@triton.jit
+def unit(rows, COSINE: tl.constexpr, ACC: tl.constexpr):
+    """(R, DP) vectors divided by their lengths, and what each was multiplied by (R,); as they are unless COSINE.
+
+    A zero vector stays one, and so does its gradient.
+    """
+    inverse = tl.full((rows.shape[0],), 1.0, ACC)
+    if COSINE:
+        wide = rows.to(ACC)
+        length = tl.sqrt(tl.sum(wide * wide, axis=1))
+        inverse = tl.where(length > 0.0, 1.0 / tl.maximum(length, SHORTEST), 0.0)
+        rows = (wide * inverse[:, None]).to(rows.dtype)
+    return rows, inverse
+
+
+@triton.jit
+def unit_gradient(grad, rows, inverse, COSINE: tl.constexpr, ACC: tl.constexpr):
+    """Gradient (R, DP) of vectors from that of their unit vectors, which rows and inverse are as `unit` gave them."""
+    if COSINE:
+        wide = rows.to(ACC)
+        grad = (grad - wide * tl.sum(wide * grad, axis=1)[:, None]) * inverse[:, None]
+    return grad
+
+
+@triton.jit
+def load_bias(bias, queries, keys, N: tl.constexpr, ACC: tl.constexpr):
+    """One head's (N, N) bias at queries and keys that broadcast; -inf for keys past the window.
+
+    Queries past it have none: with a bias of -inf they might see no key, and their NaN would reach sums over queries.
+    """
+    values = tl.load(bias + queries * N + tl.minimum(keys, N - 1), mask=queries < N, other=0.0)
+    return tl.where(keys < N, values.to(ACC) * exactly(LOG2E, ACC), float("-inf"))
+
+
+@triton.jit
+def lay_out_bias_kernel(
+    bias, out,
+    N: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
+    KEYS_FIRST: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Grid: (h, ROWS). (h, N, N) -> (h, ROWS, COLUMNS) as `load_bias` gives it, queries by keys or keys by queries.
+
+    Windows of several tiles read it anew for each window: it is too large for registers, and cached. WIDTH: COLUMNS
+    rounded up to a power of two.
+    """
+    head = tl.program_id(0)
+    row = tl.program_id(1)
+    columns = tl.arange(0, WIDTH)
+    if KEYS_FIRST:
+        keys = tl.full((WIDTH,), 0, tl.int32) + row
+        queries = columns
+    else:
+        keys = columns
+        queries = tl.full((WIDTH,), 0, tl.int32) + row
+    values = load_bias(bias + head * N * N, queries, keys, N, ACC)
+    tl.store(out + (head * ROWS + row) * COLUMNS + columns, values, mask=columns < COLUMNS)
+
+
+@triton.jit
+def tile_bias(
+    bias, head, rows, columns, windows,
+    N: tl.constexpr, T: tl.constexpr, TILES: tl.constexpr, WIDTH: tl.constexpr, LAST: tl.constexpr,
+):  # fmt: skip
+    """(R, T) bias of a tile, from what `lay_out_bias_kernel` wrote for one head."""
+    ROWS: tl.constexpr = (N + T - 1) // T * T
+    COLUMNS: tl.constexpr = (TILES - 1) * WIDTH + LAST
+    pointers = bias + head * ROWS * COLUMNS + rows[:, None] * COLUMNS + columns[None, :]
+    # Always so, which the compiler cannot know: it would copy what stands in no branch to shared memory, window by
+    # window, as it does with tokens, and find too little of it.
+    if windows > 0:
+        values = tl.load(pointers)
+    else:
+        values = tl.zeros(pointers.shape, dtype=bias.dtype.element_ty)
+    return values
+
+
+@triton.jit
+def tile_scores(
+    left, right, bias, factor, rows, columns, in_grid_rows, in_grid_columns, window, grid,
+    WH: tl.constexpr, WW: tl.constexpr, SHIFTED: tl.constexpr, HIDE_PADDING: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(R, T) scores of tokens rows by tokens columns of one window; -inf between different regions.
+
+    factor: scale of the products, in units of log2. Only windows at the end of a shifted lattice hold more than one
+    region: its own rows and columns, and those that the roll brings there. Padding that is not attended is one more.
+    """
+    scores = tl.fma(tl.dot(left, tl.trans(right), input_precision=PRECISION), factor, bias)
+    if SHIFTED:
+        _, _, count_h, count_w, _, _, _ = grid
+        _, _, i, j = window
+        ends = 2 * (i == count_h - 1).to(tl.int32) + (j == count_w - 1).to(tl.int32)
+        if ends > 0:
+            row_wraps = token_wraps(rows, grid, WH, WW)
+            column_wraps = token_wraps(columns, grid, WH, WW)
+            scores = tl.where(((row_wraps[:, None] ^ column_wraps[None, :]) & ends) == 0, scores, float("-inf"))
+    if HIDE_PADDING:
+        scores = tl.where(in_grid_rows[:, None] == in_grid_columns[None, :], scores, float("-inf"))
+    return scores
+
+
+@triton.jit
+def store_bias_gradient(grad_bias, values, queries, keys, N: tl.constexpr):
+    """Write one program's share of one head's (N, N), at queries and keys that broadcast."""
+    tl.store(grad_bias + queries * N + keys, values, mask=(queries < N) & (keys < N))
+
+
+@triton.jit
+def clear_padding_gradient(share_k, share_v, channels, D: tl.constexpr, DP: tl.constexpr, ACC: tl.constexpr):
+    """Start one program's shares (D,) of the gradients of the padding key and value."""
+    tl.store(share_k + channels, tl.zeros((DP,), dtype=ACC), mask=channels < D)
+    tl.store(share_v + channels, tl.zeros((DP,), dtype=ACC), mask=channels < D)
+    tl.debug_barrier()  # what adds to them may be other threads
+
+
+@triton.jit
+def add_padding_gradient(share, values, padding, channels, D: tl.constexpr):
+    """Add the rows of (T, DP) values that are padding to one program's share (D,) in memory, which it alone writes.
+
+    Few windows hold padding; in registers the sum would push others out. An atomic addition needs no barrier between a
+    program's windows, which would keep loads from running ahead; with one program on an address its order is fixed.
+    """
+    total = tl.sum(tl.where(padding[:, None], values, 0.0), axis=0)
+    tl.atomic_add(share + channels, total, mask=channels < D, sem="relaxed")

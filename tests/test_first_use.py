@@ -1,0 +1,181 @@
+"""Who gets the kernels: records, the environment, and a first use that may fail. In the interpreter or on a GPU."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kernel_cases import DEVICE, Case
+from torch import Tensor
+
+import swinx
+from swinx.attention import backends
+from swinx.attention.triton import first_use, launch, records
+
+CASE = Case(9, 10, (4, 5), (2, 1))
+NO_COMPILER = "Failed to find C compiler. Please specify via CC environment variable or set triton.knobs.build.impl."
+
+
+@pytest.fixture(autouse=True)
+def nothing_tried() -> Iterator[None]:
+    tried, warned = dict(first_use._tried), set(first_use._warned)
+    first_use._tried.clear()
+    first_use._warned.clear()
+    yield
+    first_use._tried.update(tried)
+    first_use._warned.update(warned)
+
+
+@pytest.fixture
+def wished(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWINX_ATTENTION", "triton")
+
+
+def attention(impl: str, inputs: list[Tensor]) -> Tensor:
+    qkv, bias, pad = inputs
+    return swinx.window_attention(qkv, bias, pad_qkv=pad, window_size=(4, 5), shift=(2, 1), impl=impl)
+
+
+def count_launches(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    seen: list[torch.Size] = []
+    plain = launch.forward
+
+    def forward(qkv: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        seen.append(qkv.shape)
+        return plain(qkv, *rest)
+
+    monkeypatch.setattr(launch, "forward", forward)
+    return seen
+
+
+def test_the_environment_chooses_in_place_of_auto(monkeypatch: pytest.MonkeyPatch, wished: None) -> None:
+    inputs = CASE.inputs()
+    seen = count_launches(monkeypatch)
+    assert torch.equal(attention("auto", inputs), attention("triton", inputs))
+    assert len(seen) == 3 + 1 + 1  # three small inputs tried, then the two calls
+    attention("auto", inputs)
+    assert len(seen) == 6  # nothing is tried twice
+    attention("reference", inputs)
+    assert len(seen) == 6  # what the program says goes before the environment
+    monkeypatch.setenv("SWINX_ATTENTION", "sdpa")
+    assert torch.equal(attention("auto", inputs), attention("sdpa", inputs))
+    monkeypatch.setenv("SWINX_ATTENTION", "auto")
+    attention("auto", inputs)
+    assert len(seen) == 6
+    monkeypatch.setenv("SWINX_ATTENTION", "flash")
+    message = "SWINX_ATTENTION must be one of auto, reference, sdpa, triton, got 'flash'"
+    with pytest.raises(ValueError, match=message):
+        attention("auto", inputs)
+
+
+def test_set_attention_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch, wished: None) -> None:
+    config = swinx.SwinConfig(16, (1, 1, 1, 1), (1, 1, 2, 2), 4, 0.0)
+    model = swinx.SwinXEncoder(config).eval().to(DEVICE)
+    image = torch.randn(1, 3, 32, 32, device=DEVICE)
+    seen = count_launches(monkeypatch)
+    swinx.set_attention(model, "reference")
+    model(image)
+    assert not seen
+    swinx.set_attention(model, "auto")
+    with torch.no_grad():
+        model(image)
+    assert torch.Size([1, 8, 8, 3, 1, 16]) in seen
+
+
+@pytest.mark.parametrize("failing", ["forward", "backward"])
+def test_a_kernel_that_cannot_start_gives_way_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch, wished: None, failing: str
+) -> None:
+    def fails(*call: Any) -> None:
+        raise RuntimeError(NO_COMPILER)
+
+    monkeypatch.setattr(launch, failing, fails)
+    inputs = [tensor.requires_grad_() for tensor in CASE.inputs()]
+    with pytest.warns(UserWarning, match="kernels do not work here.*Failed to find C compiler") as caught:
+        out = attention("auto", inputs)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(attention("auto", inputs), out)
+    monkeypatch.delenv("SWINX_ATTENTION")
+    assert torch.equal(attention("auto", inputs), out)
+    with pytest.raises(RuntimeError, match="C compiler"):
+        attention("triton", inputs).sum().backward()
+
+
+def test_a_kernel_that_is_wrong_gives_way_with_one_warning(monkeypatch: pytest.MonkeyPatch, wished: None) -> None:
+    inputs = CASE.inputs()
+    plain = launch.forward
+
+    def wrong(*call: Any) -> tuple[Tensor, Tensor]:
+        out, lse = plain(*call)
+        out[:, -1] *= 1.01
+        return out, lse
+
+    monkeypatch.setattr(launch, "forward", wrong)
+    with pytest.warns(UserWarning, match=r"their error is .* times the one allowed"):
+        out = attention("auto", inputs)
+    torch.testing.assert_close(out, attention("reference", inputs))
+    assert not torch.allclose(attention("triton", inputs), out)
+
+
+def test_what_the_kernels_do_not_take_gives_way_with_one_warning(wished: None) -> None:
+    tokens = 17 * 4
+    qkv, bias = torch.randn(1, 18, 5, 3, 1, 16, device=DEVICE), torch.zeros(1, tokens, tokens, device=DEVICE)
+    with pytest.warns(
+        UserWarning, match=r"SWINX_ATTENTION=triton gives way to auto's choice: .*up to 16 tokens a side"
+    ):
+        out = swinx.window_attention(qkv, bias, window_size=(17, 4))
+    torch.testing.assert_close(out, swinx.window_attention(qkv, bias, window_size=(17, 4), impl="reference"))
+
+
+def test_nothing_is_tried_in_traced_code_or_during_capture(monkeypatch: pytest.MonkeyPatch, wished: None) -> None:
+    seen = count_launches(monkeypatch)
+    inputs = CASE.inputs()
+    compiled = torch.compile(attention, backend="eager", fullgraph=True)
+    assert torch.equal(compiled("auto", inputs), attention("triton", inputs))
+    assert len(seen) == 2
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    case = (torch.device("cuda"), torch.float16, (7, 7), 32, False, False, False)
+    assert "while a CUDA graph is captured" in first_use.failure(*case)
+    assert not first_use._tried
+
+
+def test_trying_changes_no_random_numbers_and_no_modes(wished: None) -> None:
+    inputs = CASE.inputs()
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    with torch.inference_mode():
+        attention("auto", inputs)
+        assert torch.is_inference_mode_enabled()
+    assert torch.equal(torch.rand(4), expected)
+    assert list(first_use._tried.values()) == [None]
+
+
+def test_a_record_switches_auto_on_for_its_capability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, capability, right, faster in [
+        ("h100", [9, 0], True, True), ("a100", [8, 0], True, False), ("l4", [8, 9], False, False),
+    ]:  # fmt: skip
+        text = json.dumps({"capability": capability, "right": right, "faster": faster})
+        (tmp_path / f"{name}.json").write_text(text)
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    records.tested_capabilities.cache_clear()
+    try:
+        assert records.tested_capabilities() == {(9, 0)}
+    finally:
+        records.tested_capabilities.cache_clear()
+
+
+def test_the_committed_records_are_of_gpus() -> None:
+    for path in records.FOLDER.glob("*.json"):
+        record = json.loads(path.read_text())
+        assert record["capability"], path
+        assert record["right"], path
+
+
+def test_every_name_is_a_choice() -> None:
+    assert set(backends.BACKENDS) == set(swinx.attention.IMPLEMENTATIONS) - {"auto"}
