@@ -2,23 +2,27 @@
 
     python -m experiments.kernel_resources
     python -m experiments.kernel_resources --windows 7 8 --dtypes bf16 --capabilities 90 --output resources.jsonl
+    python -m experiments.kernel_resources --versions resources-*.jsonl  # which Triton compiles for which GPU
 
 Compiles each kernel as it is launched on shifted, padded grids, for a cubin, and reads it with the cuobjdump that comes
 with Triton. Prints a Markdown table, and writes one JSON row a kernel with --output. Ten minutes for the default set on
-a CPU core.
+a CPU core. For another version of Triton: pip install --no-deps --target FOLDER triton==VERSION, and PYTHONPATH=FOLDER.
 
 A spill is a local load or store (LDL, STL) in the machine code: a value that found no register. loop counts the
 instructions for one window, and narrow the loads of single 8- or 16-bit values, which aligned tokens need none of.
 ahead says how many groups of asynchronous copies may still be under way where the loop waits for one: 0 means that no
-copy runs ahead.
+copy runs ahead. What does not compile has a reason in place of all that; a kernel without matrix instructions has been
+compiled into a trap.
 """
 
+import importlib.metadata
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +32,6 @@ import torch
 import tyro
 
 from swinx.attention.triton.parameters import ONE_TILE, Kernel, Launch, launch, next_power_of_2, options, tiles
-from swinx.attention.triton.support import triton_too_old
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Bytes of shared memory that a program may have: CUDA programming guide, technical specifications.
@@ -69,10 +72,14 @@ class Options:
     """channels of a head"""
     dtypes: tuple[Literal["bf16", "fp16", "fp32"], ...] = ("bf16", "fp16", "fp32")
     """type of qkv; the bias is fp32"""
-    capabilities: tuple[int, ...] = (80, 89, 90, 100)
+    capabilities: tuple[int, ...] = (80, 89, 90, 100, 120)
     """compute capabilities, without the dot"""
+    cosine: bool = False
+    """with the scores of Swin V2"""
     output: Path | None = None
     """file for JSON rows"""
+    versions: tuple[Path, ...] = ()
+    """compile nothing: a table of versions of Triton and GPUs, from files of rows"""
 
 
 def compile_kernel(
@@ -87,12 +94,7 @@ def compile_kernel(
     """Compile one kernel for one case, with the launch parameters that it runs with unless others are given.
 
     cosine: with the scores of Swin V2.
-
-    Raises:
-        RuntimeError: TRITON_INTERPRET is set, which leaves nothing to compile.
     """
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise RuntimeError("TRITON_INTERPRET must be unset: interpreted kernels are not compiled")
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -112,7 +114,9 @@ def compile_kernel(
     # Kept in fp32.
     sums = {"bias", "cosine", "lse", "delta_in", "delta_out", "grad_bias", "grad_padding", "grad_cosine"}
     tensors = {"qkv", "pad_qkv", "out", "grad_out", "grad_qkv"}
-    aligned = tensors | sums | {"stride_b", "stride_y", "stride_x", "stride_s", "stride_h"}
+    # As a launch sees them: whether integers are multiples of 16. Those of three heads on a grid of 57 columns.
+    strides = {"stride_h": 1, "stride_s": 3, "stride_x": 9, "stride_y": 9 * 57, "stride_b": 9 * 57 * 57}
+    aligned = tensors | sums | {name for name, factor in strides.items() if factor * head_dim % 16 == 0}
     signature = {
         name: "constexpr"
         if name in constants
@@ -189,36 +193,71 @@ def _number(pattern: str, text: str) -> int:
     return int(match[1])
 
 
-def cases(chosen: Options) -> Iterator[Resources]:
-    """Every kernel that runs in every case."""
+def cases(chosen: Options) -> Iterator[dict[str, Any]]:
+    """A row for every kernel that runs in every case."""
     for capability in chosen.capabilities:
-        if (reason := triton_too_old(capability // 10)) is not None:
-            print(f"left out: {reason}", file=sys.stderr)
-            continue
         for dtype in chosen.dtypes:
             for head_dim in chosen.head_dims:
                 for window in chosen.windows:
                     tiled = window * window > ONE_TILE
                     for kernel in KERNELS:
                         if kernel == "forward" or (kernel in ("query", "key")) == tiled:
-                            yield compile_kernel(kernel, window, head_dim, dtype, capability)
+                            yield row(kernel, window, head_dim, dtype, capability, chosen.cosine)
 
 
-def markdown(rows: list[Resources]) -> str:
+def row(kernel: Kernel, window: int, head_dim: int, dtype: str, capability: int, cosine: bool) -> dict[str, Any]:
+    """The resources of a kernel, or why it does not compile."""
+    try:
+        used = asdict(compile_kernel(kernel, window, head_dim, dtype, capability, cosine=cosine))
+    except Exception as failure:  # Triton's compiler has many ways to give up
+        used = {"kernel": kernel, "window": window, "head_dim": head_dim, "dtype": dtype, "cosine": cosine}
+        used |= {"capability": capability, "triton": importlib.metadata.version("triton")}
+        return used | {"reason": f"{type(failure).__name__}: {failure}".splitlines()[0][:200]}
+    return used | ({} if used["matrix_instructions"] else {"reason": "compiled into a trap"})
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
     """One line a kernel."""
-    names = ("capability", "dtype", "window", "head_dim", "kernel", "warps", "stages", "registers", "spills")
-    names += ("shared_bytes", "loop_instructions", "narrow_loads", "copies_ahead")
+    names = ("capability", "dtype", "window", "head_dim", "cosine", "kernel", "warps", "stages", "registers", "spills")
+    names += ("shared_bytes", "loop_instructions", "narrow_loads", "copies_ahead", "reason")
     lines = ["| " + " | ".join(name.replace("_", " ") for name in names) + " |", "|" + " --- |" * len(names)]
-    lines += ["| " + " | ".join(f"{asdict(row)[name]}" for name in names) + " |" for row in rows]
+    lines += ["| " + " | ".join(f"{row.get(name, '')}" for name in names) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def versions(rows: list[dict[str, Any]]) -> str:
+    """Versions of Triton by compute capabilities: how many kernels compile, and how many of them spill."""
+    capabilities = sorted({row["capability"] for row in rows})
+    found = sorted({row["triton"] for row in rows}, key=lambda version: [int(part) for part in version.split(".")])
+    lines = ["| Triton | " + " | ".join(f"sm_{capability}" for capability in capabilities) + " |"]
+    lines += ["|" + " --- |" * (1 + len(capabilities))]
+    for version in found:
+        cells = []
+        for capability in capabilities:
+            chosen = [row for row in rows if (row["triton"], row["capability"]) == (version, capability)]
+            good = [row for row in chosen if "reason" not in row]
+            spilling = sum(row["spills"] > 0 for row in good)
+            cells.append(f"{len(good)} of {len(chosen)}, {spilling} spill" if chosen else "")
+        lines.append(f"| {version} | " + " | ".join(cells) + " |")
+    reasons = Counter((row["triton"], row["capability"], row["reason"]) for row in rows if "reason" in row)
+    lines += ["", *(f"- Triton {v}, sm_{c}, {count} kernels: {reason}" for (v, c, reason), count in reasons.items())]
     return "\n".join(lines)
 
 
 def main(chosen: Options) -> None:
     """Compile, print, write."""
-    rows = list(cases(chosen))
-    print(f"Triton {rows[0].triton}\n\n{markdown(rows)}")
+    if chosen.versions:
+        print(versions([json.loads(line) for path in chosen.versions for line in path.read_text().splitlines()]))
+        return
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise SystemExit("TRITON_INTERPRET must be unset: interpreted kernels are not compiled")
+    rows = []
+    for found in cases(chosen):
+        rows.append(found)
+        print(*(f"{name}={value}" for name, value in found.items()), file=sys.stderr, flush=True)
+    print(f"Triton {rows[0]['triton']}\n\n{markdown(rows)}")
     if chosen.output is not None:
-        chosen.output.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+        chosen.output.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 if __name__ == "__main__":

@@ -71,6 +71,12 @@ def test_the_environment_chooses_in_place_of_auto(monkeypatch: pytest.MonkeyPatc
         attention("auto", inputs)
 
 
+def test_what_is_trained_is_tried_with_its_gradients(wished: None) -> None:
+    inputs = [tensor.requires_grad_() for tensor in CASE.inputs()]
+    assert torch.equal(attention("auto", inputs), attention("triton", inputs))
+    assert list(first_use._tried.values()) == [None]
+
+
 def test_set_attention_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch, wished: None) -> None:
     config = swinx.SwinConfig(16, (1, 1, 1, 1), (1, 1, 2, 2), 4, 0.0)
     model = swinx.SwinXEncoder(config).eval().to(DEVICE)

@@ -30,6 +30,7 @@ def check_tuned(row: dict) -> None:
     assert row["stack_bytes"] == 0, row
     assert row["narrow_loads"] == 0, row  # all tokens in pieces of 16 bytes, padding too
     assert row["matrix_instructions"] > 0, row
+    assert row["copies_ahead"] >= 3, row  # tokens of the next window are on their way while this one is computed
 
 
 def test_windows_of_7_and_8_spill_nothing(tmp_path: Path) -> None:

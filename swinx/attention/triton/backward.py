@@ -91,7 +91,7 @@ def backward_kernel(
         # Each gradient is stored as soon as it is known: registers are what this kernel is short of.
         image_g = grad_qkv + 3 * first + head * D
         grad_v = tl.dot(tl.trans(probabilities.to(grad.dtype)), grad, input_precision=PRECISION)
-        store_tokens(image_g + 2 * heads * D, 3 * places, grad_v, in_grid, held, channels, FULL, PADDED, D, DP)
+        store_tokens(image_g + 2 * heads * D, 3 * places, grad_v, in_grid, held, channels, FULL, PADDED, ALIGNED, D, DP)
         grad_p = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
         delta = tl.sum(probabilities * grad_p, axis=1)
         grad_s = probabilities * (grad_p - delta[:, None])
@@ -101,10 +101,10 @@ def backward_kernel(
         if COSINE:
             sum_cosine += tl.sum(grad_q * query.to(ACC), axis=1)
         grad_q = unit_gradient(grad_q * scale, query, inverse_q, COSINE, ACC)
-        store_tokens(image_g, 3 * places, grad_q, in_grid, held, channels, FULL, PADDED, D, DP)
+        store_tokens(image_g, 3 * places, grad_q, in_grid, held, channels, FULL, PADDED, ALIGNED, D, DP)
         grad_k = tl.dot(tl.trans(rounded), query, input_precision=PRECISION) * scale
         grad_k = unit_gradient(grad_k, key, inverse_k, COSINE, ACC)
-        store_tokens(image_g + heads * D, 3 * places, grad_k, in_grid, held, channels, FULL, PADDED, D, DP)
+        store_tokens(image_g + heads * D, 3 * places, grad_k, in_grid, held, channels, FULL, PADDED, ALIGNED, D, DP)
         if PADDED and ATTENDED:
             if holds_padding(window, grid, WH, WW):
                 add_padding_gradient(share_k, grad_k, held & ~in_grid, channels, D)

@@ -107,7 +107,7 @@ def query_kernel(
             sum_cosine += tl.sum(grad_q * query.to(ACC), axis=1)
         grad_q = unit_gradient(grad_q * scale, query, inverse_q, COSINE, ACC)
         image_g = grad_qkv + (3 * (first - head) + head) * D
-        store_tokens(image_g, 3 * rows * D, grad_q, grid_q, held_q, channels, FULL, PADDED, D, DP)
+        store_tokens(image_g, 3 * rows * D, grad_q, grid_q, held_q, channels, FULL, PADDED, ALIGNED, D, DP)
 
     head_grad = grad_bias + (split * heads + head) * N * N
     for tile in tl.static_range(TILES):
@@ -193,8 +193,8 @@ def key_kernel(
 
         image_g = grad_qkv + (3 * (first - head) + heads + head) * D
         places = 3 * row_offsets(y_k, x_k, width, 1, WIDE) * heads * D
-        store_tokens(image_g, places, grad_k, grid_k, held_k, channels, FULL, PADDED, D, DP)
-        store_tokens(image_g + heads * D, places, grad_v, grid_k, held_k, channels, FULL, PADDED, D, DP)
+        store_tokens(image_g, places, grad_k, grid_k, held_k, channels, FULL, PADDED, ALIGNED, D, DP)
+        store_tokens(image_g + heads * D, places, grad_v, grid_k, held_k, channels, FULL, PADDED, ALIGNED, D, DP)
         if PADDED and ATTENDED:
             if holds_padding(window, grid, WH, WW):
                 add_padding_gradient(share_k, grad_k, held_k & ~grid_k, channels, D)

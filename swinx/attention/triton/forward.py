@@ -44,6 +44,7 @@ def forward_kernel(
     queries = tl.program_id(1) * T + tl.arange(0, T)
     channels = tl.arange(0, DP)
     held_q = queries < N
+    FULL: tl.constexpr = N % T == 0
     pad_k, pad_v = padding_tokens(pad_qkv, head, heads, D)
     factor = score_scale(cosine, head, SCALE, COSINE, ACC) * exactly(LOG2E, ACC)
     if TILES == 1:
@@ -52,9 +53,7 @@ def forward_kernel(
     for step in range(tl.cdiv(windows - split, splits)):
         index = split + step * splits
         image, window, image_q, y, x, grid_q, offsets = locate(qkv, head, index, queries, grid, strides, WH, WW, WIDE)
-        query = load_tokens(
-            image_q, offsets, pad_k, grid_q, held_q, channels, N % T == 0, PADDED, False, ALIGNED, D, DP
-        )
+        query = load_tokens(image_q, offsets, pad_k, grid_q, held_q, channels, FULL, PADDED, False, ALIGNED, D, DP)
         query, _ = unit(query, COSINE, ACC)
 
         scores = ()
@@ -90,6 +89,7 @@ def forward_kernel(
 
         tokens = row_offsets(y, x, width, 1, WIDE)
         first = image * height * width * heads + head
-        store_tokens(out + first * D, tokens * heads * D, result, grid_q, held_q, channels, N % T == 0, PADDED, D, DP)
+        image_o = out + first * D
+        store_tokens(image_o, tokens * heads * D, result, grid_q, held_q, channels, FULL, PADDED, ALIGNED, D, DP)
         if TILES > 1:
             tl.store(lse + first + tokens * heads, highest + tl.log2(total), mask=held_q & grid_q)

@@ -20,6 +20,7 @@ from swinx.attention.triton.scores import lay_out_bias_kernel
 from swinx.windows import WindowGeometry
 
 WIDE_FROM = 2**31  # elements
+ALIGNMENT = 16  # bytes: what one instruction loads
 
 
 def forward(
@@ -68,6 +69,8 @@ def backward(
         return grad_qkv, grad_bias, grad_pad, grad_cosine
     call = _Call(qkv, bias, pad_qkv, cosine_scale, geometry)
     grad_out = grad_out.contiguous()
+    if grad_out.data_ptr() % ALIGNMENT:
+        grad_out = grad_out.clone()
     with torch.cuda.device_of(qkv):
         if out is None or lse is None:
             shares = _backward_one_tile(call, grad_out, grad_qkv)
@@ -184,7 +187,8 @@ class _Call:
         """Whether every token of every head, padding too, starts at a multiple of 16 bytes."""
         starts = [self.qkv.data_ptr(), self.padding.data_ptr()]
         steps = [*self.qkv.stride()[:5], self.qkv.shape[5]]
-        return all(start % 16 == 0 for start in starts) and all(s * self.qkv.itemsize % 16 == 0 for s in steps)
+        aligned = all(start % ALIGNMENT == 0 for start in starts)
+        return aligned and all(step * self.qkv.itemsize % ALIGNMENT == 0 for step in steps)
 
     def tensors(self, keys_first: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The first arguments of every kernel; keys_first: for scores that are keys by queries."""

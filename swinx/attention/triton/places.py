@@ -119,11 +119,12 @@ def load_tokens(
     if PADDED:
         if ATTENDED:
             pointers = tl.where(in_grid, pointers, padding)
-            if ALIGNED:
-                # Triton 3.9 loses this in the choice between two pointers, and then loads single elements.
-                pointers = tl.multiple_of(pointers, 16)
         else:
             rows = held & in_grid
+    if ALIGNED:
+        # Not to be seen from strides that are no multiples of 16 elements (24 channels), nor, for Triton 3.9, from a
+        # choice between two pointers; without it single elements are loaded.
+        pointers = tl.multiple_of(pointers, 16)
     pointers = pointers[:, None] + channels[None, :]
     if D != DP:
         values = tl.load(pointers, mask=rows[:, None] & (channels < D)[None, :], other=0.0)
@@ -155,10 +156,13 @@ def load_keys(
 @triton.jit
 def store_tokens(
     image, offsets, values, in_grid, held, channels,
-    FULL: tl.constexpr, PADDED: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    FULL: tl.constexpr, PADDED: tl.constexpr, ALIGNED: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
     """Write (T, DP) values, rounded to the pointers' type, where a token is held and in the grid."""
-    pointers = (image + offsets)[:, None] + channels[None, :]
+    pointers = image + offsets
+    if ALIGNED:
+        pointers = tl.multiple_of(pointers, 16)
+    pointers = pointers[:, None] + channels[None, :]
     values = values.to(image.dtype.element_ty)
     if D != DP:
         tl.store(pointers, values, mask=(held & in_grid)[:, None] & (channels < D)[None, :])

@@ -1,0 +1,88 @@
+"""The check command: what it says of kernels that are right, wrong and broken, and of times."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kernel_cases import DEVICE
+from torch import Tensor
+
+from swinx.attention import check
+from swinx.attention.triton import launch
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """One small window in one dtype; gives the file for the record."""
+    monkeypatch.setattr(check, "WINDOWS", (((4, 5), 16, False), ((3, 3), 8, True)))
+    monkeypatch.setattr(check, "INTERPRETED", {torch.float32: 2})
+    monkeypatch.setattr(check, "ON_A_GPU", {torch.float32: 2})
+    monkeypatch.setattr(check, "REPEATS", 2)
+    monkeypatch.setattr(check, "timed", lambda device: [])
+    monkeypatch.setattr("sys.argv", ["check", "--output", str(tmp_path / "record.json")])
+    return tmp_path / "record.json"
+
+
+def run(output: Path) -> tuple[int, dict[str, Any]]:
+    with pytest.raises(SystemExit) as left:
+        check.main()
+    return left.value.code, json.loads(output.read_text())
+
+
+def test_kernels_that_are_right(short: Path) -> None:
+    status, record = run(short)
+    assert status == 0
+    assert record["right"]
+    assert [case["right"] for case in record["cases"]] == [True] * 6
+    assert all(0 < case["excess"] <= 1 for case in record["cases"])
+    assert (record["capability"] is None) == (DEVICE == "cpu")
+    assert not record["faster"]  # nothing was timed
+    assert "Right: 6 of 6 cases" in record["verdict"][-3]
+
+
+def test_kernels_that_are_wrong(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = launch.backward
+
+    def wrong(*call: Any) -> tuple[Tensor, ...]:
+        grad_qkv, grad_bias, grad_pad, grad_cosine = plain(*call)
+        return grad_qkv, grad_bias, grad_pad, grad_cosine * 1.01
+
+    monkeypatch.setattr(launch, "backward", wrong)
+    status, record = run(short)
+    assert status == 1
+    assert not record["right"]
+    assert [case["right"] for case in record["cases"]] == [True] * 3 + [False] * 3
+    assert "Right: 3 of 6 cases" in record["verdict"][-3]
+
+
+def test_kernels_that_cannot_start(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*call: Any) -> None:
+        raise RuntimeError("Failed to find C compiler.\nand more")
+
+    monkeypatch.setattr(launch, "forward", fails)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    status, record = run(short)
+    assert status == 1
+    assert record["c_compiler"] is None
+    assert {case["reason"] for case in record["cases"]} == {"RuntimeError: Failed to find C compiler."}
+    assert any("no C compiler" in sentence for sentence in record["verdict"])
+
+
+def test_faster_means_in_every_stage_and_direction() -> None:
+    rows = [
+        {"stage": stage, "direction": direction, "way": way, "ms": 1.0 if way == "triton" else 2.0}
+        for stage in "ab"
+        for direction in ("forward", "both")
+        for way in ("triton", "sdpa", "flex_attention")
+    ]
+    assert check.faster(rows)
+    assert not check.faster([])
+    for way, ms in (("triton", 2.5), ("triton", None)):
+        changed = [dict(row) for row in rows]
+        next(row for row in changed if row["way"] == way)["ms"] = ms
+        assert not check.faster(changed)
+    without = [row for row in rows if (row["stage"], row["way"]) != ("b", "sdpa")]
+    assert check.faster(without)  # SDPA did not run where the kernels did
