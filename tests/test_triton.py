@@ -283,3 +283,29 @@ def test_channels_must_be_contiguous() -> None:
     turned = between_nans(qkv.transpose(4, 5).contiguous()).transpose(4, 5)
     with pytest.raises(NotImplementedError, match="last dimension is contiguous"):
         swinx.window_attention(turned, bias, window_size=(4, 4), impl="triton")
+
+
+@pytest.mark.parametrize("window", [(4, 5), (9, 9)])
+def test_a_gradient_that_starts_between_two_pieces_of_16_bytes_is_moved(
+    monkeypatch: pytest.MonkeyPatch, window: tuple[int, int]
+) -> None:
+    """Where qkv is aligned the kernels load the output's gradient in such pieces too."""
+    starts: list[int] = []
+    for name in ("_backward_one_tile", "_backward_tiled"):
+        plain = getattr(launch, name)
+        monkeypatch.setattr(
+            launch,
+            name,
+            lambda call, grad, *rest, plain=plain: starts.append(grad.data_ptr()) or plain(call, grad, *rest),
+        )
+    qkv, bias, pad = Case(5, 3, window).inputs()
+    out, lse = torch.ops.swinx.window_attention(qkv, bias, pad, None, window, (0, 0), 1)
+    saved = (out, lse) if lse.numel() else (None, None)
+    grad = torch.randn(out.shape).to(DEVICE)
+    shifted = torch.empty(out.numel() + 1, device=DEVICE)[1:].view(out.shape).copy_(grad)
+    assert shifted.data_ptr() % 16
+    backward = torch.ops.swinx.window_attention_backward
+    results = [backward(g, qkv, bias, pad, None, *saved, window, (0, 0), 1) for g in (grad, shifted)]
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert all(start % 16 == 0 for start in starts)
+    assert len(starts) == 2
