@@ -19,7 +19,10 @@ def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(check, "WINDOWS", (((4, 5), 16, False), ((3, 3), 8, True)))
     monkeypatch.setattr(check, "INTERPRETED", {torch.float32: 2})
     monkeypatch.setattr(check, "ON_A_GPU", {torch.float32: 2})
-    monkeypatch.setattr(check, "REPEATS", 2)
+    monkeypatch.setattr(check, "REPEATS", 3)
+    monkeypatch.setattr(check, "REPEATS_INTERPRETED", 3)
+    monkeypatch.setattr(check, "REPEATED", ((4, 5),))
+    monkeypatch.setattr(check, "REPEATED_INTERPRETED", ((4, 5),))
     monkeypatch.setattr(check, "timed", lambda device: [])
     monkeypatch.setattr("sys.argv", ["check", "--output", str(tmp_path / "record.json")])
     return tmp_path / "record.json"
@@ -40,6 +43,7 @@ def test_kernels_that_are_right(short: Path) -> None:
     assert (record["capability"] is None) == (DEVICE == "cpu")
     assert not record["faster"]  # nothing was timed
     assert "Right: 6 of 6 cases" in record["verdict"][-3]
+    assert record["verdict"][-2] == "Equal bits in 3 runs."
 
 
 def test_kernels_that_are_wrong(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +58,22 @@ def test_kernels_that_are_wrong(short: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert status == 1
     assert not record["right"]
     assert [case["right"] for case in record["cases"]] == [True] * 3 + [False] * 3
-    assert "Right: 3 of 6 cases" in record["verdict"][-3]
+    assert "Right: 3 of 6 cases" in record["verdict"][-2]
+
+
+def test_kernels_that_give_other_bits_every_time(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, calls = launch.forward, []
+
+    def wavering(*call: Any) -> tuple[Tensor, Tensor]:
+        calls.append(0)
+        out, lse = plain(*call)
+        return out + (2.0**-10 if len(calls) > 8 else 0.0), lse  # six cases, then the same one three times
+
+    monkeypatch.setattr(launch, "forward", wavering)
+    status, record = run(short)
+    assert status == 1
+    assert all(case["right"] for case in record["cases"])
+    assert "Not reproducible: equal inputs gave different bits." in record["verdict"]
 
 
 def test_kernels_that_cannot_start(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
