@@ -10,6 +10,8 @@ import pytest
 import torch
 from kernel_cases import DEVICE, Case
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 import swinx
 from swinx.attention import backends
@@ -37,6 +39,11 @@ def wished(monkeypatch: pytest.MonkeyPatch) -> None:
 def attention(impl: str, inputs: list[Tensor]) -> Tensor:
     qkv, bias, pad = inputs
     return swinx.window_attention(qkv, bias, pad_qkv=pad, window_size=(4, 5), shift=(2, 1), impl=impl)
+
+
+class Attention(torch.nn.Module):
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return attention("auto", list(inputs))
 
 
 def count_launches(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
@@ -145,9 +152,78 @@ def test_nothing_is_tried_in_traced_code_or_during_capture(monkeypatch: pytest.M
     assert torch.equal(compiled("auto", inputs), attention("triton", inputs))
     assert len(seen) == 2
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    case = (torch.device("cuda"), torch.float16, (7, 7), 32, False, False, False)
-    assert "while a CUDA graph is captured" in first_use.failure(*case)
+    case = (torch.device("cuda"), torch.float16, (7, 7), 32, False, False)
+    with pytest.warns(UserWarning, match="while a CUDA graph is captured"):
+        assert first_use.failure(*case) is not None
     assert not first_use._tried
+
+
+def test_compiled_code_takes_nothing_that_has_failed_here(monkeypatch: pytest.MonkeyPatch, wished: None) -> None:
+    """Sizes may be symbols there, of which nothing must be asked."""
+    inputs = CASE.inputs()
+
+    def compiled() -> Tensor:
+        torch._dynamo.reset()
+        return torch.compile(attention, backend="eager", fullgraph=True, dynamic=True)("auto", inputs)
+
+    seen = count_launches(monkeypatch)
+    assert torch.equal(compiled(), attention("triton", inputs))
+    assert len(seen) == 2
+    first_use._tried[inputs[0].device, torch.float32] = "it was broken"
+    torch.testing.assert_close(compiled(), attention("reference", inputs))
+    assert len(seen) == 2
+
+
+def test_traces_hold_operations_of_torch(wished: None) -> None:
+    inputs = CASE.inputs()
+    with pytest.warns(UserWarning, match="exports, traces and transformations hold torch's own operations"):
+        trace = torch.jit.trace(lambda *given: attention("auto", list(given)), tuple(inputs))
+    assert "swinx::window_attention" not in str(trace.inlined_graph)
+    exported = torch.export.export(Attention(), tuple(inputs))
+    assert "swinx.window_attention" not in str(exported.graph)
+
+
+@pytest.mark.parametrize("mode", ["checkpoint", "default device", "autocast", "saved on the CPU"])
+def test_a_first_use_knows_nothing_of_the_modes_around_it(wished: None, mode: str) -> None:
+    inputs = [tensor.requires_grad_() for tensor in CASE.inputs()]
+    expected = torch.autograd.grad(attention("triton", inputs).square().sum(), inputs)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*kernels do not work.*")
+        if mode == "checkpoint":
+            out = checkpoint(lambda *given: attention("auto", list(given)), *inputs, use_reentrant=False)
+        elif mode == "default device":
+            with torch.device("meta"):
+                out = attention("auto", inputs)
+        elif mode == "autocast":
+            with torch.autocast(DEVICE, dtype=torch.float16):
+                attention("auto", inputs)
+            out = attention("auto", inputs)
+        else:
+            with torch.autograd.graph.save_on_cpu():
+                out = attention("auto", inputs)
+        gradients = torch.autograd.grad(out.square().sum(), inputs)
+    assert all(torch.equal(one, other) for one, other in zip(gradients, expected, strict=True))
+    assert set(first_use._tried.values()) == {None}
+
+
+def test_memory_that_ran_out_once_is_tried_again(monkeypatch: pytest.MonkeyPatch, wished: None) -> None:
+    inputs, plain = CASE.inputs(), launch.forward
+
+    def fails(*call: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(launch, "forward", fails)
+    with pytest.warns(UserWarning, match="CUDA out of memory"):
+        attention("auto", inputs)
+    monkeypatch.setattr(launch, "forward", plain)
+    assert torch.equal(attention("auto", inputs), attention("triton", inputs))
+
+
+def test_nothing_is_asked_of_a_driver_that_is_not_there() -> None:
+    with FakeTensorMode():
+        qkv = torch.empty(1, 5, 4, 3, 2, 8, device="cuda")
+        out = swinx.window_attention(qkv, torch.empty(2, 6, 6, device="cuda"), window_size=(2, 3))
+    assert out.shape == (1, 5, 4, 16)
 
 
 def test_trying_changes_no_random_numbers_and_no_modes(wished: None) -> None:

@@ -1,6 +1,8 @@
 """The Triton kernels as an operator of torch: gradients, fakes, compiler, export, autocast, FLOPs, memory."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -280,3 +282,37 @@ def test_the_raw_backward_operator_refuses_results_of_another_shape() -> None:
     ]:
         with pytest.raises(ValueError, match=rf"^{name} must have shape \(1, 6, 7, "):
             backward(grad, qkv, bias, pad, None, *saved, [9, 9], [0, 0], 1)
+
+
+def test_saved_results_may_come_back_with_other_strides() -> None:
+    """As hooks on saved tensors may give them."""
+    case = Case(6, 7, (9, 9), (2, 1))
+    gradients = []
+    for turned in (lambda tensor: tensor, lambda tensor: tensor.mT.contiguous().mT if tensor.ndim == 4 else tensor):
+        inputs = leaves(case)
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, turned):
+            out = swinx.window_attention(inputs[0], inputs[1], pad_qkv=inputs[2], **rule(case))
+            gradients.append(torch.autograd.grad(out.square().sum(), inputs))
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("setting", ["legacy", "matmul", "all"])
+def test_both_ways_to_allow_tf32_are_heard(setting: str) -> None:
+    """In a process of its own: torch refuses the old name once the new one was used."""
+    code = """
+import torch
+from swinx.attention.triton import launch
+class Gpu:
+    dtype, device = torch.float32, torch.device("cuda")
+assert launch._precision(Gpu) == "tf32x3"
+SET
+assert launch._precision(Gpu) == "tf32"
+"""
+    allow = {
+        "legacy": "torch.set_float32_matmul_precision('high')",
+        "matmul": "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+        "all": "torch.backends.fp32_precision = 'tf32'",
+    }
+    if setting != "legacy" and not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("this torch has the old name only")
+    subprocess.run([sys.executable, "-c", code.replace("SET", allow[setting])], check=True)

@@ -49,7 +49,8 @@ def window_attention(
         pad_qkv: (3, h, D), what a padding token projects to; padding is then attended, as in the official
             segmentation code. None: padding is not attended.
         cosine_scale: (h,). Scores are the cosines of queries and keys times it, and not q k^T / sqrt(D): Swin V2 (Liu
-            et al. 2022, https://arxiv.org/abs/2111.09883). A vector of length 0 has a cosine of 0.
+            et al. 2022, https://arxiv.org/abs/2111.09883). A vector of length 0 has a cosine of 0, and
+            one shorter than 1e-12 is divided by that.
         impl: "auto", "reference" (the readable one), "sdpa" or "triton"; `swinx.attention.backends` says what auto
             takes.
 

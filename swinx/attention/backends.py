@@ -96,16 +96,18 @@ def _triton_refuses(case: Case) -> str | None:
 
 def _triton_unasked(case: Case) -> str | None:
     """Why the kernels are not for a model that did not ask for them by `set_attention`, or None."""
-    if torch.compiler.is_exporting() or is_transformed():
-        return "exports and transformations hold torch's own operations"
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or is_transformed():
+        return "exports, traces and transformations hold torch's own operations"
     return _triton_refuses(case)
 
 
 def _triton_works(case: Case) -> bool:
     """Whether they do at first use, which warns where they do not."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    tried = case.device, case.dtype, case.window_size, case.head_dim, case.cosine, case.recording
-    return first_use.failure(*tried, traced) is None
+    if torch.compiler.is_compiling():
+        failed: bool = first_use.failed(case.device)
+        return not failed
+    kind = case.device, case.dtype, case.window_size, case.head_dim, case.cosine, case.recording
+    return first_use.failure(*kind) is None
 
 
 def _triton_chosen(case: Case) -> bool:
@@ -166,7 +168,7 @@ def environment_choice() -> str | None:
     Raises:
         ValueError: no implementation has that name.
     """
-    wished = os.environ.get(VARIABLE, "auto")
+    wished = os.environ.get(VARIABLE) or "auto"
     if wished not in IMPLEMENTATIONS:
         raise ValueError(f"{VARIABLE} must be one of {', '.join(IMPLEMENTATIONS)}, got {wished!r}")
     return None if wished == "auto" else wished

@@ -12,7 +12,7 @@ about speed. Leaves with status 1 where anything is wrong.
 
 import argparse
 import functools
-import importlib.metadata
+import importlib
 import json
 import os
 import platform
@@ -72,7 +72,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "capability": list(torch.cuda.get_device_capability(device)) if gpu else None,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "triton": importlib.metadata.version("triton"),
+        "triton": importlib.import_module("triton").__version__,  # its distribution has several names
         "python": platform.python_version(),
         "swinx": swinx.__version__,
         "c_compiler": compiler(),

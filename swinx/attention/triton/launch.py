@@ -68,14 +68,12 @@ def backward(
         grad_bias = torch.zeros_like(bias, memory_format=torch.contiguous_format)
         return grad_qkv, grad_bias, grad_pad, grad_cosine
     call = _Call(qkv, bias, pad_qkv, cosine_scale, geometry)
-    grad_out = grad_out.contiguous()
-    if grad_out.data_ptr() % ALIGNMENT:
-        grad_out = grad_out.clone()
+    grad_out = _aligned(grad_out.to(qkv.dtype))
     with torch.cuda.device_of(qkv):
         if out is None or lse is None:
             shares = _backward_one_tile(call, grad_out, grad_qkv)
         else:
-            shares = _backward_tiled(call, grad_out, out, lse, grad_qkv)
+            shares = _backward_tiled(call, grad_out, _aligned(out), lse.contiguous(), grad_qkv)
     if pad_qkv is not None and call.constants["PADDED"]:
         grad_pad[1:] = shares[1].sum(0)
     if cosine_scale is not None:
@@ -122,6 +120,12 @@ def _empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tenso
     return like.new_empty(shape, dtype=dtype)
 
 
+def _aligned(tensor: Tensor) -> Tensor:
+    """The same values, contiguous and from a multiple of ALIGNMENT on."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
+
+
 def _accumulator(qkv: Tensor) -> torch.dtype:
     return torch.promote_types(qkv.dtype, torch.float32)
 
@@ -134,7 +138,12 @@ def _precision(qkv: Tensor) -> str:
     """
     if qkv.dtype != torch.float32 or qkv.device.type == "cpu":
         return "ieee"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    # Since torch 2.9 there is a new name, beside which the old one may raise.
+    new: str | None = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    if new == "none":  # then the setting for all operations counts
+        new = getattr(torch.backends, "fp32_precision", None)
+    allowed = new == "tf32" if new is not None else torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if allowed else "tf32x3"
 
 
 def _gpu(device: torch.device) -> tuple[int, int]:

@@ -95,9 +95,10 @@ def window_attention_backward(
     geometry = _checked(qkv, bias, pad_qkv, cosine_scale, window_size, shift, dilation)
     tokens, heads = tuple(qkv.shape[:3]), qkv.shape[4]
     channels, tiled = heads * qkv.shape[5], bias.shape[1] > ONE_TILE
-    _check_saved("grad_out", grad_out, (*tokens, channels), qkv.device)
-    _check_saved("out", out, (*tokens, channels) if tiled else None, qkv.device)
-    _check_saved("lse", lse, (*tokens, heads) if tiled else None, qkv.device)
+    _check_saved("grad_out", grad_out, (*tokens, channels), grad_out.dtype, qkv.device)
+    _check_saved("out", out, (*tokens, channels) if tiled else None, qkv.dtype, qkv.device)
+    sums = torch.promote_types(qkv.dtype, torch.float32)
+    _check_saved("lse", lse, (*tokens, heads) if tiled else None, sums, qkv.device)
     return launch.backward(grad_out, _with_contiguous_channels(qkv), bias, pad_qkv, cosine_scale, out, lse, geometry)
 
 
@@ -128,12 +129,14 @@ def _checked(
     return _geometry(qkv.shape, window_size, shift, dilation)
 
 
-def _check_saved(name: str, tensor: Tensor | None, shape: tuple[int, ...] | None, device: torch.device) -> None:
+def _check_saved(
+    name: str, tensor: Tensor | None, shape: tuple[int, ...] | None, dtype: torch.dtype, device: torch.device
+) -> None:
     given = None if tensor is None else tuple(tensor.shape)
     if given != shape:
         raise ValueError(f"{name} must have shape {shape}, got {given}")
-    if tensor is not None and tensor.device != device:
-        raise ValueError(f"{name} must be on the device of qkv, {device}, got {tensor.device}")
+    if tensor is not None and (tensor.dtype, tensor.device) != (dtype, device):
+        raise ValueError(f"{name} must be {dtype} on {device}, got {tensor.dtype} on {tensor.device}")
 
 
 def _geometry(qkv: Sequence[int], window_size: Sequence[int], shift: Sequence[int], dilation: int) -> WindowGeometry:

@@ -23,5 +23,6 @@ def tested_capabilities() -> frozenset[tuple[int, int]]:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch leaves it without types
 def tested(device: torch.device) -> bool:
-    """Whether there is such a record of a CUDA device."""
-    return torch.cuda.get_device_capability(device) in tested_capabilities()
+    """Whether there is such a record of a CUDA device; of none without a driver, where tensors are fake."""
+    known = tested_capabilities()
+    return bool(known) and torch.cuda.is_available() and torch.cuda.get_device_capability(device) in known

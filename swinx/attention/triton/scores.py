@@ -53,7 +53,9 @@ def unit_gradient(grad, rows, inverse, COSINE: tl.constexpr, ACC: tl.constexpr):
     """Gradient (R, DP) of vectors from that of their unit vectors, which rows and inverse are as `unit` gave them."""
     if COSINE:
         wide = rows.to(ACC)
-        grad = (grad - wide * tl.sum(wide * grad, axis=1)[:, None]) * inverse[:, None]
+        # None where a vector was divided by SHORTEST and not by its length.
+        along = tl.where(inverse < 1.0 / SHORTEST, tl.sum(wide * grad, axis=1), 0.0)
+        grad = (grad - wide * along[:, None]) * inverse[:, None]
     return grad
 
 

@@ -69,8 +69,8 @@ def _device_reason(device: torch.device) -> str | None:
     missing = triton_missing()
     if missing is not None:
         return missing
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
-        return None
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None if device.type == "cpu" else f"with TRITON_INTERPRET=1 it takes tensors on the CPU, got {device}"
     if device.type != "cuda" or torch.version.cuda is None:
         return (
             f"it takes tensors on an NVIDIA GPU (or, with TRITON_INTERPRET=1 in the environment, the CPU), got {device}"

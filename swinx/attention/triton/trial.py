@@ -25,10 +25,10 @@ class Trial(NamedTuple):
 
     def inputs(self, dtype: torch.dtype, device: torch.device) -> list[Tensor | None]:
         """qkv in dtype; bias, pad_qkv and cosine_scale in at least float32, as parameters are."""
-        generator = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
+        generator = torch.Generator("cpu").manual_seed(0)  # the caller's random numbers stay as they are
 
         def random(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, dtype=torch.float64)
+            return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
         batch, height, width, window_size = self.geometry[:4]
         tokens, parameters = window_size[0] * window_size[1], torch.promote_types(dtype, torch.float32)
