@@ -89,7 +89,8 @@ def by_instructions(key: Key, kernel: Kernel, window: int, head_dim: int, precis
     registers = 128 if warps == 4 and (warps, 128) in allowed else None
     chosen = (warps, registers)
     by_registers = 65536 // (32 * warps * 8 * -(-int(worst(chosen, "registers")) // 8))
-    resident = max(1, min(by_registers, SHARED[generation] // (1024 + int(worst(chosen, "shared_bytes")))))
+    by_memory = SHARED[generation] // (1024 + int(worst(chosen, "shared_bytes")))
+    resident = max(1, min(4, by_registers, by_memory))  # a kernel that found no registers at all (32) gets no crowd
     return warps, 3, registers, resident * MULTIPROCESSORS[generation]
 
 

@@ -250,6 +250,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     about: dict[str, Any] = {"capability": (9, 0), "tested": {(8, 6), (9, 0), (10, 0)}, "failure": None}
     monkeypatch.setattr(support, "triton_missing", lambda: None)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: about["capability"])
     monkeypatch.setattr(records, "tested_capabilities", lambda: about["tested"])
     monkeypatch.setattr(first_use, "failure", lambda *case: about["failure"])
