@@ -19,7 +19,6 @@ from typing import Literal
 import torch
 import tyro
 from rich.console import Console
-from torch import Tensor
 
 import swinx
 from experiments.records import Row, append_row, provenance, read_rows
@@ -78,7 +77,7 @@ def measure(case: Case, provider: str, direction: str, device: torch.device, sec
     if not error <= TOLERANCE[case.dtype]:
         return row | {"status": "wrong", "reason": f"differs from the reference by {error:.2g}", "error": None}
     inputs = case.inputs(device)
-    call = functools.partial(run, attention, inputs, direction)
+    call = functools.partial(speed.run, attention, inputs, direction)
     times = speed.measure(call, device, seconds=seconds)
     warm = speed.measure(call, device, cold=False, seconds=seconds) if device.type == "cuda" else times
     saved = timing.saved_bytes(lambda: attention(*inputs)) if direction == "both" else None
@@ -94,23 +93,16 @@ def measure(case: Case, provider: str, direction: str, device: torch.device, sec
     }
 
 
-def run(attention: providers.Attention, inputs: list[Tensor], direction: str) -> list[Tensor]:
-    """Output, and gradients where the direction is both, for a gradient of ones."""
-    if direction == "forward":
-        with torch.inference_mode():
-            return [attention(*inputs)]
-    out = attention(*inputs)
-    return [out, *torch.autograd.grad(out, inputs, torch.ones_like(out), materialize_grads=True)]
-
-
 def difference(case: Case, attention: providers.Attention, direction: str, device: torch.device) -> float:
     """Largest difference of output or gradients from the float32 reference, as a share of the largest value there."""
     inputs = case.inputs(device)
     exact = [tensor.detach().float().requires_grad_() for tensor in inputs]
     _, _, _, window, shift, dilation = case.geometry
     rule = {"window_size": window, "shift": shift, "dilation": dilation, "impl": "reference"}
-    expected = run(lambda qkv, bias, pad: swinx.window_attention(qkv, bias, pad_qkv=pad, **rule), exact, direction)
-    got = run(attention, inputs, direction)
+    expected = speed.run(
+        lambda qkv, bias, pad: swinx.window_attention(qkv, bias, pad_qkv=pad, **rule), exact, direction
+    )
+    got = speed.run(attention, inputs, direction)
     worst = 0.0
     for ours, theirs in zip(got, expected, strict=True):
         scale = theirs.abs().max().clamp_min(1e-6)

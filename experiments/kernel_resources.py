@@ -5,8 +5,8 @@
     python -m experiments.kernel_resources --versions resources-*.jsonl  # which Triton compiles for which GPU
 
 Compiles each kernel as it is launched on shifted, padded grids, for a cubin, and reads it with the cuobjdump that comes
-with Triton. Prints a Markdown table, and writes one JSON row a kernel with --output. Ten minutes for the default set on
-a CPU core. For another version of Triton: pip install --no-deps --target FOLDER triton==VERSION, and PYTHONPATH=FOLDER.
+with Triton. Prints a Markdown table, and writes one JSON row a kernel with --output. For
+another version of Triton: pip install --no-deps --target FOLDER triton==VERSION, and PYTHONPATH=FOLDER.
 
 A spill is a local load or store (LDL, STL) in the machine code: a value that found no register. loop counts the
 instructions for one window, and narrow the loads of single 8- or 16-bit values, which aligned tokens need none of.

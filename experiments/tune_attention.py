@@ -1,6 +1,6 @@
 """Choose the launch parameters of the Triton kernels, and write swinx/attention/triton/table.py.
 
-    python -m experiments.tune_attention            # by time, for the GPU that is there: fifteen minutes
+    python -m experiments.tune_attention            # by time, for the GPU that is there
     python -m experiments.tune_attention --compile  # by the instructions in the machine code, for all GPUs, without one
 
 By time: each candidate runs the operator on a large stage, and the fastest median wins. By instructions: the candidate

@@ -254,7 +254,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: about["capability"])
     monkeypatch.setattr(records, "tested_capabilities", lambda: about["tested"])
-    monkeypatch.setattr(first_use, "failure", lambda *case: about["failure"])
+    monkeypatch.setattr(first_use, "failure", lambda case: about["failure"])
     return about
 
 

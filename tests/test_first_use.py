@@ -152,9 +152,9 @@ def test_nothing_is_tried_in_traced_code_or_during_capture(monkeypatch: pytest.M
     assert torch.equal(compiled("auto", inputs), attention("triton", inputs))
     assert len(seen) == 2
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    case = (torch.device("cuda"), torch.float16, (7, 7), 32, False, False)
+    case = backends.Case(torch.device("cuda"), torch.float16, (7, 7), 32, recording=False)
     with pytest.warns(UserWarning, match="while a CUDA graph is captured"):
-        assert first_use.failure(*case) is not None
+        assert first_use.failure(case) is not None
     assert not first_use._tried
 
 
@@ -169,7 +169,8 @@ def test_compiled_code_takes_nothing_that_has_failed_here(monkeypatch: pytest.Mo
     seen = count_launches(monkeypatch)
     assert torch.equal(compiled(), attention("triton", inputs))
     assert len(seen) == 2
-    first_use._tried[inputs[0].device, torch.float32] = "it was broken"
+    other = backends.Case(inputs[0].device, torch.float32, (7, 7), 32, recording=False)
+    first_use._tried[other] = "it was broken"
     torch.testing.assert_close(compiled(), attention("reference", inputs))
     assert len(seen) == 2
 

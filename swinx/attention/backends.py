@@ -106,8 +106,7 @@ def _triton_works(case: Case) -> bool:
     if torch.compiler.is_compiling():
         failed: bool = first_use.failed(case.device)
         return not failed
-    kind = case.device, case.dtype, case.window_size, case.head_dim, case.cosine, case.recording
-    return first_use.failure(*kind) is None
+    return first_use.failure(case) is None
 
 
 def _triton_chosen(case: Case) -> bool:

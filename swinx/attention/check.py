@@ -6,7 +6,7 @@
 Holds outputs and gradients against float64 in every dtype, computes one case fifty times for equal bits, and times the
 kernels beside torch's own ways and a plain copy of memory. Prints a verdict, and writes a JSON record that belongs into
 a report of a fault, or into swinx/attention/triton/records, which gives the kernels to `auto` on that kind of GPU.
-Takes up to four minutes on a GPU, mostly for compiling. Without one it runs in Triton's interpreter, which says nothing
+Most of its time on a GPU is compiling. Without one it runs in Triton's interpreter, which says nothing
 about speed. Leaves with status 1 where anything is wrong.
 """
 
@@ -93,7 +93,11 @@ def right(device: torch.device) -> list[dict[str, Any]]:
     for dtype, count in (ON_A_GPU if device.type == "cuda" else INTERPRETED).items():
         for window, head_dim, cosine in WINDOWS[:count]:
             for number, case in enumerate(trial.trials(window, head_dim, cosine)):
-                row: dict[str, Any] = {"dtype": _name(dtype), "window": window, "head_dim": head_dim}
+                row: dict[str, Any] = {
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "window": window,
+                    "head_dim": head_dim,
+                }
                 row |= {"cosine": cosine, "case": number, "excess": None, "right": False}
                 try:
                     row["excess"] = case.excess(dtype, device, backward=True)
@@ -138,7 +142,7 @@ def timed(device: torch.device) -> list[dict[str, Any]]:
             for direction, bytes_per_channel in (("forward", 8), ("both", 22)):
                 row: dict[str, Any] = {"stage": stage.name, "direction": direction, "way": name}
                 try:
-                    times = speed.measure(functools.partial(_run, attention, inputs, direction), device)
+                    times = speed.measure(functools.partial(speed.run, attention, inputs, direction), device)
                 except Exception as failure:  # of the kernels or of what they are held against
                     row["reason"] = f"{type(failure).__name__}: {failure}".splitlines()[0][:300]
                 else:
@@ -162,14 +166,6 @@ def _way(name: str, geometry: WindowGeometry, scale: Tensor | None, device: torc
 
     torch._dynamo.reset()
     return torch.compile(attention, dynamic=False, fullgraph=True) if name != impl else attention
-
-
-def _run(attention: speed.Attention, inputs: list[Tensor], direction: str) -> object:
-    if direction == "forward":
-        with torch.inference_mode():
-            return attention(*inputs)
-    out = attention(*inputs)
-    return torch.autograd.grad(out, inputs, torch.ones_like(out), materialize_grads=True)
 
 
 def faster(rows: list[dict[str, Any]]) -> bool:
@@ -226,10 +222,6 @@ def main() -> None:
     if options.output is not None:
         options.output.write_text(json.dumps(record, indent=1) + "\n")
     raise SystemExit(0 if record["right"] else 1)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 if __name__ == "__main__":

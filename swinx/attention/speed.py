@@ -74,6 +74,15 @@ def copy_speed(device: torch.device) -> float:
     return 2 * size / (1e-3 * measure(lambda: target.copy_(source), device, cold=False).p50)
 
 
+def run(attention: Attention, inputs: list[Tensor], direction: str) -> list[Tensor]:
+    """Output, and gradients where the direction is "both" and not "forward", for a gradient of ones."""
+    if direction == "forward":
+        with torch.inference_mode():
+            return [attention(*inputs)]
+    out = attention(*inputs)
+    return [out, *torch.autograd.grad(out, inputs, torch.ones_like(out), materialize_grads=True)]
+
+
 def flex_attention(geometry: WindowGeometry, device: torch.device) -> Attention:
     """torch's flex_attention with bias and regions in its score_mod, compiled with the cutting of windows around it."""
     from torch.nn.attention.flex_attention import flex_attention

@@ -6,8 +6,7 @@
 Each side is a process of its own, and one of them computes at a time. A round times the three in random order;
 a ratio is the median over rounds of one side's time over the other's in the same round. Where a process has its weights
 in memory changes its matrix products by some 5 %, so for eager code, where starting is cheap, the processes are started
-anew several times. Batch 1, swinx_t, random weights, evaluation without gradients. About 45
-minutes on two cores.
+anew several times. Batch 1, swinx_t, random weights, evaluation without gradients.
 """
 
 import argparse

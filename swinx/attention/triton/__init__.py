@@ -1,4 +1,6 @@
-"""The Triton kernels: how they are launched (`launch`, `parameters`, `table`), and what runs on the GPU (the rest).
+"""The Triton kernels: `operator` is the way to them.
 
-Importing `parameters` and `table` needs torch alone; the other modules need Triton.
+`support`, `records`, `first_use` and `trial` say whether they can be had; `launch`, `parameters` and `table` start
+them; `forward`, `backward`, `backward_tiled`, `places` and `scores` run on the GPU. `launch` and what runs on the GPU
+need Triton, and are imported when a kernel starts; the others need torch alone.
 """

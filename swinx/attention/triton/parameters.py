@@ -31,8 +31,8 @@ class Tiles(NamedTuple):
 class Launch(NamedTuple):
     """Warps of a program, stages of its loads, registers of a thread (None: as many as the compiler wants), programs.
 
-    Programs are as many as are resident at once on a large GPU of the generation. Before its first window a program
-    spends as much as on two windows, so more of them would cost more than they balance.
+    Programs are as many as are resident at once on a large GPU of the generation. What a program does before its first
+    window costs more than one window, so more programs would cost more than they balance.
     """
 
     warps: int
