@@ -1,4 +1,4 @@
-"""How the stages beyond the output stride attend: exact lattices, and the two usual ways that are not exact.
+"""What experiments change about a dilated encoder: how its stages attend, and where the tokens of its levels stand.
 
 A dilated stage of period d keeps the grid of the stage before it. Its dense merge is the same under every rule; the
 rules differ in the windows of its blocks.
@@ -8,17 +8,24 @@ rules differ in the windows of its blocks.
 - enlarged: windows of (d * w) x (d * w) neighbours, which cover that extent with all d * d lattices at once. There are
   d * d times as many scores as under the other rules, and the bias tables grow.
 
-Shapes: h heads, w own window side, d period; a bias table of window side w has (2 w - 1)^2 rows and h columns.
+Alignment: decoders take token i of a level of stride s to be centred at (i + 1/2) s input pixels. A dilated token stands
+where its four taps and their taps are centred: at offset + i s with the offset of the nominal stride, D = offset / s -
+1/2 tokens further to the right and down (`swinx.encoder.LevelInfo`). For a patch embedding D is 1/2 at period 2 and 3/2
+at 4. "centred" resamples the levels to where decoders take them to be.
+
+Shapes: B images, C channels, H W grid of a level; h heads, w own window side, d period; a bias table of window side w
+has (2 w - 1)^2 rows and h columns.
 """
 
 import functools
+import math
 from typing import NoReturn, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.cells import DILATIONS
+from experiments.grid import DILATIONS
 from swinx import SwinXEncoder
 from swinx.layers import WindowAttention
 from swinx.stage import SwinStage
@@ -29,8 +36,7 @@ def set_rule(encoder: SwinXEncoder, rule: str) -> None:
 
     Comes last: after make_dilated, which is refused from then on, and after the encoder's weights are loaded.
     state_dict keys never change, and "dense" changes no shape either. "enlarged" resizes the bias table of each dilated
-    block (see `enlarged_table`) from (2 w - 1)^2 to (2 d w - 1)^2 rows for each head: swinx_n has 0.012 M parameters
-    more at output stride 16 and 0.066 M more at 8, swinx_t 0.027 M and 0.177 M.
+    block (see `enlarged_table`) from (2 w - 1)^2 to (2 d w - 1)^2 rows for each head.
 
     Raises:
         ValueError: an unknown rule, or an encoder that has another rule than exact.
@@ -88,3 +94,44 @@ def _places(window: int, period: int, like: Tensor) -> Tensor:
     """Twice the lattice offset of every dense offset along one axis of the larger window: (2 d w - 1,)."""
     reach = period * window - 1
     return torch.arange(-reach, reach + 1, device=like.device, dtype=like.dtype) * (2 / period)
+
+
+def centre_levels(encoder: SwinXEncoder) -> None:
+    """Make an encoder resample its dilated levels to the centres that decoders assume; in place, without parameters.
+
+    The image, level 1 and undilated levels stay as they are, also where a stem sets them off by a pixel or two: that is
+    the same at every output stride. A forward hook does it, so state_dict keys stay, and make_dilated may follow.
+
+    Raises:
+        ValueError: the encoder does so already.
+    """
+    if _centred in encoder._forward_hooks.values():
+        raise ValueError("encoder must not be centred already, got one whose levels are")
+    encoder.register_forward_hook(_centred)
+
+
+def _centred(encoder: nn.Module, inputs: tuple[Tensor, ...], levels: list[Tensor]) -> list[Tensor]:
+    assert isinstance(encoder, SwinXEncoder)  # a hook's signature cannot say so
+    return [
+        level if info.period == 1 else shifted_back(level, info.offset / info.stride - 0.5)
+        for level, info in zip(levels, encoder.feature_info, strict=True)
+    ]
+
+
+def shifted_back(level: Tensor, tokens: float) -> Tensor:
+    """A level (B, C, H, W) at places (y - tokens, x - tokens), tokens >= 0, of the same shape.
+
+    Bilinear; before the first row and column the first is repeated.
+    """
+    whole = math.floor(tokens)
+    for axis in (2, 3):
+        near, far = _moved(level, axis, whole), _moved(level, axis, whole + 1)
+        level = torch.lerp(near, far, tokens - whole)
+    return level
+
+
+def _moved(level: Tensor, axis: int, count: int) -> Tensor:
+    """Token max(i - count, 0) at place i. By concatenation: its gradient adds up in a fixed order on every device."""
+    count = min(count, level.shape[axis])
+    first = level.narrow(axis, 0, 1)
+    return torch.cat([first] * count + [level.narrow(axis, 0, level.shape[axis] - count)], dim=axis)

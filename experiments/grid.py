@@ -1,25 +1,77 @@
-"""The grid of a comparison: its cells, and those that cannot exist with the rule that forbids them."""
+"""The grid of a comparison: its runs, those that cannot exist, and what smp 0.6 lets each decoder do.
+
+A run is one training; a configuration is what it is without its seed.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import NamedTuple
 
 import segmentation_models_pytorch as smp
 import timm
 
-from experiments.decoders import DECODERS
 from swinx.config import OUTPUT_STRIDES, STEMS, VARIANTS
 
-# How a stage beyond the output stride attends: see experiments.models.dilation.
+# How a stage beyond the output stride attends, and where the tokens of a dilated level stand: see experiments.models.
 DILATIONS = ("exact", "dense", "enlarged")
-# Where the tokens of a dilated level stand: see experiments.models.alignment.
 ALIGNMENTS = ("none", "centred")
+# Images are padded to multiples of this, whatever the decoder, so that all see the same pixels.
+PAD_MULTIPLE = 32
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One training run of the grid.
+class DecoderRule:
+    """What smp 0.6 lets a decoder do.
+
+    strides: accepted output strides. default: the stride where none is asked for. by_argument: whether the constructor
+    takes encoder_output_stride; otherwise the built encoder is dilated. min_side: shortest image side that works, for
+    the strides that need one. deepest: nominal stride of the deepest level that is read; output strides from there on
+    are one and the same network.
+    """
+
+    strides: tuple[int, ...]
+    default: int
+    by_argument: bool = False
+    min_side: tuple[tuple[int, int], ...] = ()
+    deepest: int = 32
+
+
+# PSPNet stays at smp's default depth of 3.
+DECODERS: dict[str, DecoderRule] = {
+    "DeepLabV3": DecoderRule((8, 16), 8, by_argument=True),
+    "DeepLabV3Plus": DecoderRule((8, 16), 16, by_argument=True),
+    "FPN": DecoderRule((32,), 32),
+    "Linknet": DecoderRule((32,), 32),
+    "MAnet": DecoderRule((32,), 32),
+    "PAN": DecoderRule((16, 32), 16, by_argument=True, min_side=((16, 128), (32, 256))),
+    "PSPNet": DecoderRule((8, 16, 32), 32, deepest=8),
+    "Segformer": DecoderRule((8, 16, 32), 32),
+    "UPerNet": DecoderRule((8, 16, 32), 32),
+    "Unet": DecoderRule((8, 16, 32), 32),
+    "UnetPlusPlus": DecoderRule((32,), 32),
+}
+
+
+def padded(side: int) -> int:
+    """side in pixels, rounded up to a multiple of PAD_MULTIPLE."""
+    return -(-side // PAD_MULTIPLE) * PAD_MULTIPLE
+
+
+def size_rule(decoder: str, output_stride: int, height: int, width: int) -> str | None:
+    """The rule that padded images of this height and width in pixels break; None where they break none."""
+    minimum = dict(DECODERS[decoder].min_side).get(output_stride, 0)
+    if min(padded(height), padded(width)) >= minimum:
+        return None
+    return (
+        f"{decoder} at output stride {output_stride} needs image sides of at least {minimum} pixels, "
+        f"got {height}x{width}"
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of the grid.
 
     stem, dilation and alignment are None for encoders that are not swinx's. window is None for the encoder's own.
     """
@@ -35,17 +87,32 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """Stable name, fit for a file: the same cell has it in every run."""
+        """Stable name, fit for a file: the same run has it in every folder."""
+        return f"{self.configuration}-seed{self.seed}"
+
+    @property
+    def configuration(self) -> str:
+        """The id without the seed."""
         parts = [self.encoder.replace("/", "_"), self.stem, self.decoder, f"os{self.output_stride}"]
         parts += [self.dilation if self.dilation != "exact" else None, f"w{self.window}" if self.window else None]
-        parts += [self.alignment if self.alignment != "none" else None, f"seed{self.seed}"]
+        parts += [self.alignment if self.alignment != "none" else None]
         return "-".join(part for part in parts if part)
+
+    def same_weights(self, other: "Run") -> bool:
+        """Whether one state_dict fits both: they differ in output stride, dilation rule and alignment at most.
+
+        Enlarged windows have position biases of their own, so such a run fits itself alone.
+        """
+        if "enlarged" in (self.dilation, other.dilation):
+            return self == other
+        readout = {"output_stride": 0, "dilation": None, "alignment": None}
+        return replace(self, **readout) == replace(other, **readout)  # type: ignore[arg-type]  # fields of Run
 
 
 class NotApplicable(NamedTuple):
-    """A cell that cannot exist, and the rule that says so."""
+    """A run that cannot exist, and the rule that says so."""
 
-    cell: Cell
+    run: Run
     rule: str
 
 
@@ -53,7 +120,7 @@ class NotApplicable(NamedTuple):
 class Axes:
     """What to combine; an empty axis stands for the decoder's or the encoder's own.
 
-    The axes from stems to alignments are swinx's: an encoder of another library gets one cell for all of their values.
+    The axes from stems to alignments are swinx's: an encoder of another library gets one run for all of their values.
     """
 
     decoders: Sequence[str]
@@ -66,18 +133,18 @@ class Axes:
     alignments: Sequence[str] = field(default=())
 
 
-def grid(axes: Axes) -> tuple[list[Cell], list[NotApplicable]]:
-    """Every cell asked for, and every one that cannot exist.
+def grid(axes: Axes) -> tuple[list[Run], list[NotApplicable]]:
+    """Every run asked for, and every one that cannot exist.
 
     Seeds are outermost, so that an early stop leaves a full comparison of the first seed. Combinations that are one
-    and the same network, such as a rule of dilation at output stride 32, where nothing is dilated, give one cell.
+    and the same network, such as a rule of dilation at output stride 32, where nothing is dilated, give one run.
 
     Raises:
         ValueError: an unknown name, an empty or repeated choice, or an axis of swinx's without an encoder of swinx's.
     """
     _check(axes)
-    cells: dict[Cell, None] = {}
-    impossible: dict[Cell, str] = {}
+    runs: dict[Run, None] = {}
+    impossible: dict[Run, str] = {}
     for seed, encoder, decoder in product(axes.seeds, axes.encoders, axes.decoders):
         rule = DECODERS[decoder]
         for output_stride, options in product(axes.output_strides or (rule.default,), _encoder_options(encoder, axes)):
@@ -86,13 +153,13 @@ def grid(axes: Axes) -> tuple[list[Cell], list[NotApplicable]]:
             if same and dilation is not None:
                 dilation, alignment = "exact", "none"
             stride = max(rule.strides) if same else output_stride
-            cell = Cell(encoder, stem, decoder, stride, seed, dilation, window, alignment)
+            run = Run(encoder, stem, decoder, stride, seed, dilation, window, alignment)
             if output_stride in rule.strides:
-                cells[cell] = None
+                runs[run] = None
             else:
                 accepted = ", ".join(map(str, rule.strides))
-                impossible[cell] = f"{decoder} takes output stride {accepted}, got {output_stride}"
-    return list(cells), [NotApplicable(cell, rule) for cell, rule in impossible.items()]
+                impossible[run] = f"{decoder} takes output stride {accepted}, got {output_stride}"
+    return list(runs), [NotApplicable(run, rule) for run, rule in impossible.items()]
 
 
 def own_stem(encoder: str) -> str | None:
@@ -101,17 +168,16 @@ def own_stem(encoder: str) -> str | None:
 
 
 def own_window(encoder: str) -> int | None:
-    """The window side that a swinx encoder comes with; None for any other encoder."""
+    """The window side that a swinx encoder comes with; None for any other, or one with a window for each stage."""
     size = VARIANTS[encoder].window_size if encoder in VARIANTS else None
-    assert not isinstance(size, tuple)  # the published variants have square windows
-    return size
+    return size if isinstance(size, int) else None
 
 
 EncoderOptions = tuple[str | None, str | None, int | None, str | None]
 
 
 def _encoder_options(encoder: str, axes: Axes) -> list[EncoderOptions]:
-    """(stem, dilation, window, alignment) of each cell of an encoder."""
+    """(stem, dilation, window, alignment) of each run of an encoder."""
     if encoder not in VARIANTS:
         return [(None, None, None, None)]
     windows = [None if window == own_window(encoder) else window for window in axes.windows] or [None]
