@@ -8,10 +8,10 @@ rules differ in the windows of its blocks.
 - enlarged: windows of (d * w) x (d * w) neighbours, which cover that extent with all d * d lattices at once. There are
   d * d times as many scores as under the other rules, and the bias tables grow.
 
-Alignment: decoders take token i of a level of stride s to be centred at (i + 1/2) s input pixels. A dilated token stands
-where its four taps and their taps are centred: at offset + i s with the offset of the nominal stride, D = offset / s -
-1/2 tokens further to the right and down (`swinx.encoder.LevelInfo`). For a patch embedding D is 1/2 at period 2 and 3/2
-at 4. "centred" resamples the levels to where decoders take them to be.
+Alignment: decoders take token i of a level of stride s to be centred at (i + 1/2) s input pixels. A dilated token
+stands where its four taps and their taps are centred: at offset + i s with the offset of the nominal stride, D =
+offset / s - 1/2 tokens further to the right and down (`swinx.encoder.LevelInfo`). For a patch embedding D is 1/2 at
+period 2 and 3/2 at 4. "centred" resamples the levels to where decoders take them to be.
 
 Shapes: B images, C channels, H W grid of a level; h heads, w own window side, d period; a bias table of window side w
 has (2 w - 1)^2 rows and h columns.

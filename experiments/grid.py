@@ -98,15 +98,15 @@ class Run:
         parts += [self.alignment if self.alignment != "none" else None]
         return "-".join(part for part in parts if part)
 
-    def same_weights(self, other: "Run") -> bool:
-        """Whether one state_dict fits both: they differ in output stride, dilation rule and alignment at most.
+    def weights_fit(self, target: "Run") -> bool:
+        """Whether the weights of this run can be those of target, at another output stride, rule or alignment perhaps.
 
-        Enlarged windows have position biases of their own, so such a run fits itself alone.
+        Enlarged windows have position biases of their own: what was trained under them fits its own run alone.
         """
-        if "enlarged" in (self.dilation, other.dilation):
-            return self == other
-        readout = {"output_stride": 0, "dilation": None, "alignment": None}
-        return replace(self, **readout) == replace(other, **readout)  # type: ignore[arg-type]  # fields of Run
+        if self.dilation == "enlarged":
+            return self == target
+        readout = {"output_stride": 32, "dilation": None, "alignment": None}
+        return replace(self, **readout) == replace(target, **readout)  # type: ignore[arg-type]  # fields of Run
 
 
 class NotApplicable(NamedTuple):
@@ -194,7 +194,7 @@ def _check(axes: Axes) -> None:
     if min(axes.seeds) < 0:
         raise ValueError(f"--seeds must not be negative, got {min(axes.seeds)}")
     for encoder in axes.encoders:
-        _check_encoder(encoder)
+        check_encoder(encoder)
     if axes.windows and min(axes.windows) < 1:
         raise ValueError(f"--windows must be at least 1, got {min(axes.windows)}")
     own: dict[str, tuple[Sequence[object], Sequence[object] | None]] = {
@@ -222,7 +222,8 @@ def _check_choice(
         raise ValueError(f"--{argument}: {', '.join(map(str, unknown))} is not one of {names}")
 
 
-def _check_encoder(encoder: str) -> None:
+def check_encoder(encoder: str) -> None:
+    """Raise ValueError unless an encoder is registered with smp, or is tu- and a model of timm's own."""
     names = sorted(smp.encoders.get_encoder_names())
     if encoder in names:
         return

@@ -1,19 +1,25 @@
-"""The options that commands share, as frozen dataclasses that tyro reads, and what of them is refused at once."""
+"""The options of commands, as frozen dataclasses that tyro reads, and what of them is refused at once.
+
+Nothing here imports torch: --help need not wait for it.
+"""
 
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-import torch
-
-from experiments.results import Row
+import tyro
 
 Loss = Literal["ce", "dice", "lovasz"]
 Corruption = Literal["gaussian_noise", "gaussian_blur", "jpeg", "brightness", "contrast"]
 Precision = Literal["32", "bf16", "16"]
 Size = tuple[int, int]
+
+
+def _unset(metavar: str) -> Any:
+    """For options that are not set by default: help says in words what holds then, not "None"."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
 @dataclass(frozen=True)
@@ -23,22 +29,22 @@ class DataOptions:
     data: Literal["scenes", "camvid", "folder", "pet"] = "scenes"
     """scenes: generated; camvid, folder: images/ and masks/ by split under --root; pet: Oxford-IIIT Pet, which
     python -m experiments.data.fetch_pet downloads"""
-    root: Path | None = None
+    root: Annotated[Path | None, _unset("PATH")] = None
     """folder of the data, for all but scenes"""
-    classes: Path | None = None
+    classes: Annotated[Path | None, _unset("PATH")] = None
     """text file with one class name per line, for folder"""
-    ignore_index: int | None = None
-    """id in the masks that counts as unlabelled, for folder (default 255)"""
-    size: Size | None = None
+    ignore_index: Annotated[int | None, _unset("INT")] = None
+    """id in the masks that counts as unlabelled, for folder (default: 255)"""
+    size: Annotated[Size | None, _unset("HEIGHT WIDTH")] = None
     """height and width that images are brought to (scenes: that are generated)"""
     fit: Literal["pad", "crop", "stretch"] = "pad"
     """how an image of another aspect comes to --size: padded, cropped at its centre, or stretched"""
-    groups: str | None = None
+    groups: Annotated[str | None, _unset("STR")] = None
     """what test images belong to (drive, film, patient), for the statistics: a regular expression whose first group is
     found in the image's name, or a CSV file with the columns name and group (default: each image by itself; CamVid:
     runs of neighbouring frames)"""
-    data_seed: int | None = None
-    """seed that scenes are generated from (default 0)"""
+    data_seed: Annotated[int | None, _unset("INT")] = None
+    """seed that scenes are generated from (default: 0)"""
 
 
 @dataclass(frozen=True)
@@ -65,21 +71,21 @@ class Recipe:
     """largest norm of the gradient of a step"""
     accumulate: int = 1
     """batches whose gradients make one step"""
-    crop: Size | None = None
+    crop: Annotated[Size | None, _unset("HEIGHT WIDTH")] = None
     """height and width trained on (default: the size of the images; --tile of this size evaluates at it)"""
     zoom: tuple[float, float] = (1.0, 2.0)
     """range of the random enlargement before the crop"""
     color: float = 0.3
     """largest relative change of brightness, contrast and saturation"""
-    weights: str | None = None
+    weights: Annotated[str | None, _unset("STR")] = None
     """pretrained encoder weights by smp's tag, such as imagenet (default: from scratch)"""
     layer_decay: float = 1.0
     """factor of the learning rate from each block of a swinx encoder to the one before it; 1 is none"""
     freeze: Literal["nothing", "encoder"] = "nothing"
     """what keeps the weights that it starts from"""
-    validate_every: int | None = None
+    validate_every: Annotated[int | None, _unset("INT")] = None
     """steps between validations (default: ten of them with --steps, every 200 steps with --minutes)"""
-    patience: int | None = None
+    patience: Annotated[int | None, _unset("INT")] = None
     """validations without a new best after which training stops (default: it never stops early)"""
     select: Literal["last", "best"] = "last"
     """weights that are evaluated: the last, or those of the best validation"""
@@ -115,7 +121,7 @@ class Inference:
         ValueError: a value outside the rules of its field; the message names the option.
     """
 
-    tile: Size | None = None
+    tile: Annotated[Size | None, _unset("HEIGHT WIDTH")] = None
     """height and width of overlapping tiles, for images that are larger"""
     overlap: float = 0.5
     """least share of a tile in common with the next one"""
@@ -152,6 +158,8 @@ class Inference:
 
 
 PLAIN = Inference()
+# How work is done, not what is done: fields of Settings that are free to change when a grid goes on.
+EXECUTION = ("workers", "loggers")
 
 
 @dataclass(frozen=True)
@@ -160,15 +168,16 @@ class Scoring:
 
     score_at: Literal["size", "native"] = "size"
     """resolution of the masks that predictions are scored against: --size, or that of the files"""
-    corruptions: tuple[Corruption, ...] = ()
-    """kinds of ImageNet-C that the test images are also scored under, at severity 3"""
+    corruptions: Annotated[tuple[Corruption, ...], _unset("[KIND ...]")] = ()
+    """kinds of ImageNet-C that test images are also scored under, at severity 3: gaussian_noise, gaussian_blur, jpeg,
+    brightness, contrast"""
 
 
 @dataclass(frozen=True)
 class RayResources:
     """Where Ray runs the runs of a grid, and what each may use."""
 
-    address: str | None = None
+    address: Annotated[str | None, _unset("STR")] = None
     """host:port of a Ray, or auto for the one running here (default: one is started on this machine)"""
     cpus: float = 1
     """CPU cores of each run"""
@@ -184,6 +193,56 @@ class RayResources:
             raise ValueError(f"--ray.gpus must be a part of one GPU or a whole number, got {self.gpus:g}")
         if self.retries < 0:
             raise ValueError(f"--ray.retries must not be negative, got {self.retries}")
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Options of experiments.compare_decoders and of the ablations, which differ in their defaults."""
+
+    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
+    decoders: tuple[str, ...] = ("DeepLabV3Plus", "Unet", "FPN", "PAN")
+    """decoders of segmentation_models_pytorch"""
+    encoders: tuple[str, ...] = ("swinx_n",)
+    """swinx's encoders, smp's, or tu- and a timm model"""
+    output_strides: Annotated[tuple[int, ...], _unset("[INT ...]")] = ()
+    """8, 16, 32 (default: the decoder's own)"""
+    stems: Annotated[tuple[str, ...], _unset("[NAME ...]")] = ()
+    """shared, branch, inline, none (default: the encoder's own)"""
+    dilations: Annotated[tuple[str, ...], _unset("[NAME ...]")] = ()
+    """exact, dense, enlarged: how stages beyond the output stride attend (default: exact)"""
+    windows: Annotated[tuple[int, ...], _unset("[INT ...]")] = ()
+    """window sides in tokens (default: the encoder's own)"""
+    alignments: Annotated[tuple[str, ...], _unset("[NAME ...]")] = ()
+    """none, centred: where the tokens of dilated levels stand (default: none)"""
+    seeds: tuple[int, ...] = (0,)
+    """each seed is a training run of its own; nothing is tested for significance with one"""
+    steps: Annotated[int | None, _unset("INT")] = None
+    """training steps of each run (default: 250, unless --minutes is given)"""
+    minutes: Annotated[float | None, _unset("FLOAT")] = None
+    """training time of each run, instead of --steps"""
+    batch_size: int = 8
+    """images of a batch, over all processes"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "32"
+    """bf16 and 16 are mixed precision; 16 needs cuda"""
+    start: Annotated[Path | None, _unset("PATH")] = None
+    """folder of finished runs whose weights are begun with, seed by seed; stride, rule and alignment may differ"""
+    evaluate_at: Annotated[tuple[int, ...], _unset("[INT ...]")] = ()
+    """steps after which the test split is scored as well, for learning curves; 0 is before training"""
+    contrasts: Annotated[tuple[str, ...], _unset("[NAME ...]")] = ()
+    """planned comparisons such as exact-dense@os8, or a file of them (default: all pairs, as an exploration)"""
+    recipe: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
+    inference: tyro.conf.OmitArgPrefixes[Inference] = field(default_factory=Inference)
+    scoring: tyro.conf.OmitArgPrefixes[Scoring] = field(default_factory=Scoring)
+    workers: int = 0
+    """processes that prepare the batches of a run; 0 prepares them between the steps"""
+    loggers: tuple[Literal["csv", "tensorboard"], ...] = ("csv",)
+    """logs of each step, into runs/ID/log"""
+    launcher: Literal["here", "ray"] = "here"
+    """here: one run after another (under torchrun, by all processes); ray: runs spread over a cluster"""
+    ray: RayResources = field(default_factory=RayResources)
+    output: Path = Path("runs/compare_decoders")
+    """folder for results and report"""
 
 
 @dataclass(frozen=True)
@@ -212,17 +271,17 @@ class Settings:
     workers: int = 0
     loggers: tuple[str, ...] = ()
 
-    def as_row(self) -> Row:
+    def as_row(self) -> dict[str, Any]:
         """The fields by name, flat, as JSON gives them back: recipe, inference and scoring are spread out."""
         flat = asdict(self)
         for name in EXECUTION:
             del flat[name]
         parts = {**flat.pop("recipe"), **flat.pop("inference"), **flat.pop("scoring")}
-        row: Row = json.loads(json.dumps({**parts, **flat}))
+        row: dict[str, Any] = json.loads(json.dumps({**parts, **flat}))
         return row
 
     @classmethod
-    def of(cls, row: Row) -> Self:
+    def of(cls, row: dict[str, Any]) -> Self:
         """The settings that a row was made under; as_row of them gives its fields back.
 
         Raises:
@@ -241,16 +300,14 @@ class Settings:
         return cls(**read(cls), **made)  # type: ignore[arg-type]  # the fields of as_row
 
 
-# How work is done, not what is done: free to change when a grid goes on.
-EXECUTION = ("workers", "loggers")
-
-
 def choose_device(asked: str, precision: str) -> str:
     """The device asked for, "cpu" or "cuda"; for "auto" the one there is.
 
     Raises:
         ValueError: no such device here, or a precision that it does not have.
     """
+    import torch  # not above: see the head of this file
+
     available = torch.cuda.is_available()
     if asked == "cuda" and not available:
         raise ValueError("--device cuda: torch sees no CUDA device here")

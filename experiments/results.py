@@ -126,10 +126,10 @@ def run_of(row: Row) -> Run:
 
 
 def identity(row: Row) -> tuple[object, ...]:
-    """What no two rows of a file share: run, step, how images were predicted and scored, and whose weights they were."""
+    """What no two rows of a file share: run, step, how images were predicted and scored, and whose weights it was."""
     source = row.get("source") or {}
     way = json.dumps([row.get(key) for key in ("tile", "overlap", "flip", "scales", "score_at")])
-    return row["run"], row["step"], way, source.get("run"), source.get("time")
+    return row["run"], row.get("step"), way, source.get("run"), source.get("time")
 
 
 def check_row(row: Row) -> None:
