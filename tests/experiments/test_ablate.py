@@ -14,48 +14,48 @@ from experiments import (
     ablate_dilation,
     ablate_stem,
     ablate_window,
-    cell_run,
-    data_options,
+    runs,
+    data,
 )
-from experiments.cells import Axes, Cell, grid
+from experiments.grid import Axes, Run, grid
 from experiments.compare_options import Options
 from experiments.models import build_model
-from experiments.records import read_rows
+from experiments.results import read_rows
 
 ABLATIONS = (ablate_stem, ablate_dilation, ablate_alignment, ablate_window)
 SEEDS = (0, 1)
 
 
-def intended(module: ModuleType) -> list[Cell]:
-    """The cells of an ablation's docstring, one after the other."""
+def intended(module: ModuleType) -> list[Run]:
+    """The runs of an ablation's docstring, one after the other."""
 
-    def cell(decoder: str, seed: int, output_stride: int = 32, stem: str = "inline", **parts: object) -> Cell:
-        return Cell("swinx_n", stem, decoder, output_stride, seed, **parts)  # type: ignore[arg-type]
+    def run(decoder: str, seed: int, output_stride: int = 32, stem: str = "inline", **parts: object) -> Run:
+        return Run("swinx_n", stem, decoder, output_stride, seed, **parts)  # type: ignore[arg-type]
 
     if module is ablate_stem:
         stems = ("none", "shared", "branch", "inline")
-        return [cell(decoder, seed, stem=stem) for seed in SEEDS for decoder in ("Unet", "FPN") for stem in stems]
+        return [run(decoder, seed, stem=stem) for seed in SEEDS for decoder in ("Unet", "FPN") for stem in stems]
     if module is ablate_window:
-        return [cell("FPN", seed, window=window) for seed in SEEDS for window in (4, 7, None, 12)]
+        return [run("FPN", seed, window=window) for seed in SEEDS for window in (4, 7, None, 12)]
     option = "dilation" if module is ablate_dilation else "alignment"
     values = ("exact", "dense", "enlarged") if module is ablate_dilation else ("none", "centred")
-    cells = []
+    runs = []
     for seed in SEEDS:
         for decoder in ("Unet", "Segformer"):
             if module is ablate_dilation:
-                cells.append(cell(decoder, seed))
-            cells += [cell(decoder, seed, stride, **{option: value}) for stride in (16, 8) for value in values]
-    return cells
+                runs.append(run(decoder, seed))
+            runs += [run(decoder, seed, stride, **{option: value}) for stride in (16, 8) for value in values]
+    return runs
 
 
 @pytest.mark.parametrize("module", ABLATIONS, ids=lambda module: module.__name__.split(".")[-1])
 def test_the_grid_is_the_one_of_the_docstring(module: ModuleType) -> None:
     defaults: Options = module.DEFAULTS
-    cells, missing = grid(Axes(**{field.name: getattr(defaults, field.name) for field in fields(Axes)}))
+    runs, missing = grid(Axes(**{field.name: getattr(defaults, field.name) for field in fields(Axes)}))
     assert missing == []
-    assert len(cells) == len(intended(module))
-    assert set(cells) == set(intended(module))
-    assert f"{len(cells)} cells" in " ".join((module.__doc__ or "").split())
+    assert len(runs) == len(intended(module))
+    assert set(runs) == set(intended(module))
+    assert f"{len(runs)} runs" in " ".join((module.__doc__ or "").split())
     axes = {field.name for field in fields(Axes)} | {"output"}
     same = {field.name: getattr(Options(), field.name) for field in fields(Options) if field.name in axes}
     assert replace(defaults, **same) == Options()  # nothing else differs from compare_decoders
@@ -63,7 +63,7 @@ def test_the_grid_is_the_one_of_the_docstring(module: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments", "cells"),
+    ("module", "arguments", "runs"),
     [
         (ablate_stem, ["--decoders", "Unet", "--stems", "none", "branch"], ["none-Unet-os32", "branch-Unet-os32"]),
         (
@@ -83,20 +83,20 @@ def test_the_grid_is_the_one_of_the_docstring(module: ModuleType) -> None:
 def test_two_steps(
     module: ModuleType,
     arguments: list[str],
-    cells: list[str],
+    runs: list[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     toy = toy_data()
-    monkeypatch.setattr(data_options, "make_scenes", lambda **_: toy)
-    short = functools.partial(cell_run.evaluation.latency, warmup=0, runs=3)
-    monkeypatch.setattr(cell_run.evaluation, "latency", short)
+    monkeypatch.setattr(data, "make_scenes", lambda **_: toy)
+    short = functools.partial(runs.evaluation.latency, warmup=0, runs=3)
+    monkeypatch.setattr(runs.evaluation, "latency", short)
     command = [*arguments, "--seeds", "0", "--steps", "2", "--batch-size", "2", "--device", "cpu"]
     assert module.main(command) == 0
     rows = read_rows(module.DEFAULTS.output / "results.jsonl")
-    assert [(row["cell"], row["status"], row["images_seen"]) for row in rows] == [
-        (f"swinx_n-{name}-seed0", "ok", 4) for name in cells
+    assert [(row["run"], row["status"], row["images_seen"]) for row in rows] == [
+        (f"swinx_n-{name}-seed0", "ok", 4) for name in runs
     ]
 
 
@@ -116,7 +116,7 @@ def test_under_the_control_none_and_shared_are_one_network() -> None:
     logits = {}
     for stem in ("none", "shared", "branch", "inline"):
         torch.manual_seed(0)
-        model = build_model(Cell("swinx_n", stem, "FPN", 32, 0), 3)
+        model = build_model(Run("swinx_n", stem, "FPN", 32, 0), 3)
         torch.manual_seed(0)  # of stochastic depth and dropout
         logits[stem] = model(image)
     assert torch.equal(logits["none"], logits["shared"])
