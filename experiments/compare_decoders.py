@@ -14,6 +14,7 @@ last checkpoint. More --seeds, decoders or strides may be added to a folder.
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import tyro
 
@@ -50,7 +51,7 @@ def _run(options: CompareOptions) -> int:
 
     from experiments import comparison
     from experiments.comparison import complain, say
-    from experiments.launch import launcher
+    from experiments.launch import run_on_ray
     from experiments.prepare import prepare
     from experiments.train import processes
 
@@ -61,9 +62,23 @@ def _run(options: CompareOptions) -> int:
         if crop not in (None, image) and settings.inference.tile is None:
             advice = f"--tile {crop[0]} {crop[1]} evaluates at the size trained on"
             say(console, f"note: training sees crops of {crop[0]}x{crop[1]}, evaluation whole images; {advice}")
-        launch = launcher(options.ray, data, settings, options.output, console) if options.launcher == "ray" else None
+        on_ray = partial(
+            run_on_ray,
+            data=data,
+            settings=settings,
+            output=options.output,
+            say=partial(say, console),
+            resources=options.ray,
+        )
         rows = comparison.make(
-            runs, missing, data, settings, options.output, console, launch=launch, contrasts=options.contrasts
+            runs,
+            missing,
+            data,
+            settings,
+            options.output,
+            console,
+            launch=on_ray if options.launcher == "ray" else None,
+            contrasts=options.contrasts,
         )
     except (ValueError, ImportError) as error:
         complain(str(error))

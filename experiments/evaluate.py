@@ -28,7 +28,8 @@ from experiments.data import SegmentationData
 from experiments.files import plain_file
 from experiments.grid import Axes, NotApplicable, Run, grid
 from experiments.options import DataOptions, Inference, Precision, Scoring, Settings, choose_device
-from experiments.reporting.load import conditions, matches
+from experiments.prepare import check_contrasts
+from experiments.reporting.rows import conditions, matches
 from experiments.results import RESULTS, Row, read_rows, run_of
 from experiments.runs import Source, reevaluate
 from experiments.train import processes
@@ -120,6 +121,7 @@ def prepare(
         )
     sizes = options.inference.sizes(settings.height, settings.width)
     runs, missing = comparison.runnable(list(sources), missing, sizes, len(loaded.class_names), console)
+    check_contrasts(options.contrasts, [*runs, *(run_of(row) for row in begun)], settings)
     comparison.check_writable(options.output)
     return {run: sources[run] for run in runs}, missing, loaded, settings
 

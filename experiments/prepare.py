@@ -1,19 +1,22 @@
 """From the options of a comparison to its runs, data and settings: what can be refused is refused here."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 import segmentation_models_pytorch as smp
 import torch
 from rich.console import Console
 
-from experiments import comparison, contrasts, data
+from experiments import comparison, data
 from experiments.batches import check_crop
+from experiments.contrasts import planned, read_contrasts
 from experiments.data import SegmentationData
 from experiments.grid import Axes, NotApplicable, Run, grid
 from experiments.launch import check_ray
 from experiments.losses import class_weights
 from experiments.options import CompareOptions, RayResources, Recipe, Settings, check_precision, choose_device
-from experiments.results import RESULTS, read_rows
+from experiments.reporting.rows import MISSING, fields_of
+from experiments.results import RESULTS, Row, read_rows, run_of
 from experiments.runs import find_source
 from experiments.train import processes
 from swinx.config import VARIANTS
@@ -47,22 +50,38 @@ def prepare(
     settings = _settings(options)
     _check_execution(options)
     _check_weights(options, runs)
-    contrasts.read(options.contrasts)
     known = {name: value for name, value in settings.as_row().items() if name not in UNKNOWN}
     comparison.check_output(options.output, known)
     with console.status("loading data"):
         loaded = data.load(options.data, native=options.scoring.score_at == "native")
     height, width = loaded.train.images.shape[-2:]
     settings = replace(settings, data=loaded.name, data_id=data.data_id(loaded), height=height, width=width)
-    comparison.check_output(options.output, settings.as_row())
+    rows = comparison.check_output(options.output, settings.as_row())
     _check_against(options, loaded)
     if options.start is not None:
         _check_start(options, runs, settings)
     # Sizes that models meet: in training, and with each scale and tile of evaluation.
     sizes = [options.recipe.crop or (height, width), *options.inference.sizes(height, width)]
     runs, missing = comparison.runnable(runs, missing, sizes, len(loaded.class_names), console)
+    check_contrasts(options.contrasts, [*runs, *(run_of(row) for row in rows)], settings)
     comparison.check_writable(options.output)
     return runs, missing, loaded, settings
+
+
+def check_contrasts(given: Sequence[str], runs: Sequence[Run], settings: Settings) -> None:
+    """Raise ValueError where planned contrasts name what the finished grid will not have."""
+    last = [] if settings.steps is None else [settings.steps]
+    for text in read_contrasts(given):
+        known: dict[str, Row] = {}
+        for run in runs:
+            told = fields_of({**settings.as_row(), **asdict(run)})
+            fields = {name: None if value == MISSING else value for name, value in told.items()}
+            # Steps before the end are compared only where a contrast asks for them.
+            for step in (*settings.evaluate_at, *last) if "step" in text else ():
+                known[f"{run.configuration} step {step}"] = {**fields, "step": str(step)}
+            if "step" not in text:
+                known[run.configuration] = fields
+        planned([text], list(known.items()))
 
 
 def _settings(options: CompareOptions) -> Settings:
