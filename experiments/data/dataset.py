@@ -10,10 +10,7 @@ from torch import Tensor
 
 
 class Placement(NamedTuple):
-    """The rectangle of an (H, W) tensor that shows an image from edge to edge, in pixels.
-
-    Where the image was padded the rectangle is smaller than the tensor; where it was cropped it reaches beyond.
-    """
+    """The rectangle of an (H, W) tensor that shows an image from edge to edge, in pixels; the rest is padding."""
 
     top: int
     left: int
@@ -27,8 +24,9 @@ class Split:
 
     images: (N, 3, H, W) uint8, RGB. masks: (N, H, W) uint8, class ids. names: N names, in the order of the tensors,
     each of them once. groups: N names of what images belong to (a drive, a film, a patient), within which they are not
-    independent; empty where every image stands for itself. native_masks: N masks (h, w) uint8 as their files have
-    them, and placements of the N images in the tensors; None where nothing was resized or it was not asked for.
+    independent; empty where every image stands for itself. native_masks: N masks (h, w) uint8, class ids, at the
+    resolution of their files, and placements of the N images in the tensors: of a test split only, if asked for; None
+    where nothing was resized, as masks have that resolution then.
     """
 
     images: Tensor

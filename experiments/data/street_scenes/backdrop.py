@@ -6,9 +6,9 @@ ground seen in each.
 
 import numpy as np
 
-from experiments.data.canvas import GROUND, SKY, Canvas
-from experiments.data.outlines import foliage_tone
-from experiments.data.textures import SURFACES, Array, octaves, pick
+from experiments.data.street_scenes.canvas import GROUND, SKY, Canvas
+from experiments.data.street_scenes.outlines import foliage_tone
+from experiments.data.street_scenes.textures import SURFACES, Array, octaves, pick
 
 TILE = 128  # cells of a square of noise laid on the ground again and again; a power of 2, and no canvas is smaller
 

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.data.textures import Array, Bytes, Rng, octaves
+from experiments.data.street_scenes.textures import Array, Bytes, Rng, octaves
 
 Window: TypeAlias = tuple[slice, slice]
 Cover: TypeAlias = NDArray[np.bool_]

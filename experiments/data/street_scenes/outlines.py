@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments.data.canvas import FENCE, FOLIAGE, POLE, WIRE, Canvas, Cover
-from experiments.data.textures import Array, pick
+from experiments.data.street_scenes.canvas import FENCE, FOLIAGE, POLE, WIRE, Canvas, Cover
+from experiments.data.street_scenes.textures import Array, pick
 
 STEELS = ((0.22, 0.22, 0.24), (0.47, 0.47, 0.47), (0.62, 0.62, 0.60), (0.33, 0.25, 0.18), (0.16, 0.24, 0.19))
 

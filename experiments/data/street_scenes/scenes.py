@@ -1,6 +1,6 @@
-"""Generated street, yard and country scenes with exact masks: the set that needs no download.
+"""Street, yard and country scenes with exact masks.
 
-Shapes: N images, H W pixels; the canvas has 2H × 2W cells.
+Shapes: H W pixels of the picture; the canvas has 2H × 2W cells.
 
 Eight classes, painted in perspective from far to near. Three of them (pole, wire, fence) are 1 to 3 pixels wide at any
 picture size. Walls of houses and of lorries share paint and cladding, grass and leaves share colour and texture, trunks
@@ -11,14 +11,12 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
-import torch
 
-from experiments.data.backdrop import ground, sky
-from experiments.data.canvas import CLASSES, IGNORE, THIN, Camera, Canvas
-from experiments.data.dataset import SegmentationData, Split
-from experiments.data.outlines import STEELS, bush, cable, fence, hedge, pole, tree
-from experiments.data.solids import building, car, lorry, tank
-from experiments.data.textures import LEAVES, Array, Bytes, Rng, photograph, pick, rgb
+from experiments.data.street_scenes.backdrop import ground, sky
+from experiments.data.street_scenes.canvas import Camera, Canvas
+from experiments.data.street_scenes.outlines import STEELS, bush, cable, fence, hedge, pole, tree
+from experiments.data.street_scenes.solids import building, car, lorry, tank
+from experiments.data.street_scenes.textures import LEAVES, Array, Bytes, Rng, photograph, pick, rgb
 
 COLORS = (
     (135, 190, 235),
@@ -40,39 +38,6 @@ SKIES = (
 SMALLEST = 64  # pixels; below it objects at their usual distances vanish
 
 Thing = tuple[float, Callable[[], None]]  # distance in metres, and how to paint it
-
-
-def make_scenes(
-    seed: int = 0, sizes: tuple[int, int, int] = (400, 80, 120), height: int = 128, width: int = 160
-) -> SegmentationData:
-    """Generates train, validation and test split of the given sizes.
-
-    Image i of a split depends on (seed, split, i, height, width) alone, so a smaller set is the beginning of a larger
-    one. The splits are draws from one distribution. Raises ValueError if the seed is negative, a size is below 1, or
-    height or width is below 64.
-    """
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
-    if len(sizes) != 3 or min(sizes) < 1:
-        raise ValueError(f"sizes must be three counts (train, val, test) of 1 or more, got {sizes}")
-    if min(height, width) < SMALLEST:
-        raise ValueError(f"height and width must be at least {SMALLEST}, got {height} and {width}")
-    train, val, test = (
-        _split(name, [np.random.default_rng([seed, number, i]) for i in range(count)], height, width)
-        for number, (name, count) in enumerate(zip(("train", "val", "test"), sizes, strict=True))
-    )
-    return SegmentationData(
-        "scenes", train, val, test, CLASSES, COLORS, IGNORE, THIN, "generated scenes; all splits are alike in kind"
-    )
-
-
-def _split(name: str, rngs: list[Rng], height: int, width: int) -> Split:
-    pictures, masks = zip(*(scene(rng, height, width) for rng in rngs), strict=True)
-    return Split(
-        torch.from_numpy(np.stack(pictures)),
-        torch.from_numpy(np.stack(masks)),
-        tuple(f"{name}_{i:05d}" for i in range(len(rngs))),
-    )
 
 
 def scene(rng: Rng, height: int, width: int) -> tuple[Bytes, Bytes]:

@@ -6,8 +6,8 @@ paints one thing and draws its remaining choices from the canvas's generator.
 
 import numpy as np
 
-from experiments.data.canvas import BUILDING, VEHICLE, Canvas, Panel
-from experiments.data.textures import PAINTS, Array, pick, rgb
+from experiments.data.street_scenes.canvas import BUILDING, VEHICLE, Canvas, Panel
+from experiments.data.street_scenes.textures import PAINTS, Array, pick, rgb
 
 DARK = rgb(0.09, 0.10, 0.12)
 LAMPS = rgb(0.55, 0.08, 0.06)
