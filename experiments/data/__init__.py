@@ -4,7 +4,7 @@ import hashlib
 
 from experiments.data.dataset import Placement, SegmentationData, Split
 from experiments.data.folder import CAMVID, find_pairs, labels_of
-from experiments.data.groups import with_groups
+from experiments.data.groups import finder, with_groups
 from experiments.data.pet import ADVICE, PET, find_pet
 from experiments.data.reading import DataError, available_memory, printable, read_splits, shortened
 from experiments.data.scenes import make_scenes
@@ -41,6 +41,7 @@ def load(options: DataOptions, *, native: bool = False) -> SegmentationData:
     if options.root is None:
         raise ValueError(f"--data {options.data} needs --root, the folder of the data")
     name: str = options.data
+    find = finder(options.groups) if options.groups is not None or name == "camvid" else None
     if options.data == "pet":
         if options.size is None:
             raise ValueError("--data pet needs --size H W: its images have many sizes")
@@ -55,12 +56,10 @@ def load(options: DataOptions, *, native: bool = False) -> SegmentationData:
         labels = labels_of(options.classes, options.ignore_index)
         found, name = find_pairs(options.root), printable(options.root.resolve().name)
     train, val, test = read_splits(options.root, found, labels, size=options.size, fit=options.fit, native=native)
-    data = SegmentationData(
-        *(name, train, val, test, labels.class_names, labels.colors, labels.ignore_index, labels.thin_classes),
-        note=labels.note,
-        left_out=tuple(map(printable, shortened(found[2]))),
-    )
-    return with_groups(data, options.groups) if options.groups or options.data == "camvid" else data
+    left_out = tuple(map(printable, shortened(found[2])))
+    classes, colors, ignore_index, _, thin_classes, note = labels
+    data = SegmentationData(name, train, val, test, classes, colors, ignore_index, thin_classes, note, left_out)
+    return data if find is None else with_groups(data, find)
 
 
 def _check(options: DataOptions, native: bool) -> None:

@@ -21,25 +21,30 @@ def camvid_group(name: str) -> str | None:
     return None if match is None else f"{match[1]}/{int(match[2]) // CAMVID_FRAMES}"
 
 
-def with_groups(data: SegmentationData, rule: str | None) -> SegmentationData:
-    """The set with groups by rule, the value of --groups; None stands for camvid_group.
+def finder(rule: str | None) -> Find:
+    """What finds the group of a name (None for none) by the value of --groups; no rule stands for camvid_group.
 
     A rule that ends in .csv is a file with the columns name and group, UTF-8; any other is a regular expression whose
-    first group is found in the name of an image. In train and val, an image that it does not cover is its own group.
+    first group is found in the name.
 
     Raises:
-        ValueError: the rule cannot be used, or gives some test images no group; the message lists them.
+        ValueError: the rule cannot be used.
     """
-    find: Find
     if rule is None:
-        find, said = camvid_group, "names of CamVid are DRIVE_NUMBER, and --groups is for others"
-    else:
-        find = _of_table(Path(rule)) if rule.lower().endswith(".csv") else _of_pattern(rule)
-        said = f"--groups {rule}"
-    without = [name for name in data.test.names if not find(name)]
-    if without:
-        images = f"{len(without)} of {len(data.test.names)} test images"
-        raise ValueError(f"{said}: {images} get no group: {', '.join(shortened(without))}")
+        return camvid_group
+    return _of_table(Path(rule)) if rule.lower().endswith(".csv") else _of_pattern(rule)
+
+
+def with_groups(data: SegmentationData, find: Find) -> SegmentationData:
+    """The set with groups. In train and val, an image for which none is found is its own group.
+
+    Raises:
+        ValueError: there are test images for which none is found; the message lists them.
+    """
+    if without := [name for name in data.test.names if not find(name)]:
+        rule = "--groups (for CamVid by default DRIVE_NUMBER)" if find is camvid_group else "--groups"
+        count = f"{len(without)} of {len(data.test.names)}"
+        raise ValueError(f"{rule} must give each test image a group; none for {count}: {', '.join(shortened(without))}")
     old = {split: getattr(data, split) for split in SPLITS}
     return replace(data, **{s: replace(old[s], groups=tuple(find(name) or name for name in old[s].names)) for s in old})
 
