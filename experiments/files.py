@@ -5,6 +5,7 @@ import fcntl
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     A link at path is replaced, not followed. Text is UTF-8.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
@@ -50,8 +51,8 @@ def plain_file(path: Path, within: Path) -> bool:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for one writer, until the process ends at the latest.
+def locked(folder: Path, wait: float = 0) -> Iterator[None]:
+    """Hold a folder for one writer, until the process ends at the latest; wait: seconds that another may still take.
 
     Raises:
         ValueError: another one holds it.
@@ -59,10 +60,15 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(f"--output: another run is writing into {folder}") from error
-    else:
+        end = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= end:
+                    raise ValueError(f"--output: another run is writing into {folder}") from error
+                time.sleep(0.2)
         yield
     finally:
         os.close(descriptor)
