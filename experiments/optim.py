@@ -85,7 +85,7 @@ class Learner:
         twin(images).float().sum().backward()
         unused = any(parameter.requires_grad and parameter.grad is None for parameter in twin.parameters())
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.model, devices, find_unused_parameters=unused, broadcast_buffers=False)
+        return DistributedDataParallel(self.model, devices, find_unused_parameters=unused)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed training needs: tensors in plain containers."""
