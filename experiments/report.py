@@ -22,13 +22,15 @@ import tyro
 class Options:
     """Make a report of any subset of the rows of one or more folders of the same data."""
 
-    results: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER|NAME.jsonl ...")]]
+    results: tyro.conf.Positional[
+        Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER|NAME.jsonl ...", help_behavior_hint="")]
+    ]
     """folders of results, or files NAME.jsonl with NAME.npz beside them"""
     output: Path
     """a new folder, or one of an earlier call"""
-    where: tuple[str, ...] = ()
+    where: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[FIELD=VALUE ...]", help_behavior_hint="")] = ()
     """conditions such as decoder=Unet,PAN: rows must meet them all; a dash stands for what is not given"""
-    contrasts: tuple[str, ...] = ()
+    contrasts: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="")] = ()
     """planned comparisons such as exact-dense@os8, or a file of them (default: all pairs, as an exploration)"""
 
 
@@ -59,7 +61,8 @@ def _rebuild(options: Options) -> None:
     if not chosen:
         raise ValueError(f"--where: no row meets {' '.join(options.where)}")
     results, repeated = once(replace(results, items=chosen))
-    gather(results, options.contrasts, strict=True)  # refuses before anything is written
+    if options.contrasts:
+        gather(results, options.contrasts, strict=True)  # refuses before anything is written
     _clear(
         options.output, options.results, ("results.jsonl", "results.npz", "data.json", "examples", "pictures", *FILES)
     )

@@ -115,15 +115,16 @@ def gather(results: Results, contrasts: Sequence[str] = (), *, strict: bool = Fa
             gaps.append(str(error))
     chosen = chosen if contrasts else pairs([c.label for c in counted])
     named = {label for contrast in chosen for label in contrast.weights}
-    comparison, steps = None, []
+    comparison, over = None, []
     try:
         if counted:
             there = [*counted, *(c for c in over_steps if c.label in named)]
             comparison = compare([Configured.of(c.label, _models(c.results)) for c in there], chosen)
-            steps = [compare([Configured.of(c.label, _models(c.results))], []).scores[0] for c in over_steps]
+        if over_steps:
+            steps = compare([Configured.of(c.label, _models(c.results)) for c in over_steps], []).scores
+            over = list(zip(over_steps, steps, strict=True))
     except ValueError as error:
         gaps.append(str(error))
-    over = [(c, score) for c, score in zip(over_steps, steps, strict=False)]
     return Content(results, configurations, comparison, chosen, bool(contrasts), over, gaps, _sitting(configurations))
 
 

@@ -109,8 +109,9 @@ def _read(path: Path) -> Results:
     for item in items:
         try:
             _ = item.counts
+            _check_curves(item.arrays)
         except ValueError as error:
-            raise ValueError(f"{path}, counts of {item.row['run']} at step {item.row['step']}: {error}") from error
+            raise ValueError(f"{path}, arrays of {item.row['run']} at step {item.row['step']}: {error}") from error
     own = file.with_name(f"{file.stem}-data.json")
     return Results(
         _data(own if plain_file(own, root) else root / "data.json", root, items), root / "examples", root, tuple(items)
@@ -126,6 +127,13 @@ def _arrays(path: Path, root: Path) -> Arrays:
         return unpack(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _check_curves(arrays: Arrays) -> None:
+    for x, y in (("loss_step", "loss"), ("val_step", "val_miou")):
+        points = [arrays.get(name, numpy.zeros(0)) for name in (x, y)]
+        if any(array.ndim != 1 or array.dtype.kind not in "fiu" for array in points) or len({*map(len, points)}) > 1:
+            raise ValueError(f"{x} and {y} must be numbers, as many of one as of the other")
 
 
 def _is(kind: type) -> Callable[[Any], bool]:

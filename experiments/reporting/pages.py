@@ -127,7 +127,7 @@ def _figures(content: Content, table: Frame) -> list[tuple[str, bytes]]:
     for key, label in costs.items():
         lines = (comparable if key.startswith("latency") else table).dropna(subset=[key, "test_miou"])
         points = [(str(line["rank"]), float(line[key]), float(line["test_miou"])) for _, line in lines.iterrows()]
-        if len(points) > 1:
+        if len({cost for _, cost, _ in points}) > 1:
             plots.append((f"Accuracy and {label.split(',')[0]} (numbers: ranks)", trade_off(points, label)))
     few = scored[:MOST_CURVES]
     some = f", the first {len(few)} of {len(scored)}" if len(few) < len(scored) else ""

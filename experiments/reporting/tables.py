@@ -7,7 +7,7 @@ import html
 import math
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,10 +158,8 @@ def _text(value: object, digits: int | None) -> str:
 
 def classes(content: Content) -> pandas.DataFrame:
     """Test IoU in percent, mean over seeds: a line for each configuration, a column for each class; NaN if absent."""
-    lines = {
-        c.label: pandas.DataFrame([i.row.get("class_iou") or {} for i in c.results]) for c in content.configurations
-    }
-    means = {label: frame.astype(float).mean() for label, frame in lines.items()}
+    tables = {c.label: [item.row.get("class_iou") or {} for item in c.results] for c in content.configurations}
+    means = {label: pandas.DataFrame(lines).astype(float).mean() for label, lines in tables.items()}
     return pandas.DataFrame(means).T.rename_axis("configuration")
 
 
@@ -187,7 +185,7 @@ def differences(content: Content) -> pandas.DataFrame:
     for effect in shown_effects(content):
         interval = MISSING if effect.low is None else f"{signed(effect.low)} to {signed(effect.high)}"
         corrected = MISSING if effect.p_corrected is None else f"{effect.p_corrected:.3f}".replace("0.000", "< 0.001")
-        line = {"contrast": effect.name, "points of test mIoU": signed(effect.points), "95 % interval": interval}
+        line = {"contrast": effect.name, "points": signed(effect.points), "95 % interval": interval}
         line |= {"p, corrected": corrected, "result": verdict(effect)}
         line["smallest that could be found"] = _text(effect.smallest, 1)
         lines.append(line | {"made of": effect.contrast.note} if content.planned else line)
@@ -246,14 +244,13 @@ def markdown_text(text: object) -> str:
     return re.sub(r"([\\`*\[\]|~$]|(?<!\w)_|_(?!\w))", r"\\\1", html.escape(str(text), quote=False))
 
 
-def to_csv(frame: pandas.DataFrame, *, index: bool = False) -> str:
+def to_csv(frame: pandas.DataFrame) -> str:
     """CSV whose texts no spreadsheet takes for formulas: one that begins like a formula gets an apostrophe before."""
 
-    def plain(value: object) -> object:
-        return f"'{value}" if isinstance(value, str) and value.lstrip()[:1] in tuple("=+-@") else value
+    def plain(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(tuple("=+-@")) else value
 
-    safe: Callable[[object], object] = plain
-    return frame.map(safe).rename(columns=safe, index=safe).to_csv(index=index)
+    return frame.map(plain).rename(columns=plain).to_csv(index=False)
 
 
 LATEX = {

@@ -1,8 +1,8 @@
 """What a report says in words: a headline, short notes, and where it comes from."""
 
+import re
 import shlex
 from collections.abc import Sequence
-from itertools import pairwise
 
 import pandas
 
@@ -11,7 +11,7 @@ from experiments.reporting.content import Content
 from experiments.reporting.rows import SETTINGS, spelled
 from experiments.results import Row
 
-# As many trainings of a configuration as let a difference be found; its smallest says how large one.
+# Trainings of a configuration that are asked for, where there is one alone.
 SEEDS = 3
 BUDGET = ("steps", "minutes", "batch_size", "precision", "device")
 
@@ -77,7 +77,7 @@ def on_differences(content: Content) -> list[str]:
     grouped = f" in {comparison.groups} groups" if comparison.groups < comparison.images else ""
     said = [f"{kind}{some}. Corrected by Holm's method; {comparison.images} test images{grouped}."]
     if smallest := [effect.smallest for effect in effects if effect.smallest is not None]:
-        said.append(f"Smallest difference that could be found: {_span(smallest)} points.")
+        said.append(f"Smallest difference that could be found (four times in five): {_span(smallest)} points.")
     if untested := [effect for effect in effects if effect.significant is None]:
         said.append(f"{len(untested)} of {len(effects)} not tested, such as {untested[0].name}: {untested[0].reason}.")
     return said
@@ -91,74 +91,59 @@ def _span(values: Sequence[float]) -> str:
 def advice(content: Content) -> list[str]:
     """The commands that add seeds to the same folders, where a configuration has one alone."""
     rows = [item.row for c in content.configurations if len(c.results) == 1 for item in c.results]
-    commands = []
-    for row in rows if len(content.configurations) > 1 else ():
-        commands += [row["command"]] if row.get("trained", True) else [row["source"].get("command"), row["command"]]
-    found = (more_seeds(str(c), {r["seed"] for r in rows}) for c in dict.fromkeys(commands))
-    return list(dict.fromkeys(command for command in found if command))
+    if len(content.configurations) < 2:
+        return []
+    seeds = {row["seed"] for row in rows} | set(range(SEEDS))
+    return [told for command in commands(rows) if (told := more_seeds(command, seeds))]
 
 
 def more_seeds(command: str, seeds: set[int]) -> str | None:
-    """A command of this project with --seeds of SEEDS runs, those there among them; None where it is another."""
+    """A command of this project with --seeds, quoted once more; None where it is no such command."""
     try:
-        parts = shlex.split(command)
+        found = shlex.join(shlex.split(command))
     except ValueError:
         return None
-    module = next((part for flag, part in pairwise(parts) if flag == "-m"), "")
-    if not module.startswith("experiments.") or parts[0] != "python":
+    if not (module := re.match(r"python( -u)? -m experiments\.(\w+) ", f"{found} ")):
         return None
-    if module == "experiments.evaluate":
-        return shlex.join(parts)
-    kept, dropping = [], False
-    for part in parts:
-        dropping = part == "--seeds" or (dropping and part.isdecimal())
-        kept += [] if dropping or part.startswith("--seeds=") else [part]
-    chosen = sorted(seeds | set(range(SEEDS)))
-    return shlex.join([*kept, "--seeds", *map(str, chosen)])
-
-
-def facts(content: Content, constant: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """What holds for the whole report, as (name, value). Values that differ between rows are all listed."""
-    rows, data = content.rows, content.data
-
-    def every(key: str) -> str:
-        return ", ".join(dict.fromkeys(spelled(row[key]) for row in rows if row.get(key) is not None)) or "unknown"
-
-    size = f", {data.height}x{data.width}" if data.height else ""
-    counts = ", ".join(f"{count} {split}" for split, count in data.images.items())
-    budget = [name for name in BUDGET if any(row.get(name) is not None for row in rows)]
-    recipe = [name for name in SETTINGS if name not in BUDGET and any(row.get(name) is not None for row in rows)]
-    times = [str(row["time"]) for row in rows if row.get("time")]
-    versions = ("swinx", "torch", "smp", "timm", "numpy", "python")
-    return [
-        ("data", f"{data.name}{size}{f', images: {counts}' if counts else ''}"),
-        ("budget of a run", ", ".join(f"{name.replace('_', ' ')} {every(name)}" for name in budget)),
-        ("recipe", ", ".join(f"{name.replace('_', ' ')} {every(name)}" for name in recipe)),
-        *constant,
-        ("hardware", f"{every('host')}; {every('cpu_capability')}; {every('threads')} threads"),
-        *([("processes of a run", every("world_size"))] if every("world_size") not in ("1", "unknown") else []),
-        ("peak memory", every("peak_memory_scope")),
-        ("versions", ", ".join(f"{name} {every(name)}" for name in versions)),
-        ("commit", _commits(rows)),
-        *(
-            [("trained at", _commits([r["source"] for r in rows if r.get("source")]))]
-            * any(r.get("source") for r in rows)
-        ),
-        ("finished", f"{min(times)} to {max(times)}" if times else "unknown"),
-    ]
-
-
-def _commits(rows: Sequence[Row]) -> str:
-    named = (
-        f"{str(r['commit'])[:12]}{' with uncommitted changes' * bool(r.get('dirty'))}" for r in rows if r.get("commit")
-    )
-    return ", ".join(dict.fromkeys(named)) or "not a git checkout"
+    if module[2] == "evaluate":  # finds the seeds itself
+        return found
+    without = re.sub(r" --seeds[ =]\d+( \d+)*", "", found)
+    return f"{without} --seeds {' '.join(map(str, sorted(seeds)))}"
 
 
 def commands(rows: Sequence[Row]) -> list[str]:
     """The commands behind the rows, each once; those that trained come before those that evaluated."""
     trained = [row["source"].get("command") for row in rows if row.get("source")]
     return [str(command) for command in dict.fromkeys([*trained, *(row.get("command") for row in rows)]) if command]
+
+
+def facts(content: Content, constant: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What holds for the whole report, as (name, value). Values that differ between rows are all listed."""
+    rows, data = content.rows, content.data
+
+    def every(*names: str, of: Sequence[Row] = rows) -> str:
+        found = {n: ", ".join(dict.fromkeys(spelled(r[n]) for r in of if r.get(n) is not None)) for n in names}
+        told = [
+            f"{n.replace('_', ' ')} {values}" if len(names) > 1 else values for n, values in found.items() if values
+        ]
+        return "; ".join(told)
+
+    size = f"{data.height}x{data.width}, " if data.height else ""
+    sources = [row["source"] for row in rows if row.get("source")]
+    told = [
+        ("data", f"{data.name}, {size}{', '.join(f'{count} {split}' for split, count in data.images.items())} images"),
+        ("budget of a run", every(*BUDGET)),
+        ("recipe", every(*(name for name in SETTINGS if name not in BUDGET))),
+        *constant,
+        ("hardware", every("host", "cpu_capability", "threads", "world_size")),
+        ("peak memory", every("peak_memory_scope")),
+        ("versions", every("swinx", "torch", "smp", "timm", "numpy", "python")),
+        ("commit", every("commit")),
+        ("uncommitted changes", every("dirty")),
+        ("trained at commit", every("commit", of=sources)),
+        ("finished", " to ".join(dict.fromkeys(f(str(row.get("time")) for row in rows) for f in (min, max)))),
+    ]
+    return [(name, value) for name, value in told if value]
 
 
 def unfinished(content: Content) -> pandas.DataFrame:

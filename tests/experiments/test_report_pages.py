@@ -16,6 +16,7 @@ import pytest
 from matplotlib.figure import Figure
 from report_folder import folder, image_counts, row
 
+from experiments.counts import pack
 from experiments.reporting import FILES, plots, tables, write_report
 from experiments.reporting.load import extremes, read, write_merged
 from experiments.results import Row
@@ -45,7 +46,9 @@ def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("nasty")
     iou = dict.fromkeys(NASTY, 40.0)
     rows = [
-        row(d, s, 40.0 + s, class_iou=iou, command="</pre>```\n" + NASTY[3]) for d in ("Unet", "FPN") for s in range(2)
+        row(d, s, 40.0 + s, class_iou=iou, command="</pre>```\n" + NASTY[3], params_m=c, latency_ms_p50=c)
+        for d, c in (("Unet", 4.0), ("FPN", 5.0))
+        for s in range(2)
     ]
     folder(output, rows)
     data = json.loads((output / "data.json").read_text(encoding="utf-8"))
@@ -162,7 +165,7 @@ def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
     (output / "runs" / row("FPN")["run"] / "step20.npz").unlink()
     write_report(output)
     page = Page((output / "report.html").read_text(encoding="utf-8"))
-    assert page.tags.count("img") == 5 + 3  # no differences
+    assert page.tags.count("img") == 3 + 3  # no differences
     assert "Comparison on toy" in (output / "report.md").read_text(encoding="utf-8")
 
 
@@ -229,8 +232,17 @@ def test_damaged_counts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"step20\.npz: is not an \.npz file"):
         read([output])
     numpy.savez(path, names=numpy.array(["a"]), hits=numpy.ones((1, 1)))
-    with pytest.raises(ValueError, match=f"counts of {row('Unet')['run']} at step 20: lacks"):
+    with pytest.raises(ValueError, match=f"arrays of {row('Unet')['run']} at step 20: lacks"):
         read([output])
+
+
+def test_curves_of_other_shapes_are_refused(tmp_path: Path) -> None:
+    output = folder(tmp_path, [row("Unet")])
+    for curves in ({"loss": numpy.ones(3)}, {"val_step": numpy.array(["a"]), "val_miou": numpy.ones(1)}):
+        arrays = image_counts(row("Unet")).arrays() | curves
+        (output / "runs" / row("Unet")["run"] / "step20.npz").write_bytes(pack(arrays))
+        with pytest.raises(ValueError, match="must be numbers, as many of one as of the other"):
+            read([output])
 
 
 def test_values_of_any_type_make_a_report(tmp_path: Path) -> None:
