@@ -107,7 +107,7 @@ def read_splits(
     sizes: dict[Size, list[str]] = {}
     for pair in pairs:
         read = _read_pair(root, pair, labels.ids, sizes, problems)
-        if read is None or problems or (size is None and len(sizes) > 1):
+        if read is None or problems:
             continue  # nothing will be returned: only look for further problems
         image, mask = _bring(*read, shape, fit, labels.ignore_index)
         splits[pair.split].images[stored[pair.split]] = torch.from_numpy(image).permute(2, 0, 1)

@@ -268,6 +268,8 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, object], message
 def test_the_ignored_id_is_none_of_a_class(tree: Path, ignored: int) -> None:
     with pytest.raises(ValueError, match=rf"--ignore-index must be 3 .* to 255, got {ignored}"):
         load_set(tree, ignore_index=ignored)
+    with pytest.raises(DataError, match=r"has ids 255; allowed are 0 to 2 and 3 \(ignored\)"):
+        load_set(tree, ignore_index=3)
 
 
 def test_data_id_is_of_pixels_masks_and_classes_alone(tree: Path, tmp_path: Path) -> None:
