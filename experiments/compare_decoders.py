@@ -31,21 +31,17 @@ def main(
 
     Returns the exit status: 0, 1 where a run diverged or failed, 2 for bad input, 130 when interrupted.
     """
-    try:
-        options = tyro.cli(
-            CompareOptions,
-            args=arguments,
-            default=defaults or CompareOptions(),
-            prog=prog,
-            description=description or __doc__,
-        )
-    except ValueError as error:  # from the rules of the options themselves
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return _run(options)
+    options = tyro.cli(
+        CompareOptions,
+        args=arguments,
+        default=defaults or CompareOptions(),
+        prog=prog,
+        description=description or __doc__,
+    )
+    return _run(options, strict=defaults is None or options.contrasts != defaults.contrasts)
 
 
-def _run(options: CompareOptions) -> int:
+def _run(options: CompareOptions, *, strict: bool) -> int:
     # Not above: --help and a mistyped option need not wait for torch.
     from rich.console import Console
 
@@ -57,7 +53,7 @@ def _run(options: CompareOptions) -> int:
 
     console = Console(quiet=processes().rank > 0)
     try:
-        runs, missing, data, settings = prepare(options, console)
+        runs, missing, data, settings = prepare(options, console, strict=strict)
         crop, image = settings.recipe.crop, (settings.height, settings.width)
         if crop not in (None, image) and settings.inference.tile is None:
             advice = f"--tile {crop[0]} {crop[1]} evaluates at the size trained on"

@@ -28,7 +28,7 @@ from experiments.data import SegmentationData
 from experiments.files import plain_file
 from experiments.grid import Axes, NotApplicable, Run, grid
 from experiments.options import DataOptions, Inference, Precision, Scoring, Settings, choose_device
-from experiments.prepare import check_contrasts
+from experiments.prepare import check_contrasts, check_scoring
 from experiments.reporting.rows import conditions, matches
 from experiments.results import RESULTS, Row, read_rows, run_of
 from experiments.runs import Source, reevaluate
@@ -119,6 +119,7 @@ def prepare(
             f"--data must be what {options.folder} was trained on, {settings.data} at {settings.height}x"
             f"{settings.width} with data_id {settings.data_id}, got {loaded.name} at {height}x{width} with {digest}"
         )
+    check_scoring(options.scoring, loaded)
     sizes = options.inference.sizes(settings.height, settings.width)
     runs, missing = comparison.runnable(list(sources), missing, sizes, len(loaded.class_names), console)
     check_contrasts(options.contrasts, [*runs, *(run_of(row) for row in begun)], settings)

@@ -14,7 +14,7 @@ from experiments.data import SegmentationData
 from experiments.grid import Axes, NotApplicable, Run, grid
 from experiments.launch import check_ray
 from experiments.losses import class_weights
-from experiments.options import CompareOptions, RayResources, Recipe, Settings, check_precision, choose_device
+from experiments.options import CompareOptions, RayResources, Recipe, Scoring, Settings, check_precision, choose_device
 from experiments.reporting.rows import MISSING, fields_of
 from experiments.results import RESULTS, Row, read_rows, run_of
 from experiments.runs import find_source
@@ -27,9 +27,12 @@ UNKNOWN = ("data", "data_id", "height", "width")  # fields of Settings that only
 
 
 def prepare(
-    options: CompareOptions, console: Console
+    options: CompareOptions, console: Console, *, strict: bool = True
 ) -> tuple[list[Run], list[NotApplicable], SegmentationData, Settings]:
     """Everything that can be refused is refused here, before any training.
+
+    strict: whether contrasts that name no runs of the grid are refused; those of an ablation whose grid was changed
+    are not, and the report says so.
 
     Raises:
         ValueError, OSError: bad input; the message names option, rule and value.
@@ -63,7 +66,8 @@ def prepare(
     # Sizes that models meet: in training, and with each scale and tile of evaluation.
     sizes = [options.recipe.crop or (height, width), *options.inference.sizes(height, width)]
     runs, missing = comparison.runnable(runs, missing, sizes, len(loaded.class_names), console)
-    check_contrasts(options.contrasts, [*runs, *(run_of(row) for row in rows)], settings)
+    if strict:
+        check_contrasts(options.contrasts, [*runs, *(run_of(row) for row in rows)], settings)
     comparison.check_writable(options.output)
     return runs, missing, loaded, settings
 
@@ -179,11 +183,18 @@ def _check_against(options: CompareOptions, loaded: SegmentationData) -> None:
     if options.recipe.crop is not None:
         check_crop(options.recipe.crop, height, width)
     options.inference.check(height, width)
+    check_scoring(options.scoring, loaded)
     if options.batch_size > count:
         raise ValueError(
             f"--batch-size must not exceed the number of training images, {count}, got {options.batch_size}"
         )
     class_weights(loaded.train.masks, len(loaded.class_names), loaded.ignore_index)  # refuses masks of a single class
+
+
+def check_scoring(scoring: Scoring, loaded: SegmentationData) -> None:
+    """Raise ValueError where masks at their own resolution are asked for and are those at hand anyway."""
+    if scoring.score_at == "native" and loaded.test.native_masks is None:
+        raise ValueError("--score-at native is for images that --size resizes, got images at their own resolution")
 
 
 def _check_start(options: CompareOptions, runs: list[Run], settings: Settings) -> None:
