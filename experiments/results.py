@@ -7,7 +7,6 @@ A file may come from a stranger: what becomes a path must be a plain name, and e
 import contextlib
 import fcntl
 import json
-import math
 import os
 import platform
 import shlex
@@ -102,7 +101,7 @@ def read_rows(path: Path) -> list[Row]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
@@ -169,7 +168,8 @@ def _whole(value: object) -> bool:
 
 
 def _number(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value))
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (number and abs(value) <= sys.float_info.max)  # also of whole numbers that no float holds
 
 
 def provenance(device: torch.device) -> Row:

@@ -178,3 +178,18 @@ def test_sources_that_are_no_runs_are_refused(tmp_path: Path, capsys: pytest.Cap
     (run / "results.jsonl").write_text(json.dumps(rows[0]) + "\n", encoding="utf-8")
     assert main([str(run), "--output", str(tmp_path / "out")]) == 2
     assert "source must be an object with the plain name of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"kind": "segmentation", "a": ' + "[" * 100_000])
+def test_lines_that_are_too_deep_are_refused(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results.jsonl").write_text(line + "\n", encoding="utf-8")
+    assert main([str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert "line 1: not JSON" in capsys.readouterr().err
+
+
+def test_numbers_that_no_float_holds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder(tmp_path / "run", [row("FPN", test=50.0)])
+    text = (run / "results.jsonl").read_text(encoding="utf-8")
+    (run / "results.jsonl").write_text(text.replace('"params_m": 4.0', f'"params_m": 1{"0" * 400}'), encoding="utf-8")
+    assert main([str(run), "--output", str(tmp_path / "out")]) == 2
+    assert "params_m must be a number or null" in capsys.readouterr().err
