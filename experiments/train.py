@@ -38,8 +38,8 @@ DIVERGED = 100.0
 READ_EVERY = 20
 # More batches than any budget of minutes reaches.
 UNBOUNDED = 10**9
-# How long the other processes wait for the first one, which evaluates.
-PATIENCE = timedelta(hours=6)
+# How long processes wait for the first one, which evaluates.
+WAIT = timedelta(hours=6)
 
 
 class DivergedError(FloatingPointError):
@@ -112,7 +112,7 @@ def fit(
     Raises:
         DivergedError: the loss is no longer finite, or far greater than at the start.
         ValueError: a batch size or masks that cannot be trained on.
-        RuntimeError: processes that do not see the same folder; a worker that died.
+        RuntimeError: processes that do not see the same folder; a worker that died; a checkpoint of another network.
     """
     recipe, together = settings.recipe, processes()
     size = recipe.crop or (data.train.images.shape[-2], data.train.images.shape[-1])
@@ -179,8 +179,7 @@ def fit(
 class _History:
     """What has happened so far: with it and the learner's state, a resumed run ends like one that was left alone.
 
-    seconds: of training, without validation, evaluation and checkpoints. rates: learning rate of each step. losses:
-    those read. validations: as in Training. ended: the budget or the patience has run out.
+    seconds: of training alone. rates: learning rate of each step. losses: those read. ended: nothing is left to do.
     """
 
     seconds: float = 0.0
@@ -229,8 +228,7 @@ def _stream(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Batches from number first on: a seed for the model's own randomness, images and masks."""
     count = UNBOUNDED if settings.steps is None else settings.steps * settings.recipe.accumulate
-    pinned = device.type == "cuda"
-    numbers = range(first, count)
+    numbers, pinned = range(first, count), device.type == "cuda"
     loader = DataLoader(batches, None, sampler=numbers, num_workers=settings.workers, pin_memory=pinned)
     for number, (images, masks) in zip(numbers, loader, strict=True):
         yield mixed_seed(batches.seed, 2, number, batches.rank), images, masks
@@ -278,7 +276,7 @@ def _connect(together: Processes, device: torch.device, here: tuple[str, int]) -
     if not distributed.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
         atexit.register(distributed.destroy_process_group)
     states: list[Any] = [None] * together.world
     distributed.all_gather_object(states, here)

@@ -46,13 +46,14 @@ def test_two_processes_equal_one_with_the_same_batches(tmp_path: Path) -> None:
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1))
     assert first == second
     assert [first[decoder][1] for decoder, _ in train_together.OTHERS] == [[1, 1.0]] * 2
+    assert "the loss " in first["diverges"]
     assert first["breaks"] == "logits are not finite"
     for part in ("'own0', 0", "'own1', 0", "all must see the folder of --output"):
         assert part in first["folders"]
 
 
 def test_the_command_in_two_processes_writes_each_row_once(toy: SegmentationData, tmp_path: Path) -> None:
-    """Runs train, and then diverge, in both processes: one row each, and no process waits for the other in vain."""
+    """Both train; the first one evaluates and writes, and the other one waits for it before the next run."""
     root = tmp_path / "toy"
     save_folder(toy, root)
     data = ["--data", "folder", "--root", str(root), "--classes", str(root / "classes.txt"), "--device", "cpu"]
@@ -60,8 +61,6 @@ def test_the_command_in_two_processes_writes_each_row_once(toy: SegmentationData
     start(*command, "--output", str(tmp_path / "out"), "--seeds", "0", "1", "--steps", "2")
     rows = read_rows(tmp_path / "out" / "results.jsonl")
     assert [(row["seed"], row["status"], row["world_size"]) for row in rows] == [(0, "ok", 2), (1, "ok", 2)]
-    start(*command, "--output", str(tmp_path / "diverging"), "--learning-rate", "1e30", "--steps", "9")
-    assert [row["status"] for row in read_rows(tmp_path / "diverging" / "results.jsonl")] == ["diverged"]
 
 
 @pytest.mark.parametrize(("rank", "times"), [(0, 1), (1, 0)])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import v2
 from toy import toy_settings
 
 from experiments.batches import Batches, augmentation
@@ -234,3 +235,12 @@ def test_variables_of_a_scheduler_do_not_matter(
     assert run(Pixelwise(), toy, toy_settings(steps=2), tmp_path).steps == 2
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     assert processes() == Processes(1, 1, 2, 2)
+
+
+def test_a_model_sees_images_of_any_size_padded_with_the_mean_colour() -> None:
+    model = Segmenter(build_model(Run("swinx_n", "inline", "FPN", 32, 0), 3)).eval()
+    images = torch.randint(0, 256, (2, 3, 37, 53), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    normal = v2.functional.normalize(images / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # ImageNet's
+    with torch.inference_mode():
+        expected = model.model(v2.functional.pad(normal, [0, 0, 64 - 53, 64 - 37]))
+        torch.testing.assert_close(model(images), expected[..., :37, :53])

@@ -1,8 +1,8 @@
 """Run by torchrun, or alone, in the tests of distributed training: python train_together.py FOLDER
 
 Five steps of a network without random parts, in float64, cut off and resumed where processes are several; writes its
-losses, weights and validations to FOLDER/WORLD.pt. Several processes then train other networks for one step, and meet
-a validation that is not finite and a checkpoint that one of them does not see: FOLDER/RANK.json tells what came of it.
+losses, weights and validations to FOLDER/WORLD.pt. Several processes then train other networks for one step, diverge,
+and meet a validation that is not finite and folders that differ: FOLDER/RANK.json says what came of it.
 """
 
 import json
@@ -20,7 +20,7 @@ import swinx
 from experiments.grid import Run
 from experiments.models import Segmenter, build_model
 from experiments.options import Recipe
-from experiments.train import Training, fit, processes
+from experiments.train import DivergedError, Training, fit, processes
 
 # Their levels are read by the decoder all, and in part: parameters without a gradient must not stop a run.
 OTHERS = [("Unet", "branch"), ("PSPNet", "inline")]
@@ -80,6 +80,11 @@ def others(folder: Path) -> dict[str, Any]:
         run = Run("swinx_n", stem, decoder, 32, 0)
         _, training = train(run, folder / decoder, 1, Recipe(), lambda model: 1.0)
         found[decoder] = (training.losses, training.best)
+
+    try:
+        train(run, folder / "diverges", 9, Recipe(learning_rate=1e30, warmup=0.0), lambda model: 1.0)
+    except DivergedError as error:
+        found["diverges"] = str(error)
 
     def breaks(model: nn.Module) -> float:
         raise FloatingPointError("logits are not finite")
