@@ -30,8 +30,8 @@ SETTINGS = "settings.json"
 OWN = {"examples", "runs", "data.json", SETTINGS, RESULTS}
 # What an operating system says of a disk that is full, over its quota, read-only or broken.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
-# Seconds between lines about progress where the output is no terminal.
-LINE_SECONDS = 30.0
+# Seconds between lines about progress where the output is no terminal, and between reports of a grid that goes on.
+LINE_SECONDS = REPORT_SECONDS = 30.0
 
 
 class RunsFailedError(RuntimeError):
@@ -120,7 +120,7 @@ def make(
     work: Work | None = None,
     contrasts: Sequence[str] = (),
 ) -> list[Row]:
-    """Make the rows of every run that output has none for, and write the report after each; returns all rows.
+    """Make the rows of every run that output has none for, and keep the report up to date; returns all rows.
 
     missing: runs that cannot exist; each gets a row that says why. launch: what makes the runs, by default one after
     another in this process. work: what is done for a run there, by default training and evaluation. contrasts: those
@@ -155,13 +155,17 @@ def make(
                     append_rows(output / RESULTS, rows[-1:])
                 say(console, f"{absent.run.id}: not applicable, {absent.rule}")
         failed: list[Run] = []
+        reported = time.monotonic()
 
         def collect(made: list[Row]) -> None:
+            nonlocal reported
             append_rows(output / RESULTS, made)
             rows.extend(made)
             finish(made[-1]["run"], output)
-            write_report(output, contrasts)
             _tell(made[-1], runs, console)
+            if time.monotonic() - reported > REPORT_SECONDS:
+                write_report(output, contrasts)
+                reported = time.monotonic()
 
         def fail(run: Run, error: BaseException) -> None:
             failed.append(run)
@@ -171,13 +175,15 @@ def make(
         def train(run: Run, origin: Row, on_step: OnStep) -> list[Row]:
             return execute(run, data, settings, output, origin, on_step)
 
-        if todo and launch is not None:
-            launch(todo, origin, collect, fail)
-        elif todo:
-            _here(todo, runs, work or train, console, origin, collect, fail)
-        elif first:
-            # Nothing was left to do, but contrasts or the renderer may be newer than the report.
-            write_report(output, contrasts)
+        try:
+            if todo and launch is not None:
+                launch(todo, origin, collect, fail)
+            elif todo:
+                _here(todo, runs, work or train, console, origin, collect, fail)
+        finally:
+            # Also where nothing was left to do: contrasts or the renderer may be newer than the report.
+            if first and rows:
+                write_report(output, contrasts)
     if failed:
         count = f"{len(failed)} of {len(runs)} runs"
         raise RunsFailedError(f"{count} failed and have no row; the same command tries them again")
