@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 if TYPE_CHECKING:
-    from swinx.attention.backends import Case
+    from ..backends import Case
 
 # What was tried, and why it did not work, or None.
 _tried: dict["Case", str | None] = {}
@@ -54,7 +54,7 @@ def failed(device: torch.device) -> bool:
 
 def _try(case: "Case") -> tuple[str | None, bool]:
     """Why they fail, or None; and whether that will stay so."""
-    from swinx.attention.triton import trial  # needs the public function, which needs this module
+    from . import trial  # needs the public function, which needs this module
 
     for small in trial.trials(case.window_size, case.head_dim, case.cosine):
         try:

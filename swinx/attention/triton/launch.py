@@ -10,14 +10,14 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from swinx import windows
-from swinx.attention.triton import parameters
-from swinx.attention.triton.backward import backward_kernel
-from swinx.attention.triton.backward_tiled import key_kernel, query_kernel
-from swinx.attention.triton.forward import forward_kernel
-from swinx.attention.triton.parameters import ONE_TILE, Kernel, Launch
-from swinx.attention.triton.scores import lay_out_bias_kernel
-from swinx.windows import WindowGeometry
+from ... import windows
+from ...windows import WindowGeometry
+from . import parameters
+from .backward import backward_kernel
+from .backward_tiled import key_kernel, query_kernel
+from .forward import forward_kernel
+from .parameters import ONE_TILE, Kernel, Launch
+from .scores import lay_out_bias_kernel
 
 WIDE_FROM = 2**31  # elements
 ALIGNMENT = 16  # bytes: what one instruction loads

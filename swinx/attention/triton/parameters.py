@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from swinx.attention.triton.table import TABLE
+from .table import TABLE
 
 Kernel = Literal["forward", "backward", "query", "key"]
 

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from swinx.attention.triton.parameters import ONE_TILE
+from .parameters import ONE_TILE
 
 MAX_SIDE = 16
 MAX_HEAD_DIM = 128
