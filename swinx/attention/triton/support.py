@@ -28,7 +28,7 @@ def triton_too_old(generation: int) -> str | None:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch leaves it without types
 def slow(device: torch.device, dtype: torch.dtype, tokens: int, recording: bool) -> bool:
-    """Whether a case is expected to be slower than with SDPA: float32 before Hopper spills thousands of values.
+    """Whether a case is expected to be slower than with SDPA: float32 before Hopper, which spills hundreds of values.
 
     So it is in training, and in inference for windows of several tiles.
     """
