@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.kernel_resources import SHARED_MEMORY, versions
+from experiments.kernel_resources import SHARED_MEMORY, _longest_loop, versions
 from experiments.tune_attention import GIVEN_UP
 from swinx.attention.triton.table import TABLE
 
@@ -48,7 +48,7 @@ def test_the_table_in_the_docs_has_no_spills_there_either() -> None:
     tuned = [
         row
         for row in rows
-        if (row["capability"], row["dtype"], row["cosine"]) == (90, "bf16", False)
+        if (row["capability"], row["dtype"], row["head_dim"], row["cosine"]) == (90, "bf16", 32, False)
         and row["window"] in (7, 8)
         and row["triton"] in ("3.6.0", "3.9.0")
     ]
@@ -83,6 +83,13 @@ def test_the_largest_window_and_head_fit_into_shared_memory(tmp_path: Path, capa
     options = ["--windows", "16", "--head-dims", "128", "--dtypes", dtype, "--capabilities", capability]
     for row in compiled(tmp_path, *options):
         assert row["shared_bytes"] <= SHARED_MEMORY[int(capability)], row
+
+
+def test_a_loop_ends_with_either_kind_of_jump() -> None:
+    """The second is that of sm_120 where all threads of a warp jump together."""
+    for jump in ("@!P0 BRA 0x0020", "BRA.U UP0, 0x0020", "BRA.U !UP0, 0x0020", "BRA P1, 0x0020"):
+        lines = [f"/*{16 * place:04x}*/  {code} ;" for place, code in enumerate(["NOP", "NOP", "LDL", "NOP", jump])]
+        assert _longest_loop("\n".join(lines)) == 2
 
 
 def test_interpreted_kernels_are_refused() -> None:
