@@ -26,7 +26,7 @@ from experiments.records import append_row, read_rows, write_whole
 from swinx.attention.speed import measure
 from swinx.attention.triton import operator, support
 from swinx.attention.triton import table as table_module
-from swinx.attention.triton.parameters import GENERATIONS, Kernel, Launch, fitting_stages, table_key
+from swinx.attention.triton.parameters import ALL_REGISTERS, GENERATIONS, Kernel, Launch, fitting_stages, table_key
 from swinx.windows import WindowGeometry
 
 TABLE_FILE = Path(table_module.__file__)
@@ -41,7 +41,6 @@ CAPABILITIES = {8: 80, 9: 90, 10: 100}
 MULTIPROCESSORS = {8: 108, 9: 132, 10: 148}
 SHARED = {8: 167936, 9: 233472, 10: 233472}
 SPILL = 4  # instructions that a spill counts as
-ALL_REGISTERS = 255
 GIVEN_UP = 32  # registers that ptxas leaves a kernel with when it finds no way to keep what is needed
 
 Parameters = tuple[int, int, int | None, int]

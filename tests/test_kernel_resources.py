@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments.kernel_resources import SHARED_MEMORY, _longest_loop, versions
 from experiments.tune_attention import GIVEN_UP
+from swinx.attention.triton import parameters
 from swinx.attention.triton.table import TABLE
 
 ROWS = Path(__file__).parent.parent / "docs" / "benchmarks" / "kernel-resources.jsonl"
@@ -65,6 +67,14 @@ def test_the_compiler_gave_up_on_no_entry_of_the_launch_table() -> None:
         chosen = [row for row in rows if (row["entry"], row["warps"], row["limit"]) == (entry, warps, limit)]
         assert chosen, entry
         assert min(row["registers"] for row in chosen) > GIVEN_UP, chosen
+
+
+def test_wide_float32_heads_always_have_a_limit_of_registers() -> None:
+    for tokens in (16, 49, 144):
+        for generation in (8, 9, 10, 12):
+            launch = parameters.launch("forward", tokens, 64, torch.float32, generation, 101376)
+            assert launch.registers in (128, parameters.ALL_REGISTERS)
+    assert parameters.launch("backward", 49, 64, torch.bfloat16, 9, 232448).registers is None
 
 
 def test_versions_of_triton_are_told_apart() -> None:

@@ -16,6 +16,7 @@ from .table import TABLE
 Kernel = Literal["forward", "backward", "query", "key"]
 
 ONE_TILE = 64  # largest window whose backward pass is one kernel
+ALL_REGISTERS = 255
 GENERATIONS = (8, 9, 10)  # Ampere and Ada, Hopper, Blackwell; a newer one takes the last
 
 
@@ -83,6 +84,8 @@ def launch(kernel: Kernel, tokens: int, head_dim: int, dtype: torch.dtype, gener
     warps, stages, registers, programs = TABLE[key]
     if tokens <= 32:
         warps, registers = 1 if tokens <= 16 else 2, None
+    if registers is None and dtype.itemsize >= 4 and head_dim > 32:
+        registers = ALL_REGISTERS  # without a limit the compiler may give up and keep 40: Triton 3.8 on sm_120 does
     return Launch(warps, fitting_stages(stages, tokens, head_dim, dtype, shared), registers, programs)
 
 
