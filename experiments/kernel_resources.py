@@ -182,7 +182,7 @@ def _disassemble(cubin: bytes) -> tuple[str, str]:
 
 def _longest_loop(code: str) -> int:
     """Instructions between a jump backwards and its target: those of one window, branches not taken included."""
-    jumps = re.findall(r"/\*([0-9a-f]{4,})\*/[^;/]*\bBRA (?:\w+, )?0x([0-9a-f]+)", code)
+    jumps = re.findall(r"/\*([0-9a-f]{4,})\*/[^;/]*\bBRA(?:\.U)? (?:!?\w+, )?0x([0-9a-f]+)", code)
     return max(((int(place, 16) - int(target, 16)) // 16 for place, target in jumps), default=0)
 
 

@@ -7,11 +7,13 @@ By time: each candidate runs the operator on a large stage, and the fastest medi
 wins that issues the fewest for a window (warps times instructions of the loop, a spill counted as four more), by the
 worst of the versions of Triton that --candidates has rows of: run it under each, with the same file. It gets three
 stages, as many programs as fit onto a large GPU at once, and in the forward kernel 128 registers where nothing spills
-by it, so that four programs fit onto a multiprocessor. What has been timed stays. Entries of other generations stay as
+by it, so that four programs fit onto a multiprocessor. Where the assembler, left to itself, gives up and puts nearly
+everything into memory, it is told to use all registers. What has been timed stays. Entries of other generations stay as
 they are.
 """
 
 import importlib.metadata
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from experiments.results import append_rows, read_rows
 from swinx.attention.speed import measure
 from swinx.attention.triton import operator, support
 from swinx.attention.triton import table as table_module
-from swinx.attention.triton.parameters import GENERATIONS, Kernel, Launch, fitting_stages, table_key
+from swinx.attention.triton.parameters import ALL_REGISTERS, GENERATIONS, Kernel, Launch, fitting_stages, table_key
 from swinx.windows import WindowGeometry
 
 TABLE_FILE = Path(table_module.__file__)
@@ -40,6 +42,7 @@ CAPABILITIES = {8: 80, 9: 90, 10: 100}
 MULTIPROCESSORS = {8: 108, 9: 132, 10: 148}
 SHARED = {8: 167936, 9: 233472, 10: 233472}
 SPILL = 4  # instructions that a spill counts as
+GIVEN_UP = 32  # registers that ptxas leaves a kernel with when it finds no way to keep what is needed
 
 Parameters = tuple[int, int, int | None, int]
 Key = tuple[str, int, int, int, int]
@@ -63,10 +66,21 @@ def by_instructions(key: Key, kernel: Kernel, window: int, head_dim: int, precis
     """The candidate that issues the fewest instructions for a window, by the worst version of Triton."""
     name, version, generation = "-".join(map(str, key)), importlib.metadata.version("triton"), key[-1]
     known = [row for row in read_rows(path) if row["entry"] == name]
-    candidates = [
-        (warps, registers) for warps in (4, 8) for registers in ((None, 128) if kernel == "forward" else (None,))
-    ]
-    for warps, registers in candidates:
+
+    def worst(candidate: tuple[int, int | None], field: str) -> float:
+        return max(row[field] for row in known if (row["warps"], row["limit"]) == candidate)
+
+    free: dict[int, tuple[int, int | None]] = {}  # by warps: the candidate without a limit, or with the highest
+    candidates: list[tuple[int, int | None]] = []
+    for warps, registers in itertools.product((4, 8), (None, ALL_REGISTERS, 128)):
+        found = [row["registers"] for row in known if (row["warps"], row["limit"]) == (warps, None)]
+        if registers == ALL_REGISTERS and min(found) > GIVEN_UP:
+            continue
+        if registers == 128 and kernel != "forward":
+            continue
+        candidates.append((warps, registers))
+        if registers != 128:
+            free[warps] = warps, registers
         if any((row["triton"], row["warps"], row["limit"]) == (version, warps, registers) for row in known):
             continue
         wanted = Launch(warps, 3, registers, 0)
@@ -79,20 +93,15 @@ def by_instructions(key: Key, kernel: Kernel, window: int, head_dim: int, precis
         known.append(row | {"cost": warps * (used.loop_instructions + SPILL * used.spills)})
         append_rows(path, [known[-1]])
 
-    def worst(candidate: tuple[int, int | None], field: str) -> float:
-        return max(row[field] for row in known if (row["warps"], row["limit"]) == candidate)
-
-    spilling = {
-        candidate: worst(candidate, "spills") > worst((candidate[0], None), "spills") for candidate in candidates
-    }
-    allowed = [candidate for candidate in candidates if not spilling[candidate]]
+    allowed = [
+        candidate for candidate in candidates if worst(candidate, "spills") <= worst(free[candidate[0]], "spills")
+    ]
     warps = min(allowed, key=lambda candidate: worst(candidate, "cost"))[0]
-    registers = 128 if warps == 4 and (warps, 128) in allowed else None
-    chosen = (warps, registers)
+    chosen = (4, 128) if warps == 4 and (4, 128) in allowed else free[warps]
     by_registers = 65536 // (32 * warps * 8 * -(-int(worst(chosen, "registers")) // 8))
     by_memory = SHARED[generation] // (1024 + int(worst(chosen, "shared_bytes")))
-    resident = max(1, min(4, by_registers, by_memory))  # a kernel that found no registers at all (32) gets no crowd
-    return warps, 3, registers, resident * MULTIPROCESSORS[generation]
+    resident = max(1, min(4, by_registers, by_memory))
+    return warps, 3, chosen[1], resident * MULTIPROCESSORS[generation]
 
 
 def by_time(key: Key, kernel: Kernel, window: int, head_dim: int, precision: str) -> Parameters:
@@ -114,7 +123,7 @@ def by_time(key: Key, kernel: Kernel, window: int, head_dim: int, precision: str
             (warps, stages, registers, before[3])
             for warps in (2, 4, 8)
             for stages in (1, 2, 3)
-            for registers in (None, 128, 168)
+            for registers in (None, ALL_REGISTERS, 128, 168)
         ]
     )
     best = fastest([(launch[0], launch[1], launch[2], count * programs // 2) for count in (1, 2, 3, 4, 8)])

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from swinx import windows
-from swinx.windows import WindowGeometry
+from . import windows
+from .windows import WindowGeometry
 
+# Of the operators. Named after the package that this file lies in: a copy of it in another one registers its own.
+NAMESPACE = __name__.rpartition(".")[0].replace(".", "_")
 # Chosen on 32 MB of last-level cache: at 96 channels the hidden layer of the MLP takes 3 MB.
 TOKENS_PER_SLICE = 2048
 
@@ -138,7 +140,7 @@ def _slice(plan: WindowPlan, slots: Tensor, chosen: Tensor, count: int) -> Windo
 # Traced op by op, the integer arithmetic of a plan is inlined into every gather that reads it: the compiler takes
 # minutes to simplify it, and the kernel repeats it for every channel. As one opaque operator it is computed once per
 # stage. Exported programs hold the plain operations instead, so that they run without swinx.
-@torch.library.custom_op("swinx::window_indices", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::window_indices", mutates_args=())
 def _indices_operator(
     batch: int,
     height: int,

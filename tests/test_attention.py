@@ -276,9 +276,9 @@ def test_auto_takes_the_kernels_on_a_tested_gpu_where_they_take_the_case(
         assert choose("auto", cuda, fp32, window, 32, recording=recording) == expected
         assert choose("auto", cuda, bf16, window, 32, recording=recording) == "triton"
     gpu["capability"] = (10, 0)
-    monkeypatch.setattr("triton.__version__", "3.8.1")
+    monkeypatch.setattr("triton.__version__", "3.7.1")
     assert choose("auto", cuda, bf16, (7, 7), 32, recording=True) == "sdpa"
-    with pytest.raises(NotImplementedError, match=r"compute capability 10.x it takes Triton 3.9 and newer, got 3.8.1"):
+    with pytest.raises(NotImplementedError, match=r"compute capability 10.x it takes Triton 3.8 and newer, got 3.7.1"):
         choose("triton", cuda, bf16, (7, 7), 32, recording=True)
     monkeypatch.setattr("triton.__version__", "3.10.0")
     assert choose("auto", cuda, bf16, (7, 7), 32, recording=True) == "triton"

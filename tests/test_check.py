@@ -90,6 +90,21 @@ def test_kernels_that_cannot_start(short: Path, monkeypatch: pytest.MonkeyPatch)
     assert any("no C compiler" in sentence for sentence in record["verdict"])
 
 
+@pytest.mark.parametrize(
+    ("output", "reason"), [("missing/record.json", "No such file or directory"), (".", "Is a directory")]
+)
+def test_a_record_that_cannot_be_written_is_refused_before_any_work(
+    short: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], output: str, reason: str
+) -> None:
+    monkeypatch.chdir(short.parent)
+    monkeypatch.setattr(check, "right", lambda device: pytest.fail("it began to work"))
+    monkeypatch.setattr("sys.argv", ["check", "--output", output])
+    with pytest.raises(SystemExit, match="2"):
+        check.main()
+    assert f"--output {output} cannot be written: {reason}" in capsys.readouterr().err
+    assert not list(short.parent.iterdir())
+
+
 def test_faster_means_in_every_stage_and_direction() -> None:
     rows = [
         {"stage": stage, "direction": direction, "way": way, "ms": 1.0 if way == "triton" else 2.0}

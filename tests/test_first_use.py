@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import swinx
 from swinx.attention import backends
-from swinx.attention.triton import first_use, launch, records
+from swinx.attention.triton import first_use, launch, parameters, records
 
 CASE = Case(9, 10, (4, 5), (2, 1))
 NO_COMPILER = "Failed to find C compiler. Please specify via CC environment variable or set triton.knobs.build.impl."
@@ -82,6 +82,16 @@ def test_what_is_trained_is_tried_with_its_gradients(wished: None) -> None:
     inputs = [tensor.requires_grad_() for tensor in CASE.inputs()]
     assert torch.equal(attention("auto", inputs), attention("triton", inputs))
     assert list(first_use._tried.values()) == [None]
+
+
+def test_another_precision_of_float32_products_is_tried_anew(monkeypatch: pytest.MonkeyPatch, wished: None) -> None:
+    """It takes other kernels. Which settings of torch allow which, test_triton_operator says."""
+    inputs, seen = CASE.inputs(), count_launches(monkeypatch)
+    for precision, tried in (("ieee", 3), ("tf32", 3), ("ieee", 0)):
+        monkeypatch.setattr(parameters, "precision", lambda dtype, device, chosen=precision: chosen)
+        seen.clear()
+        attention("auto", inputs)
+        assert len(seen) == tried + 1
 
 
 def test_set_attention_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch, wished: None) -> None:
@@ -170,7 +180,7 @@ def test_compiled_code_takes_nothing_that_has_failed_here(monkeypatch: pytest.Mo
     assert torch.equal(compiled(), attention("triton", inputs))
     assert len(seen) == 2
     other = backends.Case(inputs[0].device, torch.float32, (7, 7), 32, recording=False)
-    first_use._tried[other] = "it was broken"
+    first_use._tried[other, "tf32x3"] = "it was broken"
     torch.testing.assert_close(compiled(), attention("reference", inputs))
     assert len(seen) == 2
 

@@ -10,8 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from experiments.kernel_resources import SHARED_MEMORY, versions
+from experiments.kernel_resources import SHARED_MEMORY, _longest_loop, versions
+from experiments.tune_attention import GIVEN_UP
+from swinx.attention.triton import parameters
+from swinx.attention.triton.table import TABLE
 
 ROWS = Path(__file__).parent.parent / "docs" / "benchmarks" / "kernel-resources.jsonl"
 
@@ -46,13 +50,31 @@ def test_the_table_in_the_docs_has_no_spills_there_either() -> None:
     tuned = [
         row
         for row in rows
-        if (row["capability"], row["dtype"], row["cosine"]) == (90, "bf16", False)
+        if (row["capability"], row["dtype"], row["head_dim"], row["cosine"]) == (90, "bf16", 32, False)
         and row["window"] in (7, 8)
         and row["triton"] in ("3.6.0", "3.9.0")
     ]
     assert len(tuned) == 2 * 4
     for row in tuned:
         check_tuned(row)
+
+
+def test_the_compiler_gave_up_on_no_entry_of_the_launch_table() -> None:
+    """With 32 registers it has put nearly everything into memory."""
+    rows = [json.loads(line) for line in (ROWS.parent / "kernel-candidates.jsonl").read_text().splitlines()]
+    for key, (warps, _, limit, _) in TABLE.items():
+        entry = "-".join(map(str, key))
+        chosen = [row for row in rows if (row["entry"], row["warps"], row["limit"]) == (entry, warps, limit)]
+        assert chosen, entry
+        assert min(row["registers"] for row in chosen) > GIVEN_UP, chosen
+
+
+def test_wide_float32_heads_always_have_a_limit_of_registers() -> None:
+    for tokens in (16, 49, 144):
+        for generation in (8, 9, 10, 12):
+            launch = parameters.launch("forward", tokens, 64, torch.float32, generation, 101376)
+            assert launch.registers in (128, parameters.ALL_REGISTERS)
+    assert parameters.launch("backward", 49, 64, torch.bfloat16, 9, 232448).registers is None
 
 
 def test_versions_of_triton_are_told_apart() -> None:
@@ -71,6 +93,13 @@ def test_the_largest_window_and_head_fit_into_shared_memory(tmp_path: Path, capa
     options = ["--windows", "16", "--head-dims", "128", "--dtypes", dtype, "--capabilities", capability]
     for row in compiled(tmp_path, *options):
         assert row["shared_bytes"] <= SHARED_MEMORY[int(capability)], row
+
+
+def test_a_loop_ends_with_either_kind_of_jump() -> None:
+    """The second is that of sm_120 where all threads of a warp jump together."""
+    for jump in ("@!P0 BRA 0x0020", "BRA.U UP0, 0x0020", "BRA.U !UP0, 0x0020", "BRA P1, 0x0020"):
+        lines = [f"/*{16 * place:04x}*/  {code} ;" for place, code in enumerate(["NOP", "NOP", "LDL", "NOP", jump])]
+        assert _longest_loop("\n".join(lines)) == 2
 
 
 def test_interpreted_kernels_are_refused() -> None:

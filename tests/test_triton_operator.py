@@ -301,12 +301,11 @@ def test_both_ways_to_allow_tf32_are_heard(setting: str) -> None:
     """In a process of its own: torch refuses the old name once the new one was used."""
     code = """
 import torch
-from swinx.attention.triton import launch
-class Gpu:
-    dtype, device = torch.float32, torch.device("cuda")
-assert launch._precision(Gpu) == "tf32x3"
+from swinx.attention.triton.parameters import precision
+assert precision(torch.float32, torch.device("cuda")) == "tf32x3"
 SET
-assert launch._precision(Gpu) == "tf32"
+assert precision(torch.float32, torch.device("cuda")) == "tf32"
+assert precision(torch.float16, torch.device("cuda")) == precision(torch.float32, torch.device("cpu")) == "ieee"
 """
     allow = {
         "legacy": "torch.set_float32_matmul_precision('high')",

@@ -1,6 +1,10 @@
-"""Window attention: one operation, several implementations."""
+"""Window attention: one operation, several implementations.
 
-from swinx.attention.api import window_attention
-from swinx.attention.backends import IMPLEMENTATIONS, AttentionImpl
+This folder, `plans.py` and `windows.py` can be copied into another package (docs/kernel.md): they import one another by
+relative names, and nothing else of swinx.
+"""
+
+from .api import window_attention
+from .backends import IMPLEMENTATIONS, AttentionImpl
 
 __all__ = ["IMPLEMENTATIONS", "AttentionImpl", "window_attention"]

@@ -6,8 +6,10 @@ Shapes: B images, H W grid, h heads, D head_dim, N = wh * ww tokens in a window,
 import torch
 from torch import Tensor
 
-from swinx.attention import contract
-from swinx.attention.backends import (
+from ..plans import WindowPlan, window_indices
+from ..windows import WindowGeometry, needs_padding
+from . import contract
+from .backends import (
     BACKENDS,
     AttentionImpl,
     Case,
@@ -16,9 +18,7 @@ from swinx.attention.backends import (
     check_implementation,
     resolve_implementation,
 )
-from swinx.attention.triton import operator
-from swinx.plans import WindowPlan, window_indices
-from swinx.windows import WindowGeometry, needs_padding
+from .triton import operator
 
 
 def window_attention(

@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from swinx.attention import reference, sdpa
-from swinx.attention.triton import first_use, operator, records, support
-from swinx.plans import WindowPlan, is_transformed
+from ..plans import WindowPlan, is_transformed
+from . import reference, sdpa
+from .triton import first_use, operator, records, support
 
 AttentionImpl = Literal["auto", "reference", "sdpa", "triton"]
 IMPLEMENTATIONS: tuple[str, ...] = get_args(AttentionImpl)

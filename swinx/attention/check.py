@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import swinx
-from swinx.attention import speed
-from swinx.attention.triton import support, trial
-from swinx.windows import WindowGeometry
+from ..windows import WindowGeometry
+from . import speed
+from .api import window_attention
+from .triton import support, trial
 
 INTERPRET = "TRITON_INTERPRET"
 HEAD_DIM = 32
@@ -74,10 +74,10 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "triton": importlib.import_module("triton").__version__,  # its distribution has several names
         "python": platform.python_version(),
-        "swinx": swinx.__version__,
+        "swinx": getattr(importlib.import_module("..", __package__), "__version__", None),  # a copy may have none
         "c_compiler": compiler(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": "python -m swinx.attention.check",
+        "command": f"python -m {__package__}.check",
     }
 
 
@@ -162,7 +162,7 @@ def _way(name: str, geometry: WindowGeometry, scale: Tensor | None, device: torc
     rule = {"window_size": geometry.window_size, "shift": geometry.shift, "impl": impl, "cosine_scale": scale}
 
     def attention(qkv: Tensor, bias: Tensor, pad: Tensor) -> Tensor:
-        return swinx.window_attention(qkv, bias, pad_qkv=pad, **rule)
+        return window_attention(qkv, bias, pad_qkv=pad, **rule)
 
     torch._dynamo.reset()
     return torch.compile(attention, dynamic=False, fullgraph=True) if name != impl else attention
@@ -200,14 +200,27 @@ def verdict(record: dict[str, Any]) -> list[str]:
     return said
 
 
+def _try_to_write(path: Path) -> None:
+    """Open a file for writing and leave everything as it was: raises OSError now and not after minutes of work."""
+    existed = path.exists()
+    path.open("a").close()
+    if not existed:
+        path.unlink()
+
+
 def main() -> None:
     """Check, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="file for the JSON record")
     options = parser.parse_args()
+    if options.output is not None:
+        try:
+            _try_to_write(options.output)
+        except OSError as failure:
+            parser.error(f"--output {options.output} cannot be written: {failure.strerror}")
     if not torch.cuda.is_available() and os.environ.get(INTERPRET) != "1":
         # Triton reads it when it is imported, which has happened.
-        command = [sys.executable, "-m", "swinx.attention.check", *sys.argv[1:]]
+        command = [sys.executable, "-m", f"{__package__}.check", *sys.argv[1:]]
         raise SystemExit(subprocess.run(command, env=os.environ | {INTERPRET: "1"}, check=False).returncode)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reason = support.unsupported(device, torch.float16, (7, 7), HEAD_DIM)

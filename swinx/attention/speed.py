@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from swinx import windows
-from swinx.windows import WindowGeometry
+from .. import windows
+from ..windows import WindowGeometry
 
 Call = Callable[[], object]
 # Maps qkv, bias (h, N, N) and pad_qkv (3, h, D) to the result.

@@ -13,7 +13,7 @@ Shapes: N = WH * WW tokens in a window, T >= N tokens of its tile, DP head_dim D
 import triton
 import triton.language as tl
 
-from swinx.attention.triton.places import (
+from .places import (
     ANY_SIZE,
     holds_padding,
     load_tokens,
@@ -22,7 +22,7 @@ from swinx.attention.triton.places import (
     row_offsets,
     store_tokens,
 )
-from swinx.attention.triton.scores import (
+from .scores import (
     LOG2E,
     add_padding_gradient,
     clear_padding_gradient,

@@ -12,7 +12,7 @@ tokens of the other side, DP head_dim D rounded up to a power of two.
 import triton
 import triton.language as tl
 
-from swinx.attention.triton.places import (
+from .places import (
     ANY_SIZE,
     holds_padding,
     load_keys,
@@ -24,7 +24,7 @@ from swinx.attention.triton.places import (
     tile_tokens,
     token_places,
 )
-from swinx.attention.triton.scores import (
+from .scores import (
     LOG2E,
     add_padding_gradient,
     clear_padding_gradient,

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-if TYPE_CHECKING:
-    from swinx.attention.backends import Case
+from . import parameters
 
-# What was tried, and why it did not work, or None.
-_tried: dict["Case", str | None] = {}
+if TYPE_CHECKING:
+    from ..backends import Case
+
+# What was tried, with the precision of float32 products, for each of which there are other kernels; and why it did not
+# work, or None.
+_tried: dict[tuple["Case", str], str | None] = {}
 _warned: set[str] = set()
 _lock = threading.Lock()
 
@@ -27,9 +30,10 @@ def failure(case: "Case") -> str | None:
     During the capture of a CUDA graph it counts as failing.
     """
     case = case._replace(contiguous=True)  # the operator makes channels so
+    key = case, parameters.precision(case.dtype, case.device)
     with _lock:
-        if case in _tried:
-            return _tried[case]
+        if key in _tried:
+            return _tried[key]
         if _get_current_dispatch_mode() is not None:
             return None
         if case.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
@@ -40,7 +44,7 @@ def failure(case: "Case") -> str | None:
             with ThreadPoolExecutor(1) as thread:
                 reason, lasting = thread.submit(_try, case).result()
             if lasting:
-                _tried[case] = reason
+                _tried[key] = reason
     if reason is not None:
         warn_once(f"the Triton kernels do not work here, so attention takes another implementation: {reason}")
     return reason
@@ -49,12 +53,12 @@ def failure(case: "Case") -> str | None:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch leaves it without types
 def failed(device: torch.device) -> bool:
     """Whether any kind of input has failed on a device: what traced code asks, which tries nothing."""
-    return any(case.device == device and reason is not None for case, reason in _tried.items())
+    return any(case.device == device and reason is not None for (case, _), reason in _tried.items())
 
 
 def _try(case: "Case") -> tuple[str | None, bool]:
     """Why they fail, or None; and whether that will stay so."""
-    from swinx.attention.triton import trial  # needs the public function, which needs this module
+    from . import trial  # needs the public function, which needs this module
 
     for small in trial.trials(case.window_size, case.head_dim, case.cosine):
         try:

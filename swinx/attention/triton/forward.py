@@ -11,7 +11,7 @@ head_dim D rounded up to a power of two.
 import triton
 import triton.language as tl
 
-from swinx.attention.triton.places import (
+from .places import (
     ANY_SIZE,
     load_keys,
     load_tokens,
@@ -20,7 +20,7 @@ from swinx.attention.triton.places import (
     row_offsets,
     store_tokens,
 )
-from swinx.attention.triton.scores import LOG2E, exactly, load_bias, score_scale, tile_bias, tile_scores, unit
+from .scores import LOG2E, exactly, load_bias, score_scale, tile_bias, tile_scores, unit
 
 
 @triton.jit(do_not_specialize=ANY_SIZE)

@@ -10,14 +10,14 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from swinx import windows
-from swinx.attention.triton import parameters
-from swinx.attention.triton.backward import backward_kernel
-from swinx.attention.triton.backward_tiled import key_kernel, query_kernel
-from swinx.attention.triton.forward import forward_kernel
-from swinx.attention.triton.parameters import ONE_TILE, Kernel, Launch
-from swinx.attention.triton.scores import lay_out_bias_kernel
-from swinx.windows import WindowGeometry
+from ... import windows
+from ...windows import WindowGeometry
+from . import parameters
+from .backward import backward_kernel
+from .backward_tiled import key_kernel, query_kernel
+from .forward import forward_kernel
+from .parameters import ONE_TILE, Kernel, Launch
+from .scores import lay_out_bias_kernel
 
 WIDE_FROM = 2**31  # elements
 ALIGNMENT = 16  # bytes: what one instruction loads
@@ -130,22 +130,6 @@ def _accumulator(qkv: Tensor) -> torch.dtype:
     return torch.promote_types(qkv.dtype, torch.float32)
 
 
-def _precision(qkv: Tensor) -> str:
-    """How float32 is multiplied: three tf32 products on a GPU, one where torch.set_float32_matmul_precision allows it.
-
-    Three keep 22 of 24 bits (Ootomo and Yokota 2022, https://arxiv.org/abs/2203.03341). Without the matrix unit the
-    backward kernel finds no registers: thousands of spills.
-    """
-    if qkv.dtype != torch.float32 or qkv.device.type == "cpu":
-        return "ieee"
-    # Since torch 2.9 there is a new name, beside which the old one may raise.
-    new: str | None = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
-    if new == "none":  # then the setting for all operations counts
-        new = getattr(torch.backends, "fp32_precision", None)
-    allowed = new == "tf32" if new is not None else torch.get_float32_matmul_precision() != "highest"
-    return "tf32" if allowed else "tf32x3"
-
-
 def _gpu(device: torch.device) -> tuple[int, int]:
     """Generation, and bytes of shared memory for a program; what the interpreter is told does not matter."""
     if device.type == "cpu":
@@ -188,7 +172,7 @@ class _Call:
             "WIDE": span >= WIDE_FROM,
             "SCALE": 1 / math.sqrt(head_dim),
             "COSINE": cosine_scale is not None,
-            "PRECISION": _precision(qkv),
+            "PRECISION": parameters.precision(qkv.dtype, qkv.device),
             "ACC": tl.float64 if qkv.dtype == torch.float64 else tl.float32,
         }
 

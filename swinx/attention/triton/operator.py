@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from swinx import windows
-from swinx.attention import contract
-from swinx.attention.triton import support
-from swinx.attention.triton.parameters import ONE_TILE
-from swinx.windows import WindowGeometry
+from ... import windows
+from ...plans import NAMESPACE
+from ...windows import WindowGeometry
+from .. import contract
+from . import support
+from .parameters import ONE_TILE
 
 
 def attend(
@@ -38,7 +39,7 @@ def attend(
     return out
 
 
-@torch.library.custom_op("swinx::window_attention", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::window_attention", mutates_args=())
 def window_attention(
     qkv: Tensor,
     bias: Tensor,
@@ -54,7 +55,7 @@ def window_attention(
         ValueError: shapes, dtypes or devices that do not belong together.
         NotImplementedError: a case that the kernels do not take.
     """
-    from swinx.attention.triton import launch
+    from . import launch
 
     geometry = _checked(qkv, bias, pad_qkv, cosine_scale, window_size, shift, dilation)
     return launch.forward(_with_contiguous_channels(qkv), bias, pad_qkv, cosine_scale, geometry)
@@ -76,7 +77,7 @@ def _(
     return qkv.new_empty(batch, height, width, heads * head_dim), qkv.new_empty(sums, dtype=dtype)
 
 
-@torch.library.custom_op("swinx::window_attention_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::window_attention_backward", mutates_args=())
 def window_attention_backward(
     grad_out: Tensor,
     qkv: Tensor,
@@ -90,7 +91,7 @@ def window_attention_backward(
     dilation: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of qkv, bias, pad_qkv and cosine_scale; see `launch.backward`."""
-    from swinx.attention.triton import launch
+    from . import launch
 
     geometry = _checked(qkv, bias, pad_qkv, cosine_scale, window_size, shift, dilation)
     tokens, heads = tuple(qkv.shape[:3]), qkv.shape[4]
@@ -125,7 +126,7 @@ def _checked(
     contract.check(qkv, bias, pad_qkv, cosine_scale, list(window_size), list(shift), dilation)
     reason = support.unsupported(qkv.device, qkv.dtype, (window_size[0], window_size[1]), qkv.shape[5])
     if reason is not None:
-        raise NotImplementedError(f"swinx::window_attention: {reason}")
+        raise NotImplementedError(f"{NAMESPACE}::window_attention: {reason}")
     return _geometry(qkv.shape, window_size, shift, dilation)
 
 
@@ -182,7 +183,7 @@ def _autocast_rule(device: str) -> Any:
 
 
 # As for torch's own attention, qkv takes the dtype of autocast. The bias keeps its own: scores are float32.
-_library = torch.library.Library("swinx", "FRAGMENT")
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
 for _device in ("cuda", "cpu"):
     _library.impl("window_attention", _autocast_rule(_device), f"Autocast{_device.upper()}")
 
@@ -195,7 +196,7 @@ def _score_flops(qkv: Sequence[int], window_size: Sequence[int], shift: Sequence
     return 2 * windows.window_count(geometry) * heads * tokens * tokens * head_dim
 
 
-@register_flop_formula(torch.ops.swinx.window_attention)
+@register_flop_formula(getattr(torch.ops, NAMESPACE).window_attention)
 def _flops(
     qkv: Sequence[int],
     bias: object,
@@ -209,7 +210,7 @@ def _flops(
     return 2 * _score_flops(qkv, *rule)
 
 
-@register_flop_formula(torch.ops.swinx.window_attention_backward)
+@register_flop_formula(getattr(torch.ops, NAMESPACE).window_attention_backward)
 def _backward_flops(
     grad: object, qkv: Sequence[int], bias: object, pad: object, cosine: object, out: object, lse: object, *rule: Any,
     out_shape: object = None, **kwargs: object,

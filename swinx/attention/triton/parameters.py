@@ -11,11 +11,12 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from swinx.attention.triton.table import TABLE
+from .table import TABLE
 
 Kernel = Literal["forward", "backward", "query", "key"]
 
 ONE_TILE = 64  # largest window whose backward pass is one kernel
+ALL_REGISTERS = 255
 GENERATIONS = (8, 9, 10)  # Ampere and Ada, Hopper, Blackwell; a newer one takes the last
 
 
@@ -83,7 +84,25 @@ def launch(kernel: Kernel, tokens: int, head_dim: int, dtype: torch.dtype, gener
     warps, stages, registers, programs = TABLE[key]
     if tokens <= 32:
         warps, registers = 1 if tokens <= 16 else 2, None
+    if registers is None and dtype.itemsize >= 4 and head_dim > 32:
+        registers = ALL_REGISTERS  # without a limit the compiler may give up and keep 40: Triton 3.8 on sm_120 does
     return Launch(warps, fitting_stages(stages, tokens, head_dim, dtype, shared), registers, programs)
+
+
+def precision(dtype: torch.dtype, device: torch.device) -> str:
+    """How float32 is multiplied: three tf32 products on a GPU, one where torch.set_float32_matmul_precision allows it.
+
+    Three keep 22 of 24 bits (Ootomo and Yokota 2022, https://arxiv.org/abs/2203.03341). Without the matrix unit the
+    backward kernel finds no registers: thousands of spills.
+    """
+    if dtype != torch.float32 or device.type == "cpu":
+        return "ieee"
+    # Since torch 2.9 there is a new name, beside which the old one may raise.
+    new: str | None = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    if new == "none":  # then the setting for all operations counts
+        new = getattr(torch.backends, "fp32_precision", None)
+    allowed = new == "tf32" if new is not None else torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if allowed else "tf32x3"
 
 
 def options(parameters: Launch) -> dict[str, int | bool | None]:

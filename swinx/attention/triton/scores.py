@@ -11,7 +11,7 @@ Shapes: R rows and T columns of a tile; queries by keys, or keys by queries in t
 import triton
 import triton.language as tl
 
-from swinx.attention.triton.places import token_wraps
+from .places import token_wraps
 
 LOG2E = tl.constexpr(1.4426950408889634)
 SHORTEST = tl.constexpr(1e-12)  # what torch.nn.functional.normalize divides by at least

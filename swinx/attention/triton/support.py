@@ -6,12 +6,12 @@ import os
 
 import torch
 
-from swinx.attention.triton.parameters import ONE_TILE
+from .parameters import ONE_TILE
 
 MAX_SIDE = 16
 MAX_HEAD_DIM = 128
 MIN_CAPABILITY = (8, 0)  # Ampere: bfloat16 in the matrix units
-MIN_TRITON = {10: (3, 9)}  # Blackwell: 3.6 compiles some float32 kernels into a trap
+MIN_TRITON = {10: (3, 8)}  # Blackwell: 3.6 compiles some float32 kernels into a trap
 
 
 def triton_too_old(generation: int) -> str | None:
@@ -28,7 +28,7 @@ def triton_too_old(generation: int) -> str | None:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch leaves it without types
 def slow(device: torch.device, dtype: torch.dtype, tokens: int, recording: bool) -> bool:
-    """Whether a case is expected to be slower than with SDPA: float32 before Hopper spills thousands of values.
+    """Whether a case is expected to be slower than with SDPA: float32 before Hopper, which spills hundreds of values.
 
     So it is in training, and in inference for windows of several tiles.
     """

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from swinx.attention.api import window_attention
-from swinx.attention.backends import AttentionImpl
-from swinx.windows import WindowGeometry
+from ...windows import WindowGeometry
+from ..api import window_attention
+from ..backends import AttentionImpl
 
 
 class Trial(NamedTuple):
