@@ -82,7 +82,7 @@ def forest(bars: Sequence[Bar], label: str, *, zero: bool = False) -> bytes:
         axes.set_yticks(tops, names, color=INK)
         axes.set_ylim(sum(heights) + 0.1, -0.1)
         axes.grid(False, axis="y")
-        widen(axes, "x")
+        widen(axes, "x", -math.inf if zero else 0)
         axes.set_xlabel(label)
         if kinds:
             handles = [
@@ -161,12 +161,13 @@ def above(names: Sequence[str]) -> dict[str, Any]:
     return {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": min(most, len(names)), "borderaxespad": 0.2}
 
 
-def widen(axes: Axes, axis: str) -> None:
-    """Let an axis of mIoU show LEAST_SPAN at least, around what it shows."""
+def widen(axes: Axes, axis: str, lowest: float = 0) -> None:
+    """Let an axis of mIoU show LEAST_SPAN at least, around what it shows, and nothing below lowest."""
     low, high = axes.get_xlim() if axis == "x" else axes.get_ylim()
-    if (lack := LEAST_SPAN - (high - low)) > 0:
-        limits = (low - lack / 2, high + lack / 2)
-        axes.set_xlim(limits) if axis == "x" else axes.set_ylim(limits)
+    lack = max(0, LEAST_SPAN - (high - low))
+    low = max(low - lack / 2, lowest)
+    limits = (low, max(high + lack / 2, low + LEAST_SPAN))
+    axes.set_xlim(limits) if axis == "x" else axes.set_ylim(limits)
 
 
 def render(draw: Callable[..., None], height: float, panels: int = 1) -> bytes:

@@ -127,7 +127,13 @@ def test_axes_do_not_blow_small_differences_up() -> None:
     low, high = axes.get_ylim()
     assert high - low == pytest.approx(plots.LEAST_SPAN)
     assert (low + high) / 2 == pytest.approx(40.25)
-    axes.plot([1.0, 2.0], [10.0, 60.0])
+    axes.set_ylim(0.2, 1.0)
+    plots.widen(axes, "y")
+    assert axes.get_ylim() == (0, plots.LEAST_SPAN), "no score is below 0"
+    axes.set_ylim(-0.2, 1.0)
+    plots.widen(axes, "y", -9)
+    assert axes.get_ylim() == pytest.approx((-2.1, 2.9)), "differences may be"
+    axes.set_ylim(10.0, 60.0)
     before = axes.get_ylim()
     plots.widen(axes, "y")
     assert axes.get_ylim() == before
