@@ -1,12 +1,12 @@
 """Runs on Ray: a process killed in mid-run, a run that fails, Ctrl-C, and what is refused before any of it."""
 
-import importlib
 import os
 import signal
 import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,20 +20,22 @@ import experiments
 from experiments import launch
 from experiments.files import locked, remove_torn
 from experiments.grid import Run
-from experiments.options import RayResources, Settings
-from experiments.results import Row, machine
+from experiments.options import RayResources, Recipe, Settings
+from experiments.results import Row, provenance
+from experiments.runs import execute as execute_here
 
 pytest.importorskip("ray")
 
-OK, FAILS, KILLED, HANGS = (Run("swinx_n", "inline", "FPN", 32, seed) for seed in range(4))
-SETTINGS = Settings("toy", "0", 64, 64, steps=1, minutes=None, batch_size=2, precision="32", device="cpu")
+KILLED, FAILS, HANGS = (Run("swinx_n", "inline", "FPN", 32, seed) for seed in range(3))
+SETTINGS = Settings("toy", "0", 64, 64, 4, None, 2, "32", "cpu", Recipe(validate_every=1))
 
 
-def execute_as(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tasks call this function; one defined in another travels to them by value."""
-    stand_in = SimpleNamespace(execute=function)
-    monkeypatch.setitem(sys.modules, "experiments.runs", stand_in)
-    monkeypatch.setattr(experiments, "runs", stand_in, raising=False)
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def wait_for(condition: Any, seconds: float) -> bool:
@@ -43,42 +45,49 @@ def wait_for(condition: Any, seconds: float) -> bool:
     return bool(condition())
 
 
-def test_runs_end_die_fail_and_are_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of four runs one works, one raises, one is killed and resumes, and Ctrl-C comes while the last one goes on."""
+def test_runs_die_fail_and_are_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """Of three runs one is killed while it trains and resumes, one raises, and Ctrl-C comes while the last goes on."""
+    expected = execute_here(KILLED, toy_data(), SETTINGS, tmp_path / "local", provenance(torch.device("cpu")))
 
     def execute(run: Run, data: Any, settings: Settings, output: Path, origin: Row) -> list[Row]:
-        checkpoint = output / "runs" / run.id / "training.ckpt"
-        resumed = checkpoint.exists()
-        checkpoint.write_text(str(os.getpid()))
+        from experiments import launch, runs
+
+        folder = output / "runs" / run.id
         if run.seed == 1:
             raise ZeroDivisionError(f"{run.id} has no loss")
-        if run.seed == 2 and not resumed:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if run.seed == 3:
-            checkpoint.rename(output / "hanging")
+        if run.seed == 2:
+            (folder / "process").write_text(str(os.getpid()))
+            (folder / "process").rename(output / "hanging")
             time.sleep(600)
-        maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
-        ranges = {tuple(int(side, 16) for side in line[0].split("-")): line[-2:] for line in maps}
-        at = data.train.images.data_ptr()
-        memory = next(name for (start, end), name in ranges.items() if start <= at < end)
-        code = importlib.import_module("experiments.launch").__file__
-        found = {"images": data.train.images.sum().item(), "code": code, "memory": "".join(memory)}
-        return [{**origin, **found, "seed": run.seed, "resumed": resumed, "threads": torch.get_num_threads()}]
+        resumed, steps = (folder / "training.ckpt").exists(), []
 
-    execute_as(execute, monkeypatch)
+        def on_step(share: float, loss: float) -> None:
+            steps.append(share)
+            if (folder / "training.ckpt").exists() and not resumed:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        rows = runs.execute(run, data, settings, output, origin, on_step)
+        at = data.train.images.data_ptr()
+        maps = [(line.split()[0].split("-"), line) for line in Path("/proc/self/maps").read_text().splitlines()]
+        memory = next(line for (start, end), line in maps if int(start, 16) <= at < int(end, 16))
+        return [{**row, "code": launch.__file__, "memory": memory, "steps_here": len(steps)} for row in rows]
+
+    stand_in = SimpleNamespace(execute=execute)  # a function inside another travels to tasks by value
+    monkeypatch.setitem(sys.modules, "experiments.runs", stand_in)
+    monkeypatch.setattr(experiments, "runs", stand_in)
     rows: list[Row] = []
     failed: list[tuple[Run, BaseException]] = []
     hanging = tmp_path / "hanging"
 
     def interrupt() -> None:
-        wait_for(lambda: hanging.exists() and len(rows) == 2 and failed, 300)
+        wait_for(lambda: hanging.exists() and rows and failed, 300)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         launch.run_on_ray(
-            [OK, FAILS, KILLED, HANGS],
-            {"host": "of the command", "command": "mine"},
+            [KILLED, FAILS, HANGS],
+            {**provenance(torch.device("cpu")), "host": "of the command", "command": "mine"},
             collect=rows.extend,
             fail=lambda *what: failed.append(what),
             data=toy_data(),
@@ -89,20 +98,23 @@ def test_runs_end_die_fail_and_are_interrupted(tmp_path: Path, monkeypatch: pyte
         )
 
     assert wait_for(lambda: not psutil.pid_exists(int(hanging.read_text())), 20)
-    assert {row["seed"]: row["resumed"] for row in rows} == {0: False, 2: True}
-    for row in rows:
-        assert {name: row[name] for name in machine(torch.device("cpu"))} == machine(torch.device("cpu"))
-        assert (row["command"], row["threads"]) == ("mine", 1)
-        assert row["images"] == toy_data().train.images.sum().item()
-        assert "plasma" in row["memory"]  # shared by all tasks, not a copy
-        assert not Path(row["code"]).is_relative_to(Path(__file__).parents[2])  # a copy: edits do not reach it
+    (row,) = rows
+    assert 0 < row.pop("steps_here") < SETTINGS.steps  # of a second execution, from the checkpoint of the first
+    assert "plasma" in row.pop("memory")  # the data are shared by all tasks, not copied
+    assert not Path(row.pop("code")).is_relative_to(Path(__file__).parents[2])  # a copy, which edits do not reach
+    assert row["command"] == "mine"
+    ignored = {"command", "time", "latency_sitting", "peak_memory_mb", "train_minutes", "dirty"}
+    ignored |= {name for name in row if name.startswith("latency_ms")}
+    assert [{name: row[name] for name in row if name not in ignored}] == [
+        {name: local[name] for name in local if name not in ignored} for local in expected
+    ]
     ((run, error),) = failed
     assert run == FAILS
     assert isinstance(error, ZeroDivisionError)
     assert str(error) == f"{FAILS.id} has no loss"
     assert "in execute" in error.__notes__[0]
     assert "\x1b" not in error.__notes__[0]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["hanging", "runs"]
+    assert {path.name for path in tmp_path.iterdir()} == {"hanging", "local", "runs"}
 
 
 class Cluster:
@@ -144,10 +156,10 @@ def test_room_for_a_run() -> None:
 
 def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=rf"does not see {tmp_path}: Ray needs a folder that all its nodes"):
-        launch._task(lambda *arguments: [], OK, toy_data(), SETTINGS, tmp_path / ".ray.12345678", {})
+        launch._task(lambda *arguments: [], KILLED, toy_data(), SETTINGS, tmp_path / ".ray.12345678", {})
     assert list(tmp_path.iterdir()) == []
     (tmp_path / ".ray.12345678").touch()
-    assert launch._task(lambda *arguments: [{"row": 1}], OK, toy_data(), SETTINGS, tmp_path / ".ray.12345678", {})
+    assert launch._task(lambda *arguments: [{"row": 1}], KILLED, toy_data(), SETTINGS, tmp_path / ".ray.12345678", {})
     remove_torn(tmp_path)  # as after a command that was killed
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
@@ -181,16 +193,15 @@ def test_an_address_where_nobody_answers() -> None:
             launch.check_ray(RayResources(address), "cpu")
 
 
-@pytest.mark.parametrize("address", ["localhost", "ray://head:10001", ":6379", "head:port", "head:99999"])
-def test_what_is_no_address(address: str) -> None:
-    with pytest.raises(ValueError, match=rf"--ray\.address must be host:port or auto, got '{address}'"):
-        launch.check_ray(RayResources(address), "cpu")
-
-
 @pytest.mark.parametrize(
-    ("gpus", "device", "message"),
-    [(0, "cuda", r"must be more than 0 .* for --device cuda, got 0"), (0.5, "cpu", "must be 0 for --device cpu")],
-)
-def test_resources_fit_the_device(gpus: float, device: str, message: str) -> None:
+    ("resources", "device", "message"),
+    [
+        *((RayResources(address), "cpu", rf"--ray\.address must be host:port or auto, got '{address}'")
+          for address in ("localhost", "ray://head:10001", ":6379", "head:port", "head:99999")),
+        (RayResources(gpus=0), "cuda", r"--ray\.gpus must be more than 0 .* for --device cuda, got 0"),
+        (RayResources(gpus=0.5), "cpu", r"--ray\.gpus must be 0 for --device cpu, got 0\.5"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(resources: RayResources, device: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        launch.check_ray(RayResources(gpus=gpus), device)
+        launch.check_ray(resources, device)
