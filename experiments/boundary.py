@@ -48,8 +48,8 @@ def boundary_f1(predicted: Tensor, truth: Tensor, classes: int, ignore_index: in
     """
     ignored = truth == ignore_index
     unscored = ignored | _differs(ignored)
-    maps = [ids.to(torch.int16).masked_fill(ignored, -1) for ids in (predicted, truth)]
-    edges = [_differs(ids) & ~ignored for ids in maps]
+    maps = [ids.to(torch.int16).masked_fill(ignored, -1) for ids in (predicted, truth)]  # -1 is in no group of classes
+    edges = [_differs(ids) for ids in maps]
     reach = [radius(band, *truth.shape[-2:]) for band in BANDS]
     radii = sorted(set(reach))
     (precision, some_predicted), (recall, some_true) = (
