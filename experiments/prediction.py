@@ -23,7 +23,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from experiments import pictures
-from experiments.data.reading import printable, shortened
+from experiments.data.reading import available_memory, printable, shortened
 from experiments.files import write_whole
 from experiments.grid import size_rule
 from experiments.inference import probabilities
@@ -199,17 +199,21 @@ def predict(job: Job, on_picture: Callable[[], None]) -> dict[str, str]:
 def _batches(job: Job, fail: Callable[[str, PictureError], None]) -> Iterator[list[tuple[str, Image.Image, Tensor]]]:
     """Names, pictures and what the model sees of them, (3, h, w) uint8: at most batch_size of one size at a time."""
     batch: list[tuple[str, Image.Image, Tensor]] = []
+    classes = len(job.trained.class_names)
     for name in sorted(job.todo, key=lambda name: (pictures.stored_size(job.todo[name]), name)):
         try:
             picture = pictures.read_picture(job.todo[name])
             height, width = job.seen(picture.height, picture.width)
+            needed = 8 * classes * height * width  # logits and probabilities; a GPU says itself when it has no more
+            if job.device.type == "cpu" and needed > available_memory():
+                raise PictureError(f"needs {needed / 1e9:.1f} GB as the model sees it, {height}x{width}: too much here")
         except PictureError as error:
             fail(name, error)
             continue
         # Resized as folders of training data are; a size that is right already changes nothing.
         scaled = np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
         seen = torch.from_numpy(scaled).permute(2, 0, 1)
-        fitting = max(1, BATCH_VALUES // (len(job.trained.class_names) * height * width))
+        fitting = max(1, BATCH_VALUES // (classes * height * width))
         if batch and (batch[0][2].shape != seen.shape or len(batch) >= min(job.options.batch_size, fitting)):
             yield batch
             batch = []

@@ -146,6 +146,16 @@ def test_a_name_that_the_output_cannot_have_is_a_problem_of_the_picture(
     assert [path.name for path in (tmp_path / "out" / "masks").iterdir()] == ["a.png"]
 
 
+def test_pictures_that_would_fill_the_memory(
+    tmp_path: Path, pixelwise: Pixelwise, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "in", {"a.png": (64, 96), "b.png": (640, 960)})
+    monkeypatch.setattr(prediction, "available_memory", lambda: 4_000_000)
+    assert main(arguments(tmp_path, "--native")) == 1
+    assert "b.png needs 0.0 GB as the model sees it, 640x960: too much here" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out" / "masks").iterdir()] == ["a.png"]
+
+
 def test_values_that_are_not_finite_are_a_problem_of_the_picture(
     tmp_path: Path, pixelwise: Pixelwise, capsys: pytest.CaptureFixture[str]
 ) -> None:
