@@ -135,7 +135,8 @@ def build(provider: str, case: Case, device: torch.device, phase: Phase) -> spee
         return attention
     if phase != "forward":
         raise NotApplicableError("captured for inference only")
-    graph, results = torch.cuda.CUDAGraph(), []
+    graph = torch.cuda.CUDAGraph()
+    results: list[Tensor] = []
 
     def replay(*inputs: Tensor) -> Tensor:
         """What is left of a small case without the cost of launching it; computes the inputs of its first call."""

@@ -6,6 +6,8 @@ confidence/NAME.png    8-bit grey: 255 times the probability of the class in the
 classes.json           [{"id": 0, "name": ..., "color": [r, g, b]}, ...]
 prediction.json        what predicted, and where the results come from
 index.html             classes and overlays at a glance
+
+Shapes: h w pixels of what the model sees of a picture.
 """
 
 import hashlib
