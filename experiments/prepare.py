@@ -117,7 +117,7 @@ def _settings(options: CompareOptions) -> Settings:
         inference=options.inference,
         scoring=options.scoring,
         evaluate_at=tuple(sorted(at)),
-        start=None if options.start is None else str(options.start),
+        start=None if options.start is None else str(options.start.resolve()),  # machines of Ray work elsewhere
         workers=options.workers,
         loggers=options.loggers,
     )

@@ -35,7 +35,7 @@ ENTRIES = {
     "state_dict": dict,
 }
 SHOWN = 20  # mismatches spelled out in one error; the rest are counted
-MOST_CLASSES, MOST_WINDOW, MOST_SIDE = 255, 64, 2**15
+MOST_CLASSES, MOST_WINDOW, LEAST_CROP, MOST_SIDE = 255, 64, 16, 2**15
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,13 @@ def _entries(content: Mapping[str, Any]) -> Mapping[str, Any]:
         raise ValueError(f"must have {len(names) + 1} RGB colors of 0 to 255")
     if not len(names) <= ignored <= 255:
         raise ValueError(f"must have an ignore_index of {len(names)} to 255, got {ignored}")
-    sides = [content["height"], content["width"], *(content["crop"] or (1, 1))]
-    if len(sides) != 4 or not all(isinstance(side, int) and 1 <= side <= MOST_SIDE for side in sides):
-        raise ValueError(f"must have height, width and crop of 1 to {MOST_SIDE} pixels, got {sides}")
+    sides = [content["height"], content["width"], *(content["crop"] or ())]
+    # Pictures are predicted by tiles as large as the crop: tiny ones would take for ever.
+    least = (1, 1, LEAST_CROP, LEAST_CROP)[: len(sides)]
+    good = len(sides) in (2, 4) and all(type(side) is int for side in sides)
+    if not good or any(not low <= side <= MOST_SIDE for low, side in zip(least, sides, strict=True)):
+        rule = f"height and width of 1 to {MOST_SIDE} pixels and a crop of {LEAST_CROP} to {MOST_SIDE}"
+        raise ValueError(f"must have {rule}, got {sides}")
     return content
 
 

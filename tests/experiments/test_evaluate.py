@@ -343,7 +343,7 @@ def test_outputs_of_another_kind_are_refused(trained: Path, tmp_path: Path, caps
         ([{"zoom": None}], [], "a row lacks zoom: an older version made it"),
         ([{"precision": "16"}], [], "on the CPU; runs were trained with precision 16, give another"),
         ([{"status": "diverged"}], [], "source has no finished run\n"),
-        ([{"select": "best", "run": SEGFORMER[:-1] + "1", "seed": 1}], [], "seed1/best.pt: no such file"),
+        ([{"select": "other", "run": SEGFORMER[:-1] + "1", "seed": 1}], [], "seed1/other.pt: no such file"),
         (
             [{"run": "swinx_n-inline-Segformer-os16-enlarged-seed0", "output_stride": 16, "dilation": "enlarged"}],
             ["--output-strides", "8"],

@@ -15,7 +15,9 @@ import torch
 
 from experiments.results import read_rows
 
-VOLATILE = {"time", "train_minutes", "latency_ms_p20", "latency_ms_p50", "latency_ms_p80", "peak_memory_mb"}
+VOLATILE = {"time", "train_minutes", "latency_ms_p20", "latency_ms_p50", "latency_ms_p80", "peak_memory_mb"} | {
+    "latency_sitting"
+}
 
 
 def launch(output: Path, kill_at: int | None = None, torn_row: bool = False) -> ForkServerProcess:
@@ -54,7 +56,7 @@ def results(output: Path) -> dict[str, Any]:
             found[name] = (saved, state)
         elif path.suffix == ".json":
             found[name] = json.loads(path.read_text())
-        elif path.suffix == ".png":
+        elif path.suffix in (".png", ".npz"):
             found[name] = path.read_bytes()
         elif path.is_file():
             found[name] = "there"

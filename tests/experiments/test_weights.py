@@ -230,8 +230,9 @@ def test_other_torch_files_are_told_apart(tmp_path: Path, model: Segmenter) -> N
         ({"colors": [[0, 0, 0]]}, "must have 4 RGB colors of 0 to 255"),
         ({"colors": [[0, 0, 256]] * 4}, "must have 4 RGB colors of 0 to 255"),
         ({"ignore_index": 2}, "must have an ignore_index of 3 to 255, got 2"),
-        ({"height": 10**9}, "must have height, width and crop of 1 to 32768 pixels"),
-        ({"crop": [1, 2, 3]}, "must have height, width and crop of 1 to 32768 pixels"),
+        ({"height": 10**9}, "must have height and width of 1 to 32768 pixels and a crop of 16 to 32768"),
+        ({"crop": [8, 64]}, "and a crop of 16 to 32768, got [64, 64, 8, 64]"),
+        ({"crop": [1, 2, 3]}, "must have height and width of 1 to 32768 pixels and a crop of 16 to 32768"),
         ({"step": "many"}, f"lacks usable entries step, which the format {FORMAT} has"),
     ],
 )
