@@ -46,8 +46,8 @@ ABLATIONS = {
     "dilation": Ablation(
         "Do finer levels pay, and does exactness?",
         "Both decoders take every stride, so that one network differs in its stride alone. Segformer gathers no "
-        "context of its own, so what a rule does to the encoder's reach shows there; Unet's convolutions can make up for it. "
-        "Enlarged windows at stride 8 hold up to 1024 tokens and take most of the time.",
+        "context of its own, so what a rule does to the encoder's reach shows there; Unet's convolutions can make up "
+        "for it. Enlarged windows at stride 8 hold up to 1024 tokens and take most of the time.",
         _options(
             decoders=("Unet", "Segformer"),
             output_strides=(32, 16, 8),
