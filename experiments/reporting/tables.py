@@ -187,7 +187,9 @@ def differences(content: Content) -> pandas.DataFrame:
         corrected = MISSING if effect.p_corrected is None else f"{effect.p_corrected:.3f}".replace("0.000", "< 0.001")
         line = {"contrast": effect.name, "points": signed(effect.points), "95 % interval": interval}
         line |= {"p, corrected": corrected, "result": verdict(effect)}
-        line["smallest that could be found"] = _text(effect.smallest, 1)
+        # Points of mIoU end at 100: no difference could have been found then.
+        hopeless = effect.smallest is not None and effect.smallest > 100
+        line["smallest that could be found"] = "none" if hopeless else _text(effect.smallest, 1)
         lines.append(line | {"made of": effect.contrast.note} if content.planned else line)
     return pandas.DataFrame(lines)
 

@@ -76,7 +76,7 @@ def on_differences(content: Content) -> list[str]:
     some = f"; the table has {shown} of {len(effects)}, differences.csv all" if shown < len(effects) else ""
     grouped = f" in {comparison.groups} groups" if comparison.groups < comparison.images else ""
     said = [f"{kind}{some}. Corrected by Holm's method; {comparison.images} test images{grouped}."]
-    if smallest := [effect.smallest for effect in effects if effect.smallest is not None]:
+    if smallest := [min(effect.smallest, 100.0) for effect in effects if effect.smallest is not None]:
         said.append(f"Smallest difference that could be found (four times in five): {_span(smallest)} points.")
     if untested := [effect for effect in effects if effect.significant is None]:
         said.append(f"{len(untested)} of {len(effects)} not tested, such as {untested[0].name}: {untested[0].reason}.")
