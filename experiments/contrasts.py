@@ -14,6 +14,7 @@ mean over the matched pairs of A minus B; what has no partner is left out, and t
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -55,14 +56,13 @@ def read_contrasts(given: Sequence[str]) -> list[str]:
     """
     texts: list[str] = []
     for text in given:
-        path = Path(text)
-        if not path.is_file():
+        if not os.path.isfile(text):
             texts.append(text.strip())
             continue
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            lines = Path(text).read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
-            raise ValueError(f"--contrasts {path}: the file must be UTF-8 ({error})") from error
+            raise ValueError(f"--contrasts {text}: the file must be UTF-8 ({error})") from error
         texts += [content for line in lines if (content := line.split("#")[0].strip())]
     return texts
 

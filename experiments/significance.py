@@ -87,8 +87,8 @@ class Effect:
 
     low, high: 95 % interval, for this contrast alone. p: for it alone; p_corrected: among all that were tested with it.
     df: degrees of freedom between models. significant: whether p_corrected < 0.05. smallest: the true difference, in
-    points, that is found in about 80 % of such experiments. All of these are None where nothing can be tested, and
-    reason says why; else it is empty.
+    points, that such an experiment finds with a probability of 0.8 if the variances are as estimated. All of these are
+    None where nothing can be tested, and reason says why; else it is empty.
     """
 
     contrast: Contrast

@@ -202,13 +202,19 @@ def _rate(name: str, values: NDArray[Any] | None) -> Row:
 
 HEAD = """# Simulation of the statistics
 
-How often [the statistics of the experiments](../statistics.md) err, where the truth is known. Each draw is a whole
-experiment with simulated counts of {classes} classes: all pairs of four configurations, unless the line says otherwise.
-The share of draws with a false "significant" should be at most 0.05, intervals should hold the truth in 0.95.
-Rates ± one Monte-Carlo standard error; half-width of the intervals and smallest difference in points, means.
-Lines that begin with "not done" show what other procedures would do.
+How often the [statistics of the experiments](../statistics.md) err, on simulated counts of which the truth is known.
 
-{command}, {draws} draws for each line, {host}, Python {python}, numpy {numpy}
+- A draw is a whole experiment. Unless a line says otherwise: 233 images of {classes} classes, four configurations whose
+  models vary by 0.9 points (standard deviation), all pairs.
+- tested: share of draws in which something could be tested; the other columns are about those. false: share of draws
+  with a false "significant", at most 0.05 if all is well. coverage: how often a 95 % interval holds the truth, over all
+  contrasts and where it does so least. found: how often a true difference is significant. ±: its standard error.
+- half-width (of the intervals) and smallest (difference that could have been found): means, in points.
+- Drives: images belong to as many drives, of very uneven length, and a configuration varies by 4 points between them.
+- "not done" shows other procedures: "one t" is one t distribution with Satterthwaite's degrees of freedom for both
+  variances together.
+
+`{command}`: {draws} draws for each line. {host}, Python {python}, numpy {numpy}.
 
 """
 

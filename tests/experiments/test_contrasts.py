@@ -146,6 +146,7 @@ def test_contrasts_come_from_the_command_or_a_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the file must be UTF-8"):
         read_contrasts([str(path)])
     assert read_contrasts([]) == []
+    assert read_contrasts(["Unet-" + "x" * 5000]) == ["Unet-" + "x" * 5000], "too long for a file's name"
 
 
 def test_all_pairs_are_each_once_in_order() -> None:

@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy
 import pytest
 from numpy.typing import NDArray
+from benchmarks import simulate_significance
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -392,6 +393,18 @@ def test_what_was_not_tested_has_no_letter() -> None:
     assert set(letters(judged("pq", (), untested="pq")).values()) == {""}
     with pytest.raises(ValueError, match="all pairs"):
         letters(Comparison(50, 50, judged("pqr", ()).scores, judged("pqr", ()).effects[:2]))
+
+
+def test_simulated_experiments_err_as_seldom_as_they_should() -> None:
+    """A glance at docs/benchmarks/significance-simulation.md, which has the rates."""
+    by_name = {scenario.name: scenario for scenario in simulate_significance.SCENARIOS}
+    one = simulate_significance.measure(by_name["one model, 2 configurations"], 5, 50, 0)
+    assert (one["tested"], one["family_error"], one["coverage"]) == (0, 0, None)
+    three = simulate_significance.measure(by_name["nothing differs, 3 models"], 20, 100, 0)
+    assert three["tested"] == 1
+    assert three["family_error"] <= 0.1
+    assert three["coverage"] > 0.9
+    assert simulate_significance.table([one, three]).count("\n") == 4
 
 
 def test_a_grid_of_camvids_size_takes_seconds() -> None:
