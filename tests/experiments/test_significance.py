@@ -6,8 +6,8 @@ from itertools import combinations
 
 import numpy
 import pytest
-from numpy.typing import NDArray
 from benchmarks import simulate_significance
+from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
