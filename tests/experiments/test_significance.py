@@ -374,7 +374,10 @@ def judged(order: str, significant: Sequence[str], untested: str = "") -> Compar
     ],
 )
 def test_letters_of_cases_worked_by_hand(significant: Sequence[str], expected: str) -> None:
-    assert list(letters(judged("pqrs", significant)).values()) == expected.split()
+    comparison = judged("pqrs", significant)
+    assert list(letters(comparison).values()) == expected.split()
+    given = Comparison(50, 50, comparison.scores[::-1], comparison.effects)
+    assert list(letters(given).items()) == list(letters(comparison).items())[::-1], "a is the best, wherever it stands"
 
 
 def test_letters_are_shared_exactly_by_what_does_not_differ() -> None:
