@@ -97,7 +97,7 @@ def test_every_setting_is_looked_at() -> None:
     settings = made - known
     assert settings == {
         *("kind", "run", "commit", "dirty", "command", "time", "host", "cpu_capability", "python", "torch", "smp"),
-        *("timm", "numpy", "swinx", "threads", "world_size", "latency_sitting", "status", "error", "step", "source"),
+        *("timm", "numpy", "swinx", "threads", "world_size", "status", "error", "step", "source"),
     }
 
 

@@ -1,8 +1,6 @@
 """Significance: against scipy, statsmodels, closed forms and cases worked by hand."""
 
-import time
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 
 import numpy
 import pytest
@@ -14,7 +12,7 @@ from statsmodels.stats.multitest import multipletests
 from experiments import significance
 from experiments.contrasts import Contrast, pairs
 from experiments.counts import ImageCounts, miou
-from experiments.significance import Comparison, Configured, Effect, Score, compare, letters
+from experiments.significance import Configured, Effect, compare
 
 Floats = NDArray[numpy.float64]
 PIXELS = 10**8
@@ -352,52 +350,6 @@ def test_what_repeats_or_is_unknown_is_refused() -> None:
             compare(made, contrasts)
 
 
-def judged(order: str, significant: Sequence[str], untested: str = "") -> Comparison:
-    """All pairs of configurations, best first; significant ones as two letters, untested configurations."""
-    effects = []
-    for contrast in pairs(order):
-        verdict = any(set(pair) == set(contrast.weights) for pair in significant)
-        effects.append(Effect(contrast, 1.0, significant=None if set(untested) & set(contrast.weights) else verdict))
-    scores = tuple(Score(label, 2, 60.0 - i, None) for i, label in enumerate(order))
-    return Comparison(50, 50, scores, tuple(effects))
-
-
-@pytest.mark.parametrize(
-    ("significant", "expected"),
-    [
-        ((), "a a a a"),
-        (("ps", "qs", "rs"), "a a a b"),
-        (("pr", "ps", "qs"), "a ab bc c"),
-        # The best does not differ from the worst, the second does: two letters at both ends.
-        (("qs",), "ab a ab b"),
-        (("pq", "pr", "ps", "qr", "qs", "rs"), "a b c d"),
-    ],
-)
-def test_letters_of_cases_worked_by_hand(significant: Sequence[str], expected: str) -> None:
-    comparison = judged("pqrs", significant)
-    assert list(letters(comparison).values()) == expected.split()
-    given = Comparison(50, 50, comparison.scores[::-1], comparison.effects)
-    assert list(letters(given).items()) == list(letters(comparison).items())[::-1], "a is the best, wherever it stands"
-
-
-def test_letters_are_shared_exactly_by_what_does_not_differ() -> None:
-    generator = numpy.random.default_rng(4)
-    for size in range(2, 9):
-        labels = "ABCDEFGH"[:size]
-        significant = [a + b for a, b in combinations(labels, 2) if generator.random() < 0.5]
-        given = letters(judged(labels, significant))
-        for a, b in combinations(labels, 2):
-            assert bool(set(given[a]) & set(given[b])) == (a + b not in significant)
-        assert all(given.values())
-
-
-def test_what_was_not_tested_has_no_letter() -> None:
-    assert letters(judged("pqrs", ("pq", "rs"), untested="rs")) == {"p": "a", "q": "b", "r": "", "s": ""}
-    assert set(letters(judged("pq", (), untested="pq")).values()) == {""}
-    with pytest.raises(ValueError, match="all pairs"):
-        letters(Comparison(50, 50, judged("pqr", ()).scores, judged("pqr", ()).effects[:2]))
-
-
 def test_simulated_experiments_err_as_seldom_as_they_should() -> None:
     """A glance at docs/benchmarks/significance-simulation.md, which has the rates."""
     by_name = {scenario.name: scenario for scenario in simulate_significance.SCENARIOS}
@@ -408,10 +360,3 @@ def test_simulated_experiments_err_as_seldom_as_they_should() -> None:
     assert three["family_error"] <= 0.1
     assert three["coverage"] > 0.9
     assert simulate_significance.table([one, three]).count("\n") == 4
-
-
-def test_a_grid_of_camvids_size_takes_seconds() -> None:
-    made = [Configured(f"{i}", {f"{i}-{s}": random_counts(9 * i + s, 233, 11) for s in range(3)}) for i in range(11)]
-    start = time.process_time()
-    assert len(compare(made, pairs([one.label for one in made])).effects) == 55
-    assert time.process_time() - start < 6
