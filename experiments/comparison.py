@@ -1,10 +1,9 @@
-"""Runs the cells of a comparison into a folder: one row each, finished ones skipped, the report kept up to date."""
+"""Makes the runs of a grid in a folder: rows for each, finished ones skipped, the report kept up to date."""
 
 import errno
-import fcntl
 import json
-import os
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,95 +14,68 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from experiments import evaluation
-from experiments.cell_rows import not_applicable_row
-from experiments.cell_run import finish, run_cell
-from experiments.cells import Cell, NotApplicable
-from experiments.console import say
 from experiments.data import SegmentationData
+from experiments.files import locked, remove_torn, write_whole
+from experiments.grid import NotApplicable, Run
 from experiments.models import applicable
-from experiments.records import Row, append_row, provenance, read_rows, remove_torn, write_whole
-from experiments.report import write_report
-from experiments.settings import Settings
-from experiments.training import processes
+from experiments.options import Settings
+from experiments.reporting import write_report
+from experiments.reporting.examples import save_examples
+from experiments.results import RESULTS, Row, append_rows, provenance, read_rows
+from experiments.runs import execute, finish, not_applicable_row
+from experiments.train import processes
 
-RESULTS = "results.jsonl"
-# Written before the first cell trains: its checkpoints must not go on under other settings.
+# Written before the first run trains: its checkpoints must not go on under other settings.
 SETTINGS = "settings.json"
-SIDES = {"panel", "cells", SETTINGS}
+OWN = {"examples", "runs", "data.json", SETTINGS, RESULTS}
 # What an operating system says of a disk that is full, over its quota, read-only or broken.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+# Seconds between lines about progress where the output is no terminal, and between reports of a grid that goes on.
+LINE_SECONDS = REPORT_SECONDS = 30.0
 
 
-class CellsFailedError(RuntimeError):
-    """Cells ended in an error of their own and have no row; the message counts them."""
+class RunsFailedError(RuntimeError):
+    """Runs ended in an error of their own and have no row; the message counts them."""
 
 
-# Take a finished row; take a cell that ended in an error of its own.
-Collect = Callable[[Row], None]
-Fail = Callable[[Cell, BaseException], None]
-# Makes the row of a cell in this process, given the origin of the row and whom to tell share done and loss.
-Work = Callable[[Cell, Row, Callable[[float, float], None]], Row | None]
-# Runs cells, given the origin of their rows.
-Launch = Callable[[Sequence[Cell], Row, Collect, Fail], None]
+OnStep = Callable[[float, float], None]  # share done, loss
+Collect = Callable[[list[Row]], None]
+Fail = Callable[[Run, BaseException], None]
+# Makes the rows of a run in this process, given the origin of the rows and whom to tell share done and loss.
+Work = Callable[[Run, Row, OnStep], list[Row]]
+# Makes runs elsewhere, given the origin of their rows.
+Launch = Callable[[Sequence[Run], Row, Collect, Fail], None]
 
 
 def check_output(output: Path, known: Row, *, trained: bool = True) -> list[Row]:
     """The rows that output holds already; none for a new folder.
 
-    known: the part of Settings.as_row that can be told so far. trained: whether cells are trained, or take the weights
-    of cells that were trained elsewhere. Raises ValueError where output is not a folder, was begun with other settings
-    or the other way of these two, or holds files that are not of a comparison.
+    known: the part of Settings.as_row that can be told so far. trained: whether runs are trained, or trained weights
+    evaluated again. Raises ValueError where output is not a folder, was begun with other settings or the other way of
+    these two, or holds files that are not of a comparison.
     """
     if output.exists() and not output.is_dir():
-        raise ValueError(f"--output: {output} is a file, a folder is needed")
+        raise ValueError(f"--output must be a folder, got {output}, which is a file")
     rows = read_rows(output / RESULTS)
     for row in rows:
         if row.get("kind") != "segmentation":
             raise ValueError(f"--output: {output} holds rows of kind {row.get('kind')!r}, choose another folder")
-    begun = [json.loads((output / SETTINGS).read_text())] if (output / SETTINGS).exists() else []
-    finished = [("weights_of" not in row) for row in rows if row.get("status") != "not applicable"]
-    if any(was is not trained for was in (*finished, *(there.get("trained", True) for there in begun))):
-        what = "evaluations of cells trained elsewhere" if trained else "cells that were trained"
+    begun = [json.loads((output / SETTINGS).read_text(encoding="utf-8"))] if (output / SETTINGS).exists() else []
+    ran = [row for row in rows if row["status"] != "not applicable"]
+    if any(there.get("trained", True) is not trained for there in (*ran, *begun)):
+        what = "evaluations of runs trained elsewhere" if trained else "runs that were trained"
         raise ValueError(f"--output: {output} holds {what}, choose another folder")
     for there in (*begun, *rows):
-        differing = [
-            f"{key} {there.get(key)} there, {value} now" for key, value in known.items() if there.get(key) != value
-        ]
+        differing = [f"{key} {there.get(key)} there, {known[key]} now" for key in known if there.get(key) != known[key]]
         if differing:
             listing = "; ".join(differing)
-            raise ValueError(
-                f"--output: {output} holds results of another configuration ({listing}), choose another folder"
-            )
+            raise ValueError(f"--output: {output} was begun with other settings ({listing}), choose another folder")
     if not rows and output.exists():
-        # A first cell that was interrupted leaves side files, and rows if any were torn.
-        foreign = sorted({path.name for path in output.iterdir() if not path.name.startswith(".")} - {*SIDES, RESULTS})
+        # A first run that was interrupted leaves files, and rows if any were torn.
+        foreign = sorted({path.name for path in output.iterdir() if not path.name.startswith(".")} - OWN)
         if foreign:
             raise ValueError(f"--output: {output} holds other files ({', '.join(foreign[:5])}), choose another folder")
     return rows
-
-
-def runnable(
-    cells: Sequence[Cell],
-    missing: Sequence[NotApplicable],
-    sizes: Sequence[tuple[int, int]],
-    classes: int,
-    console: Console,
-) -> tuple[list[Cell], list[NotApplicable]]:
-    """Cells that can run at every one of these heights and widths in pixels; and those that cannot, after missing.
-
-    Raises:
-        ValueError: none can.
-    """
-    able, unable = list(cells), list(missing)
-    with console.status("building every model once"):
-        for height, width in dict.fromkeys(sizes):
-            able, more = applicable(able, height, width, classes)
-            unable += more
-    if not able:
-        listing = "\n".join(f"  {absent.cell.id}: {absent.rule}" for absent in unable)
-        raise ValueError(f"none of these cells can exist:\n{listing}")
-    return able, unable
 
 
 def check_writable(output: Path) -> None:
@@ -113,146 +85,185 @@ def check_writable(output: Path) -> None:
         pass
 
 
-def run(
-    cells: Sequence[Cell],
+def runnable(
+    runs: Sequence[Run],
+    missing: Sequence[NotApplicable],
+    sizes: Sequence[tuple[int, int]],
+    classes: int,
+    console: Console,
+) -> tuple[list[Run], list[NotApplicable]]:
+    """Runs that can be made at every one of these heights and widths in pixels; and those that cannot, after missing.
+
+    Raises:
+        ValueError: none can.
+    """
+    able, unable = list(runs), list(missing)
+    with console.status("building every model once"):
+        for height, width in dict.fromkeys(sizes):
+            able, more = applicable(able, height, width, classes)
+            unable += more
+    if not able:
+        listing = "\n".join(f"  {absent.run.id}: {absent.rule}" for absent in unable)
+        raise ValueError(f"none of these runs can exist:\n{listing}")
+    return able, unable
+
+
+def make(
+    runs: Sequence[Run],
     missing: Sequence[NotApplicable],
     data: SegmentationData,
     settings: Settings,
     output: Path,
     console: Console,
+    *,
     launch: Launch | None = None,
     work: Work | None = None,
+    contrasts: Sequence[str] = (),
 ) -> list[Row]:
-    """Make the row of every cell that output has none for, and write the report after each; returns all rows.
+    """Make the rows of every run that output has none for, and keep the report up to date; returns all rows.
 
-    missing: cells that cannot exist; each gets a row that says why. launch: what runs the cells, by default one after
-    another in this process. work: what is done for a cell there, by default training and evaluation. A cell's side
-    files are in place before its row, and a row is appended whole: an interruption at any moment loses what a cell did
-    since its last checkpoint, where it trains, and nothing else.
+    missing: runs that cannot exist; each gets a row that says why. launch: what makes the runs, by default one after
+    another in this process. work: what is done for a run there, by default training and evaluation. contrasts: those
+    planned, for the report. A run's files are in place before its rows, and these are appended at once: an interruption
+    at any moment loses what a run did since its last checkpoint, where it trains, and nothing else.
 
     Raises:
-        CellsFailedError: after all others have finished, where cells ended in an error.
+        RunsFailedError: after all others have finished, where runs ended in an error.
         ValueError: another run writes into the folder, or check_output says no.
         OSError: the folder cannot be written.
     """
-    together = processes()
-    # Told before any training: later edits did not train these cells. Where they run elsewhere, this machine need not
-    # have their device, and they name their own.
+    first = processes().rank == 0
+    # Told before any training: later edits did not train these runs. Where they are made elsewhere, this machine need
+    # not have their device, and they name their own.
     origin = provenance(torch.device(settings.device if launch is None else "cpu"))
-    first = together.rank == 0
-    with _locked(output) if first else nullcontext():
+    with locked(output) if first else nullcontext():
         rows = check_output(output, settings.as_row(), trained=work is None)
-        done = {row["cell"] for row in rows}
-        todo = [cell for cell in cells if cell.id not in done]
+        done = {row["run"] for row in rows}
+        todo = [run for run in runs if run.id not in done]
         if first:
             remove_torn(output)
             begun = settings.as_row() | ({} if work is None else {"trained": False})
             write_whole(output / SETTINGS, json.dumps(begun, indent=1))
-            evaluation.save_data_panel(output, data)
-            for cell in cells:
-                if cell.id in done:
-                    finish(cell.id, output)
-                    say(console, f"{_name(cell, cells)}: finished before, skipped")
+            save_examples(output, data)
+            for run in runs:
+                if run.id in done:
+                    finish(run.id, output)
+                    say(console, f"{_name(run, runs)}: finished before, skipped")
             for absent in missing:
-                if absent.cell.id not in done:
+                if absent.run.id not in done:
                     rows.append(not_applicable_row(absent, settings, origin))
-                    append_row(output / RESULTS, rows[-1])
-                say(console, f"{absent.cell.id}: not applicable, {absent.rule}")
-        failed: list[Cell] = []
+                    append_rows(output / RESULTS, rows[-1:])
+                say(console, f"{absent.run.id}: not applicable, {absent.rule}")
+        failed: list[Run] = []
+        reported = time.monotonic()
 
-        def collect(row: Row) -> None:
-            append_row(output / RESULTS, row)
-            rows.append(row)
-            finish(row["cell"], output)
-            write_report(output)
-            _tell(row, cells, console)
+        def collect(made: list[Row]) -> None:
+            nonlocal reported
+            append_rows(output / RESULTS, made)
+            rows.extend(made)
+            finish(made[-1]["run"], output)
+            _tell(made[-1], runs, console)
+            if time.monotonic() - reported > REPORT_SECONDS:
+                write_report(output, contrasts)
+                reported = time.monotonic()
 
-        def fail(cell: Cell, error: BaseException) -> None:
-            failed.append(cell)
-            say(console, f"{_name(cell, cells)}: failed, {type(error).__name__}: {error}", style="bold red")
+        def fail(run: Run, error: BaseException) -> None:
+            failed.append(run)
+            say(console, f"{_name(run, runs)}: failed, {type(error).__name__}: {error}", style="bold red")
             say(console, "".join(traceback.format_exception(error)))
 
-        def train(cell: Cell, origin: Row, on_step: Callable[[float, float], None]) -> Row | None:
-            return run_cell(cell, data, settings, output, origin, on_step)
+        def train(run: Run, origin: Row, on_step: OnStep) -> list[Row]:
+            return execute(run, data, settings, output, origin, on_step)
 
-        if todo:
-            (launch or _here(cells, work or train, console))(todo, origin, collect, fail)
-        elif first:
-            # Nothing was left to do, but the renderer may be newer than the report.
-            write_report(output)
+        try:
+            if todo and launch is not None:
+                launch(todo, origin, collect, fail)
+            elif todo:
+                _here(todo, runs, work or train, console, origin, collect, fail)
+        finally:
+            # Also where nothing was left to do: contrasts or the renderer may be newer than the report.
+            if first and rows:
+                write_report(output, contrasts)
     if failed:
-        raise CellsFailedError(
-            f"{len(failed)} of {len(cells)} cells failed and have no row; the same command tries them again"
-        )
+        count = f"{len(failed)} of {len(runs)} runs"
+        raise RunsFailedError(f"{count} failed and have no row; the same command tries them again")
     return rows
 
 
-def _here(cells: Sequence[Cell], work: Work, console: Console) -> Launch:
-    """One cell after another in this process, or in those that torchrun started together."""
-
-    def launch(
-        todo: Sequence[Cell],
-        origin: Row,
-        collect: Collect,
-        fail: Fail,
-    ) -> None:
-        together = processes()
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        for cell in todo:
-            with Progress(
-                *columns,
-                TextColumn("{task.fields[loss]}"),
-                console=console,
-                transient=True,
-                disable=together.rank > 0,
-            ) as progress:
-                task = progress.add_task(escape(_name(cell, cells)), total=1.0, loss="")
-
-                def show(share: float, loss: float, progress: Progress = progress, task: object = task) -> None:
-                    progress.update(task, completed=share, loss=f"loss {loss:.3f}")  # type: ignore[arg-type]  # rich's own id
-
-                try:
-                    row = work(cell, origin, show)
-                except Exception as error:
-                    # A disk that takes no more stops everything. Among several processes the others wait for this one:
-                    # torchrun ends or restarts them all.
-                    if together.world > 1 or (isinstance(error, OSError) and error.errno in DISK):
-                        raise
-                    fail(cell, error)
-                    continue
-            if row is not None:
-                collect(row)
-
-    return launch
+def _here(
+    todo: Sequence[Run],
+    runs: Sequence[Run],
+    work: Work,
+    console: Console,
+    origin: Row,
+    collect: Collect,
+    fail: Fail,
+) -> None:
+    """One run after another in this process, or in those that torchrun started together."""
+    for run in todo:
+        with _progress(_name(run, runs), console) as on_step:
+            try:
+                rows = work(run, origin, on_step)
+            except Exception as error:
+                # A disk that takes no more stops everything. Among several processes the others wait for this one:
+                # torchrun ends or restarts them all.
+                if processes().world > 1 or (isinstance(error, OSError) and error.errno in DISK):
+                    raise
+                fail(run, error)
+                continue
+        if rows:
+            collect(rows)
 
 
 @contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Holds the folder for one run: two would train the same cells twice."""
-    output.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(output / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(f"--output: another run is writing into {output}") from error
+def _progress(name: str, console: Console) -> Iterator[OnStep]:
+    """Shows how far a run is: a bar in a terminal, elsewhere a line every LINE_SECONDS."""
+    if processes().rank > 0:
+        yield lambda share, loss: None
+    elif console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        with Progress(*columns, TextColumn("{task.fields[loss]}"), console=console, transient=True) as bar:
+            task = bar.add_task(escape(name), total=1.0, loss="")
+            yield lambda share, loss: bar.update(task, completed=share, loss=f"loss {loss:.3f}")
     else:
-        yield
-    finally:
-        os.close(descriptor)
+        start = last = time.monotonic()
+        begun: float | None = None
+
+        def line(share: float, loss: float) -> None:
+            nonlocal last, begun
+            begun = share if begun is None else begun  # a resumed run does not begin at 0
+            now = time.monotonic()
+            if now - last >= LINE_SECONDS and share > begun:
+                left = (now - start) / (share - begun) * (1 - share) / 60
+                say(console, f"{name}: {100 * share:.0f} % trained, loss {loss:.3f}, {left:.1f} min of training left")
+                last = now
+
+        yield line
 
 
-def _name(cell: Cell, cells: Sequence[Cell]) -> str:
-    return f"[{list(cells).index(cell) + 1}/{len(cells)}] {cell.id}"
+def say(console: Console, line: str, style: str | None = None) -> None:
+    """One line as it is: names of runs look like markup, and a log must not be wrapped."""
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def _tell(row: Row, cells: Sequence[Cell], console: Console) -> None:
-    name = next(_name(cell, cells) for cell in cells if cell.id == row["cell"])
-    if row["status"] == "ok":
-        scores = f"test mIoU {_percent(row['test_miou'])}, val mIoU {_percent(row['val_miou'])}"
-        took = f", {row['train_minutes']:.1f} min of training" if "weights_of" not in row else ""
-        say(console, f"{name}: {scores}{took}")
-    else:
+def complain(message: str) -> None:
+    """One error, to standard error; by the first process alone, since the others would say the same."""
+    if processes().rank == 0:
+        say(Console(stderr=True), f"error: {message}", style="bold red")
+
+
+def _name(run: Run, runs: Sequence[Run]) -> str:
+    return f"[{list(runs).index(run) + 1}/{len(runs)}] {run.id}"
+
+
+def _tell(row: Row, runs: Sequence[Run], console: Console) -> None:
+    name = next(_name(run, runs) for run in runs if run.id == row["run"])
+    if row["status"] != "ok":
         say(console, f"{name}: {row['error']}", style="bold red")
+        return
+    scores = ", ".join(f"{split} mIoU {_percent(row[f'{split}_miou'])}" for split in ("test", "val"))
+    took = f", {row['train_minutes']:.1f} min of training" if row["train_minutes"] is not None else ""
+    say(console, f"{name}: {scores}{took}")
 
 
 def _percent(value: float | None) -> str:

@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 import tyro
 
+from experiments.files import write_whole
 from experiments.kernel_resources import DTYPES, SHARED_MEMORY, compile_kernel
-from experiments.records import append_row, read_rows, write_whole
+from experiments.results import append_rows, read_rows
 from swinx.attention.speed import measure
 from swinx.attention.triton import operator, support
 from swinx.attention.triton import table as table_module
@@ -90,7 +91,7 @@ def by_instructions(key: Key, kernel: Kernel, window: int, head_dim: int, precis
         )
         row = {"entry": name, "limit": registers, **asdict(used)}
         known.append(row | {"cost": warps * (used.loop_instructions + SPILL * used.spills)})
-        append_row(path, known[-1])
+        append_rows(path, [known[-1]])
 
     allowed = [
         candidate for candidate in candidates if worst(candidate, "spills") <= worst(free[candidate[0]], "spills")

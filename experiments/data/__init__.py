@@ -1,21 +1,99 @@
 """Segmentation sets: generated scenes and sets read from files, held in memory as uint8."""
 
-from experiments.data.dataset import SegmentationData, Split
-from experiments.data.folder import load_camvid, load_folder, read_class_names
-from experiments.data.hub_folder import load_hub_folder
-from experiments.data.pairs import DataError
-from experiments.data.pet import download_pet, load_pet
+import hashlib
+
+from experiments.data.dataset import Placement, SegmentationData, Split
+from experiments.data.folder import CAMVID, find_pairs, labels_of
+from experiments.data.groups import finder, with_groups
+from experiments.data.pet import ADVICE, PET, find_pet
+from experiments.data.reading import DataError, available_memory, printable, read_splits, shortened
 from experiments.data.scenes import make_scenes
+from experiments.data.street_scenes import SMALLEST
+from experiments.options import DataOptions
 
 __all__ = [
     "DataError",
+    "Placement",
     "SegmentationData",
     "Split",
-    "download_pet",
-    "load_camvid",
-    "load_folder",
-    "load_hub_folder",
-    "load_pet",
+    "available_memory",
+    "data_id",
+    "load",
     "make_scenes",
-    "read_class_names",
 ]
+
+FILES = ("folder", "camvid", "pet")
+
+
+def load(options: DataOptions, *, native: bool = False) -> SegmentationData:
+    """The set that options ask for; those of another kind of data are refused rather than ignored.
+
+    native keeps the masks of the test split at the resolution of their files, too (where --size resizes them).
+
+    Raises:
+        ValueError: options that cannot be used, or data: DataError lists what is wrong with which file.
+        OSError: a folder cannot be read.
+    """
+    _check(options, native)
+    if options.data == "scenes":
+        height, width = options.size or (128, 160)
+        return make_scenes(seed=options.data_seed or 0, height=height, width=width)
+    if options.root is None:
+        raise ValueError(f"--data {options.data} needs --root, the folder of the data")
+    name: str = options.data
+    find = finder(options.groups) if options.groups is not None or name == "camvid" else None
+    if options.data == "pet":
+        if options.size is None:
+            raise ValueError("--data pet needs --size H W: its images have many sizes")
+        found, labels = find_pet(options.root), PET
+        if not found[0]:
+            found[1].append(ADVICE)
+    elif options.data == "camvid":
+        found, labels = find_pairs(options.root), CAMVID
+    else:
+        if options.classes is None:
+            raise ValueError("--data folder needs --classes, a text file with one class name per line")
+        labels = labels_of(options.classes, options.ignore_index)
+        found, name = find_pairs(options.root), printable(options.root.resolve().name)
+    train, val, test = read_splits(options.root, found, labels, size=options.size, fit=options.fit, native=native)
+    left_out = tuple(map(printable, shortened(found[2])))
+    classes, colors, ignore_index, _, thin_classes, note = labels
+    data = SegmentationData(name, train, val, test, classes, colors, ignore_index, thin_classes, note, left_out)
+    return data if find is None else with_groups(data, find)
+
+
+def _check(options: DataOptions, native: bool) -> None:
+    """Raise ValueError for options that do not go together, naming them."""
+    fit = options.fit if options.fit != DataOptions.fit else None
+    kinds = {
+        "--classes": (options.classes, ("folder",)),
+        "--ignore-index": (options.ignore_index, ("folder",)),
+        "--data-seed": (options.data_seed, ("scenes",)),
+        "--root": (options.root, FILES),
+        "--fit": (fit, FILES),
+        "--groups": (options.groups, FILES),
+    }
+    for option, (value, data) in kinds.items():
+        if value is not None and options.data not in data:
+            raise ValueError(f"{option} is only for --data {', '.join(data)}, got --data {options.data}")
+    least = SMALLEST if options.data == "scenes" else 1
+    if options.size is not None and min(options.size) < least:
+        got = f"{options.size[0]} {options.size[1]} with --data {options.data}"
+        raise ValueError(f"--size must be height and width of at least {least}, got {got}")
+    if options.data_seed is not None and options.data_seed < 0:
+        raise ValueError(f"--data-seed must not be negative, got {options.data_seed}")
+    if fit is not None and options.size is None:
+        raise ValueError(f"--fit {fit} says how images come to --size H W, which is not given")
+    if native and fit == "crop":
+        raise ValueError("--score-at native needs the whole images: --fit pad or stretch, got --fit crop")
+
+
+def data_id(data: SegmentationData) -> str:
+    """Digest of classes, images and masks: equal for equal data, wherever it came from and however it is grouped."""
+    digest = hashlib.sha256()
+    digest.update(repr((data.class_names, data.ignore_index, data.thin_classes)).encode())
+    for split in (data.train, data.val, data.test):
+        for tensor in (split.images, split.masks):
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()[:12]

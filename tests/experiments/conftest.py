@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from toy import toy_data
 
-from experiments import cell_run, data_options
+from experiments import cost, data
 from experiments.data import SegmentationData
 
 
@@ -20,7 +20,6 @@ def tiny_scenes(toy: SegmentationData, monkeypatch: pytest.MonkeyPatch, tmp_path
     """The generated set is replaced by a tiny one; the working folder must stay clean."""
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setattr(data_options, "make_scenes", lambda **_: toy)
-    # Thirty timed runs per cell are for reports, not for tests.
-    short = functools.partial(cell_run.evaluation.latency, warmup=0, runs=3)
-    monkeypatch.setattr(cell_run.evaluation, "latency", short)
+    monkeypatch.setattr(data, "make_scenes", lambda **_: toy)
+    # Thirty timed calls per run are for reports, not for tests.
+    monkeypatch.setattr(cost, "latency", functools.partial(cost.latency, warmup=0, runs=3))

@@ -1,4 +1,4 @@
-"""A comparison of two tiny cells that kills itself: the target of the processes that test_killed.py starts."""
+"""A comparison of two tiny runs that kills itself: the target of the processes that test_killed.py starts."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from toy import toy_data
 
-from experiments import cell_run, data_options, records
+from experiments import cost, data
 from experiments.compare_decoders import main
 
 ARGUMENTS = ["--decoders", "FPN", "DeepLabV3Plus", "--steps", "5", "--batch-size", "2", "--validate-every", "2"]
@@ -16,19 +16,19 @@ ARGUMENTS = ["--decoders", "FPN", "DeepLabV3Plus", "--steps", "5", "--batch-size
 def run(output: str, kill_at: int | None, torn_row: bool) -> None:
     """Run the command; SIGKILL at its kill_at-th file put in place (odd: after, even: before), or amid a row."""
     torch.set_num_threads(1)
-    data_options.make_scenes = lambda **_: toy_data()  # type: ignore[assignment]
-    latency = cell_run.evaluation.latency
-    cell_run.evaluation.latency = lambda *a: latency(*a, warmup=0, runs=1)  # type: ignore[assignment]
+    data.make_scenes = lambda **_: toy_data()  # type: ignore[assignment]
+    latency = cost.latency
+    cost.latency = lambda *a: latency(*a, warmup=0, runs=1)  # type: ignore[assignment]
     replace, write = os.replace, os.write
-    files = 0
+    count = 0
 
     def counted(*arguments: Any) -> None:
-        nonlocal files
-        files += 1
-        if files == kill_at and files % 2 == 0:
+        nonlocal count
+        count += 1
+        if count == kill_at and count % 2 == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         replace(*arguments)
-        if files == kill_at:
+        if count == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def torn(descriptor: int, line: bytes) -> int:
@@ -36,7 +36,7 @@ def run(output: str, kill_at: int | None, torn_row: bool) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         return 0
 
-    records.os.replace = counted  # type: ignore[assignment]
+    os.replace = counted  # type: ignore[assignment]
     if torn_row:
-        records.os.write = torn  # type: ignore[assignment]
+        os.write = torn  # type: ignore[assignment]
     raise SystemExit(main([*ARGUMENTS, "--device", "cpu", "--output", output]))

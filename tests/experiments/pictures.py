@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from experiments import predict
-from experiments.cells import Cell
+from experiments import prediction
+from experiments.grid import Run
 from experiments.weights import Trained
 
-CELL = Cell("swinx_n", "inline", "FPN", 32, 0)
+RUN = Run("swinx_n", "inline", "FPN", 32, 0)
 COLORS = ((20, 20, 90), (90, 160, 90), (240, 220, 90), (0, 0, 0))
 KINDS = ("masks", "overlays", "confidence")
 
@@ -38,15 +38,15 @@ class Pixelwise(nn.Module):
 def stand_in(
     monkeypatch: pytest.MonkeyPatch,
     weights: Path,
-    cell: Cell = CELL,
+    run: Run = RUN,
     size: tuple[int, int] = (64, 96),
     crop: tuple[int, int] | None = None,
 ) -> Pixelwise:
-    """A model of cell, trained on (crops of) images of this height and width, for the file weights, never read."""
+    """A model of run, trained on (crops of) images of this height and width, for the file weights, never read."""
     model = Pixelwise().eval()
     weights.write_bytes(b"stands for a file of weights")
-    trained = Trained(model, cell, ("dark", "grey", "bright <&>"), COLORS, 255, *size, "toy", 9, None, crop)
-    monkeypatch.setattr(predict, "load_weights", lambda path, device: trained)
+    trained = Trained(model, run, ("dark", "grey", "bright <&>"), COLORS, 255, *size, "toy", 9, None, crop)
+    monkeypatch.setattr(prediction, "load_weights", lambda path, device: trained)
     return model
 
 

@@ -1,95 +1,106 @@
-"""Folders of rows and side files as comparisons leave them, with round numbers."""
+"""Runs folders as comparisons leave them, made from a few numbers: N images, K classes, R boundary bands."""
 
+import io
 import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy
 from PIL import Image
 
-from experiments.records import Row, append_row
+from experiments.counts import ImageCounts, pack
+from experiments.grid import Run
+from experiments.options import Settings
+from experiments.results import RESULT_FIELDS, Row, append_rows
 
-CLASSES = ("road", "pole <thin>", "rare")
-CURVE = {"step": [1.0, 2.0, 3.0], "loss": [2.0, 1.5, 1.0]}
+CLASSES = ("road", "$<b>|&%", "rare")
+BANDS = ("1", "2", "3", "0.75%")
+COMMAND = "python -m experiments.compare_decoders --data 'a&b' --seeds 0 --output runs/x"
 
 
-def row(decoder: str, seed: int = 0, test: float = 50.0, **changes: object) -> Row:
-    """A finished row with round numbers."""
+def row(decoder: str, seed: int = 0, test: float = 50.0, *, steps: int = 20, **changes: object) -> Row:
+    """A finished row with round numbers; changes of Run's fields change its name as well."""
+    axes = {"encoder": "swinx_n", "stem": "inline", "decoder": decoder, "output_stride": 32, "seed": seed}
+    run = Run(**(axes | {name: value for name, value in changes.items() if name in Run.__dataclass_fields__}))
+    settings = Settings("toy", "x", 64, 80, steps, None, 2, "32", "cpu")
     result: Row = {
-        "kind": "segmentation",
-        "cell": f"swinx_n-inline-{decoder}-os{changes.get('output_stride', 32)}-{changes.get('stem')}-seed{seed}",
-        "status": "ok",
-        "error": None,
-        "encoder": "swinx_n",
-        "decoder": decoder,
-        "output_stride": 32,
-        "stem": "inline",
-        "seed": seed,
-        "data": "toy",
-        "steps": 20,
-        "minutes": None,
-        "batch_size": 2,
-        "precision": "32",
-        "threads": 1,
-        "images_seen": 40,
-        "train_minutes": 1.5,
-        "val_miou": test + 1,
-        "test_miou": test,
-        "thin_miou": None,
-        "class_iou": {"road": test, "pole <thin>": test / 2, "rare": None},
-        "pixel_accuracy": 80.0,
-        "params_m": 4.0,
-        "gflops": 2.0,
-        "latency_ms_p20": 10.0,
-        "latency_ms_p50": 11.0,
-        "latency_ms_p80": 13.0,
-        "peak_memory_mb": 1234.0,
-        "peak_memory_scope": "resident set during the cell",
-        "commit": "0123456789abcdef",
-        "dirty": False,
-        "command": "python -m experiments.compare_decoders --data 'a&b'",
-        "time": "2026-01-01T00:00:00+00:00",
-        "host": "processor, 2 CPU cores",
-        "python": "3.12",
-        "torch": "2.14",
-        "swinx": "0.1.0",
+        **{"kind": "segmentation", "run": run.id, **asdict(run), **settings.as_row(), **dict.fromkeys(RESULT_FIELDS)},
+        **{"commit": "0123456789abcdef", "dirty": False, "command": COMMAND, "time": "2026-01-01T00:00:00+00:00"},
+        **{"host": "processor, 2 CPU cores", "cpu_capability": "AVX2", "python": "3.12", "torch": "2.14", "smp": "0.6"},
+        **{"timm": "1.0", "numpy": "2.4", "swinx": "0.2", "threads": 1, "world_size": 1, "latency_sitting": "one"},
+        **{"status": "ok", "error": None, "step": steps, "source": None, "images_seen": 2 * steps},
+        **{
+            "test_miou": test,
+            "val_miou": test + 1,
+            "class_iou": dict(zip(CLASSES, (test, test / 2, None), strict=True)),
+        },
+        **{"boundary_f1": dict(zip(BANDS, (20.0, 30.0, 35.5, None), strict=True)), "pixel_accuracy": 80.0},
+        **{"params_m": 4.0, "gflops": 2.0, "peak_memory_mb": 1234.0, "train_minutes": 1.5},
+        **{"latency_ms_p20": 10.0, "latency_ms_p50": 11.0, "latency_ms_p80": 13.0},
     }
     return result | changes
 
 
-def folder(path: Path, rows: list[Row]) -> Path:
-    """An output folder with these rows and the side files they need."""
+def again(trained: Row, **changes: object) -> Row:
+    """The row of an evaluation of trained's weights."""
+    told = {name: trained[name] for name in ("run", "step", "commit", "time", "command", "host", "precision")}
+    return trained | {"source": told, "trained": False, "time": "2026-01-03T00:00:00+00:00"} | changes
+
+
+def image_counts(item: Row, images: int = 24, spread: float = 4.0, classes: Sequence[str] = CLASSES) -> ImageCounts:
+    """Counts whose mean IoU is about test_miou: images are as hard for one row as for the other, but for some noise.
+
+    1000 pixels of the truth and of the prediction for each image and class; IoU = hits / (2000 - hits). The last class
+    is in no image.
+    """
+    hard = numpy.random.default_rng(0).normal(0, 8, (images, len(classes)))
+    own = numpy.random.default_rng(zlib.crc32(json.dumps([item["run"], item["step"]]).encode()))
+    iou = (item["test_miou"] + hard + own.normal(0, spread, hard.shape)).clip(1, 99) / 100
+    hits = (2000 * iou / (1 + iou)).astype(int)
+    truth = numpy.full_like(hits, 1000)
+    hits[:, -1] = truth[:, -1] = 0
+    names = tuple(f"image {i}" for i in range(images))
+    return ImageCounts(names, names, tuple(classes), hits, truth, truth.copy())
+
+
+def folder(path: Path, rows: Sequence[Row], counts: Sequence[ImageCounts | None] = ()) -> Path:
+    """A runs folder with these rows and what belongs to them; counts: of each row, else image_counts of it."""
+    classes = next(tuple(item["class_iou"]) for item in [*rows, row("FPN")] if item["class_iou"])
     data = {
-        "name": "toy",
-        "note": "a <note>",
-        "class_names": CLASSES,
-        "colors": [[0, 0, 0], [255, 0, 0], [0, 255, 0], [9, 9, 9]],
-        "thin_classes": [1],
-        "images": {"train": 7, "val": 3, "test": 5},
-        "height": 64,
-        "width": 64,
-        "panel": ["one", "two"],
+        **{"name": "toy", "note": "a <note>", "class_names": classes, "thin_classes": [1], "height": 64, "width": 80},
+        **{"images": {"train": 7, "val": 3, "test": 24}, "examples": ["one", "two"], "left_out": ["a.png: broken"]},
+        "colors": [[60 * k % 256, 200 - 15 * k, 40 + 20 * k % 200] for k in range(len(classes))] + [[9, 9, 9]],
     }
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "data.json").write_text(json.dumps(data), encoding="utf-8")
     for number in range(2):
         for name in ("image", "truth"):
-            picture(path / "panel" / f"{number:02}_{name}.png")
-    (path / "panel" / "data.json").write_text(json.dumps(data))
-    for item in rows:
-        append_row(path / "results.jsonl", item)
-        if item["status"] == "ok":
-            for number in range(2):
-                picture(path / "cells" / item["cell"] / f"{number:02}.png")
-            (path / "cells" / f"{item['cell']}.json").write_text(json.dumps(CURVE))
+            picture(path / "examples" / f"{number:02}_{name}.png", len(classes))
+    append_rows(path / "results.jsonl", rows)
+    for item, found in zip(rows, counts or [None] * len(rows), strict=True):
+        if item["status"] != "ok":
+            continue
+        own = path / "runs" / item["run"]
+        for number in range(2):
+            picture(own / f"{number:02}.png", len(classes))
+        for kind in ("worst", "best"):
+            for number in (1, 2):
+                picture(own / f"extreme_{kind}{number}.png", len(classes), width=240)
+        arrays = (found or image_counts(item, classes=classes)).arrays()
+        steps = numpy.arange(1.0, item["step"] + 1)
+        arrays |= {"loss_step": steps, "loss": 2 / steps**0.5, "val_step": steps[::5]}
+        arrays["val_miou"] = (item["test_miou"] or 0) * (1 - 1 / (1 + steps[::5]))
+        (own / f"step{item['step']}.npz").write_bytes(pack(arrays))
     return path
 
 
-def picture(path: Path) -> None:
+def picture(path: Path, classes: int, width: int = 80) -> None:
+    """A PNG file of bands of classes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8)).save(path)
-
-
-def add_counts(path: Path, cell: str, hits: list[list[int]], truth: int = 100) -> None:
-    """The counts of each test image: truth and predicted pixels of each class, hits of (N, K) of them."""
-    totals = [[truth] * len(line) for line in hits]
-    counts = {"names": [f"image {i}" for i in range(len(hits))], "class_names": CLASSES[: len(hits[0])]}
-    content = json.dumps({**counts, "hits": hits, "truth": totals, "predicted": totals})
-    (path / "cells" / cell).mkdir(parents=True, exist_ok=True)
-    (path / "cells" / cell / "images.json").write_text(content)
+    pixels = numpy.add.outer(numpy.arange(64) // 8, numpy.arange(width) // 10) % classes
+    image = Image.fromarray((pixels * (255 // classes)).astype(numpy.uint8))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    path.write_bytes(buffer.getvalue())

@@ -5,19 +5,17 @@ import torch
 from torchvision import tv_tensors
 from toy import IGNORE, color_coded
 
+from experiments.batches import Batches, ScaleCrop, augmentation, check_crop
 from experiments.data import Split
-from experiments.training.batches import Batches, ScaleCrop, augmentation, check_crop
 
 
-def batches_of(
-    split: Split, batch_size: int, seed: int, count: int, size: tuple[int, int] = (64, 64), **share: int
-) -> Batches:
-    return Batches(split, batch_size, seed, count, augmentation(size, (1.0, 2.0), 0.3), **share)
+def batches_of(split: Split, batch_size: int, seed: int, **share: int) -> Batches:
+    return Batches(split, batch_size, seed, augmentation((64, 64), (1.0, 2.0), 0.3), **share)
 
 
 def test_augmented_masks_stay_on_their_pixels_and_ids_are_never_invented() -> None:
     split = color_coded(7, 0)
-    batches = batches_of(split, 4, 3, 12)
+    batches = batches_of(split, 4, 3)
     disagreeing = labelled = 0
     for step in range(12):
         images, masks = batches[step]
@@ -50,20 +48,20 @@ def test_enlarged_masks_have_no_drift_against_their_images() -> None:
 
 def test_batches_depend_on_seed_and_step_alone() -> None:
     split = color_coded(7, 0)
-    first, again, other = (batches_of(split, 3, seed, 10) for seed in (5, 5, 6))
+    first, same, other = (batches_of(split, 3, seed) for seed in (5, 5, 6))
     forward = [first[step] for step in range(10)]
     torch.manual_seed(99)  # a model that draws random numbers
     torch.rand(1000)
     state = torch.get_rng_state()
     for step in reversed(range(10)):
-        for one, two in zip(forward[step], again[step], strict=True):
+        for one, two in zip(forward[step], same[step], strict=True):
             assert torch.equal(one, two)
     assert torch.equal(torch.get_rng_state(), state)
     assert any(not torch.equal(forward[step][0], other[step][0]) for step in range(10))
 
 
 def test_every_image_comes_once_per_pass() -> None:
-    batches = batches_of(color_coded(7, 0), 3, 1, 7)
+    batches = batches_of(color_coded(7, 0), 3, 1)
     drawn = [index for step in range(7) for index in batches.indices(step)]
     assert [sorted(drawn[i : i + 7]) for i in (0, 7, 14)] == [list(range(7))] * 3
     assert drawn[:7] != drawn[7:14]
@@ -72,33 +70,33 @@ def test_every_image_comes_once_per_pass() -> None:
 @pytest.mark.parametrize(("size", "message"), [(1, "at least 2 .* got 1"), (8, "training images, 7, got 8")])
 def test_batch_size_rules(size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        batches_of(color_coded(7, 0), size, 0, 1)
+        batches_of(color_coded(7, 0), size, 0)
 
 
 def test_processes_share_every_batch_of_one() -> None:
     split = color_coded(7, 0)
-    whole = batches_of(split, 6, 2, 4)
-    shares = [batches_of(split, 6, 2, 4, rank=rank, world=3) for rank in range(3)]
+    whole = batches_of(split, 6, 2)
+    shares = [batches_of(split, 6, 2, rank=rank, world=3) for rank in range(3)]
     for number in range(4):
         for i in (0, 1):
             assert torch.equal(torch.cat([share[number][i] for share in shares]), whole[number][i])
     with pytest.raises(ValueError, match="multiple of the number of processes, 4, got 6"):
-        batches_of(split, 6, 2, 4, rank=0, world=4)
+        batches_of(split, 6, 2, rank=0, world=4)
 
 
 def test_crops_are_pieces_of_the_images() -> None:
-    """Without zoom and colour a crop is cut out as it is, flipped or not, and every place comes up."""
+    """Without zoom and colour a crop is cut out as it is, flipped or not, and every position comes up."""
     image = torch.arange(3 * 13 * 17).view(3, 13, 17).remainder(251).to(torch.uint8)
     split = Split(image.expand(3, 3, 13, 17).contiguous(), image[0].expand(3, 13, 17).contiguous(), ("a", "b", "c"))
-    batches = Batches(split, 3, 0, 100, augmentation((5, 7), (1.0, 1.0), 0.0))
+    batches = Batches(split, 3, 0, augmentation((5, 7), (1.0, 1.0), 0.0))
     pieces = {image[:, y : y + 5, x : x + 7].numpy().tobytes(): (y, x) for y in range(9) for x in range(11)}
     found = set()
     for number in range(100):
         for crop, mask in zip(*batches[number], strict=True):
             assert torch.equal(crop[0], mask)
-            place = pieces.get(crop.numpy().tobytes()) or pieces.get(crop.flip(-1).numpy().tobytes())
-            assert place is not None
-            found.add(place)
+            position = pieces.get(crop.numpy().tobytes()) or pieces.get(crop.flip(-1).numpy().tobytes())
+            assert position is not None
+            found.add(position)
     assert {y for y, _ in found} == set(range(9))
     assert {x for _, x in found} == set(range(11))
     with pytest.raises(ValueError, match="--crop must fit into the images, 13x17, got 14x7"):

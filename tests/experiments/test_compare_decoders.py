@@ -1,4 +1,4 @@
-"""The command as a user runs it: two steps per cell, refusals, continuation, interruption."""
+"""The command as a user runs it: two steps per run, refusals, continuation, interruption."""
 
 import json
 import math
@@ -10,26 +10,20 @@ import torch
 from torch import Tensor
 from toy import FAST, ONE
 
-from experiments import cell_run, comparison, data_options
+from experiments import comparison, data, metrics, runs
 from experiments.compare_decoders import main
-from experiments.evaluation import Inference
-from experiments.records import read_rows
-from experiments.settings import Settings
-from experiments.training import Recipe, Segmenter
+from experiments.counts import counts_of, unpack
+from experiments.models import Segmenter
+from experiments.options import EXECUTION, Inference, Recipe, Scoring, Settings
+from experiments.reporting import FILES
+from experiments.results import RESULT_FIELDS, read_rows
 from experiments.weights import load_weights
 
-REPORT = {"results.jsonl", "report.md", "report.html", "summary.csv", "class_iou.csv", "panel", "cells", ".lock"} | {
-    *("settings.json", "report.tex", "differences.csv"),
-}
-CELL_FILES = {*(f"{number:02}.png" for number in range(5)), "images.json", "last.pt", "best.pt", "log"}
-SCHEMA = {
-    *("kind", "commit", "dirty", "command", "time", "host", "python", "torch", "swinx"),
-    *("data", "encoder", "decoder", "output_stride", "stem", "seed", "images_seen", "train_minutes", "val_miou"),
-    *("test_miou", "class_iou", "pixel_accuracy", "params_m", "gflops", "latency_ms_p20", "latency_ms_p50"),
-    *("latency_ms_p80", "peak_memory_mb", "thin_miou", "status", "error"),
-    *("dilation", "window", "alignment", "test_f1", "boundary_f1", "thin_boundary_f1", "ece", "losses", "accumulate"),
-    *("best_val_miou", "best_step", "stopped_step", "world_size", "select", "flip", "scales"),
-}
+FOLDER = {"results.jsonl", "settings.json", "data.json", "examples", "runs", ".lock", *FILES}
+RUN_FILES = {*(f"{number:02}.png" for number in range(5)), "last.pt", "best.pt", "log"}
+RUN_FILES |= {f"extreme_{kind}{number}.png" for kind in ("worst", "best") for number in (1, 2)}
+PROVENANCE = {"commit", "dirty", "command", "time", "host", "cpu_capability", "python"}
+PROVENANCE |= {"torch", "smp", "timm", "numpy", "swinx"}
 
 
 pytestmark = pytest.mark.usefixtures("tiny_scenes")
@@ -38,19 +32,20 @@ pytestmark = pytest.mark.usefixtures("tiny_scenes")
 def test_two_steps_write_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
     assert main([*FAST, "--seeds", "0", "1", "--output", str(output)]) == 0
-    assert {path.name for path in output.iterdir()} == REPORT
+    assert {path.name for path in output.iterdir()} == FOLDER
     rows = read_rows(output / "results.jsonl")
     assert [(row["decoder"], row["seed"]) for row in rows] == [("FPN", 0), ("Unet", 0), ("FPN", 1), ("Unet", 1)]
     for row in rows:
-        assert set(row) >= SCHEMA
+        assert set(row) >= {*PROVENANCE, *RESULT_FIELDS, "latency_sitting", "threads", "world_size", "step", "source"}
         assert (row["kind"], row["status"], row["error"], row["images_seen"]) == ("segmentation", "ok", None, 4)
         assert set(row["class_iou"]) == {"dark", "grey", "bright <&>"}
         assert 0 < row["latency_ms_p20"] <= row["latency_ms_p50"] <= row["latency_ms_p80"]
         assert row["params_m"] > 1
         assert row["gflops"] > 0.1
         assert 0 <= row["test_miou"] <= 100
-        assert (output / "cells" / f"{row['cell']}.json").exists()
-        assert {path.name for path in (output / "cells" / row["cell"]).iterdir()} == CELL_FILES
+        assert {path.name for path in (output / "runs" / row["run"]).iterdir()} == RUN_FILES | {"step2.npz"}
+        counts = counts_of(unpack((output / "runs" / row["run"] / "step2.npz").read_bytes()))
+        assert counts.miou() == pytest.approx(row["test_miou"], abs=6e-4)
     assert list((tmp_path / "cwd").iterdir()) == []
     assert "report.html" in capsys.readouterr().out
 
@@ -59,37 +54,37 @@ def test_crops_are_kept_with_the_weights_and_whole_images_are_pointed_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    note = "note: training sees crops of 48x32, evaluation whole images of 64x64"
+    note = "note: training sees crops of 48x32, evaluation whole images; --tile 48 32 evaluates"
     assert main([*ONE, "--crop", "48", "32", "--output", str(output)]) == 0
     assert note in capsys.readouterr().out
-    assert load_weights(output / "cells" / "swinx_n-inline-FPN-os32-seed0" / "last.pt", "cpu").crop == (48, 32)
+    assert load_weights(output / "runs" / "swinx_n-inline-FPN-os32-seed0" / "last.pt", "cpu").crop == (48, 32)
     for number, more in enumerate((["--crop", "48", "32", "--tile", "48", "32"], ["--crop", "64", "64"], [])):
         assert main([*ONE, *more, "--output", str(tmp_path / str(number))]) == 0
         assert "note:" not in capsys.readouterr().out
 
 
-def test_finished_cells_are_skipped_and_a_grown_grid_continues(
+def test_finished_runs_are_skipped_and_a_grown_grid_continues(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
     assert main([*ONE, "--output", str(output)]) == 0
     before = (output / "results.jsonl").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(cell_run, "fit", lambda *_, **__: pytest.fail("nothing is left to train"))
+        patch.setattr(runs, "fit", lambda *_, **__: pytest.fail("nothing is left to train"))
         assert main([*ONE, "--output", str(output)]) == 0
     assert (output / "results.jsonl").read_bytes() == before
     assert capsys.readouterr().out.count("finished before, skipped") == 1
     assert main([*ONE, "--seeds", "0", "1", "--output", str(output)]) == 0
     rows = read_rows(output / "results.jsonl")
-    assert len({row["cell"] for row in rows}) == len(rows) == 2
+    assert len({row["run"] for row in rows}) == len(rows) == 2
     assert (output / "results.jsonl").read_bytes().startswith(before)
 
 
-def test_interrupted_cell_leaves_the_others_and_continues(
+def test_interrupted_run_leaves_the_others_and_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    original = cell_run.evaluation.save_predictions
+    original = runs.save_predictions
 
     def interrupt(folder: Path, *rest: Any, **how: Any) -> None:
         original(folder, *rest, **how)
@@ -97,7 +92,7 @@ def test_interrupted_cell_leaves_the_others_and_continues(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cell_run.evaluation, "save_predictions", interrupt)
+        patch.setattr(runs, "save_predictions", interrupt)
         assert main([*FAST, "--output", str(output)]) == 130
     assert "the same command continues" in capsys.readouterr().out
     assert [row["decoder"] for row in read_rows(output / "results.jsonl")] == ["FPN"]
@@ -106,19 +101,19 @@ def test_interrupted_cell_leaves_the_others_and_continues(
     assert [row["decoder"] for row in read_rows(output / "results.jsonl")] == ["FPN", "Unet"]
 
 
-def test_a_first_cell_interrupted_does_not_block_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_first_run_interrupted_does_not_block_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "out"
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cell_run, "fit", interrupt)
+        patch.setattr(runs, "fit", interrupt)
         assert main([*ONE, "--output", str(output)]) == 130
     assert main([*ONE, "--output", str(output)]) == 0
 
 
-def test_a_diverged_cell_has_a_row_and_the_grid_goes_on(
+def test_a_diverged_run_has_a_row_and_the_grid_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     original = Segmenter.forward
@@ -144,7 +139,6 @@ def test_a_budget_of_minutes(tmp_path: Path) -> None:
     assert main(arguments) == 0
     (row,) = read_rows(tmp_path / "out" / "results.jsonl")
     assert (row["steps"], row["minutes"]) == (None, 0.005)
-    assert "0.005 minutes" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_mixed_precision(tmp_path: Path) -> None:
@@ -181,11 +175,11 @@ def test_other_strides_stems_and_encoders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), FileNotFoundError(2, "no weights in the cache")])
-def test_a_cell_that_fails_leaves_the_others_and_is_tried_again(
+def test_a_run_that_fails_leaves_the_others_and_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
 ) -> None:
     output = tmp_path / "out"
-    original = cell_run.fit
+    original = runs.fit
 
     def breaks(model: Segmenter, *rest: Any, **options: Any) -> Any:
         if type(model.model).__name__ == "FPN":
@@ -193,11 +187,11 @@ def test_a_cell_that_fails_leaves_the_others_and_is_tried_again(
         return original(model, *rest, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cell_run, "fit", breaks)
+        patch.setattr(runs, "fit", breaks)
         assert main([*FAST, "--output", str(output)]) == 1
     told = capsys.readouterr()
     assert f"swinx_n-inline-FPN-os32-seed0: failed, {type(error).__name__}: {error}" in told.out
-    assert "1 of 2 cells failed and have no row; the same command tries them again" in told.err
+    assert "1 of 2 runs failed and have no row; the same command tries them again" in told.err
     assert [row["decoder"] for row in read_rows(output / "results.jsonl")] == ["Unet"]
     assert main([*FAST, "--output", str(output)]) == 0
     assert [row["decoder"] for row in read_rows(output / "results.jsonl")] == ["Unet", "FPN"]
@@ -205,23 +199,23 @@ def test_a_cell_that_fails_leaves_the_others_and_is_tried_again(
 
 def test_the_best_weights_are_evaluated_where_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([10.0, 30.0, 20.0])
-    monkeypatch.setattr(cell_run.evaluation, "miou", lambda *_, **__: next(scores))
+    monkeypatch.setattr(metrics, "miou", lambda *_, **__: next(scores))
     arguments = ["--decoders", "FPN", "--steps", "3", "--batch-size", "2", "--device", "cpu"]
     assert main([*arguments, "--validate-every", "1", "--select", "best", "--output", str(tmp_path / "out")]) == 0
     (row,) = read_rows(tmp_path / "out" / "results.jsonl")
     assert (row["best_val_miou"], row["best_step"], row["stopped_step"], row["select"]) == (30.0, 2, 3, "best")
-    folder = tmp_path / "out" / "cells" / row["cell"]
+    folder = tmp_path / "out" / "runs" / row["run"]
     best, last = (load_weights(folder / f"{name}.pt", torch.device("cpu")) for name in ("best", "last"))
     assert (best.step, best.val_miou, last.step, last.val_miou) == (2, 30.0, 3, 20.0)
-    counts = json.loads((folder / "images.json").read_text())
-    data = data_options.make_scenes()
+    counts = counts_of(unpack((folder / "step3.npz").read_bytes()))
+    toy = data.make_scenes()
     told = {}
     for name, trained in (("best", best), ("last", last)):
-        predicted = trained.model(data.test.images).argmax(1)
-        kept = data.test.masks != data.ignore_index
+        predicted = trained.model(toy.test.images).argmax(1)
+        kept = toy.test.masks != toy.ignore_index
         told[name] = [[int(((p == k) & m).sum()) for k in range(3)] for p, m in zip(predicted, kept, strict=True)]
     assert told["best"] != told["last"]
-    assert counts["predicted"] == told["best"]
+    assert counts.predicted.tolist() == told["best"]
 
 
 def test_a_full_disk_ends_with_a_sentence(
@@ -230,15 +224,17 @@ def test_a_full_disk_ends_with_a_sentence(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(comparison, "append_row", full)
+    monkeypatch.setattr(comparison, "append_rows", full)
     assert main([*ONE, "--output", str(tmp_path / "out")]) == 2
-    assert "No space left on device; finished cells are kept" in capsys.readouterr().err
+    assert "No space left on device; finished runs are kept" in capsys.readouterr().err
 
 
 def test_rows_hold_what_settings_compare(tmp_path: Path) -> None:
     output = tmp_path / "out"
     main([*ONE, "--output", str(output)])
     (row,) = read_rows(output / "results.jsonl")
-    fields = {*Settings.__dataclass_fields__, *Recipe.__dataclass_fields__, *Inference.__dataclass_fields__}
-    assert fields - {"recipe", "inference", "workers", "loggers"} <= set(row)
+    kinds = (Settings, Recipe, Inference, Scoring)
+    names = {name for kind in kinds for name in kind.__dataclass_fields__}
+    assert names - {"recipe", "inference", "scoring", *EXECUTION} <= set(row)
+    assert Settings.of(row).as_row().items() <= row.items()
     json.dumps(row, allow_nan=False)

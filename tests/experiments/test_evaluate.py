@@ -1,11 +1,9 @@
 """Trained weights evaluated once more: as they were, and at other strides, rules and alignments."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -13,16 +11,17 @@ import torch
 from torch.nn import functional
 from toy import ONE, save_folder, toy_data
 
-from experiments import cell_run, compare_decoders, data_options, evaluate, evaluation
-from experiments.cell_rows import RESULT_FIELDS
-from experiments.cells import DILATIONS, Cell
+from experiments import compare_decoders, cost, data, evaluate, metrics, runs
+from experiments.counts import ImageCounts, counts_of, unpack
 from experiments.data import SegmentationData
-from experiments.models import build_model
-from experiments.models.dilation import enlarged_table, set_rule
-from experiments.records import Row, append_row, read_rows
-from experiments.report.content import gather
-from experiments.settings import settings_of
-from experiments.training import Segmenter
+from experiments.dilation_rules import enlarged_table, set_rule
+from experiments.grid import DILATIONS, Run
+from experiments.models import Segmenter, build_model
+from experiments.options import Settings
+from experiments.reporting.content import _models, configure
+from experiments.reporting.load import read
+from experiments.results import RESULT_FIELDS, Row, append_rows, read_rows
+from experiments.significance import Configured
 from experiments.weights import load_weights, save_weights
 
 OF_TRAINING = {"images_seen", "train_minutes", "best_val_miou", "best_step", "stopped_step"}
@@ -36,11 +35,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     toy = toy_data()
     folder = tmp_path_factory.mktemp("trained") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_options, "make_scenes", lambda **_: toy)
-        patch.setattr(cell_run.evaluation, "latency", lambda *_, **__: (1.0, 2.0, 3.0))
+        patch.setattr(data, "make_scenes", lambda **_: toy)
+        patch.setattr(cost, "latency", lambda *_, **__: (1.0, 2.0, 3.0))
         arguments = [*ONE[2:], "--decoders", "FPN", "Segformer", "--output", str(folder)]
         assert compare_decoders.main(arguments) == 0
-        path = folder / "cells" / SEGFORMER / "last.pt"
+        path = folder / "runs" / SEGFORMER / "last.pt"
         model = load_weights(path, "cpu")
         torch.manual_seed(0)
         with torch.no_grad():
@@ -48,62 +47,70 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 if name.endswith("relative_position_bias_table"):
                     parameter.normal_(std=2)
             model.model.model.segmentation_head[0].weight.mul_(50)
-        save_weights(path, model.model, model.cell, toy, step=1, val_miou=None)
+        save_weights(path, model.model, model.run, toy, step=1, val_miou=None)
         yield folder
 
 
-def run(folder: Path, output: Path, *arguments: str) -> tuple[int, dict[str, Row]]:
+def evaluated(folder: Path, output: Path, *arguments: str) -> tuple[int, dict[str, Row]]:
     code = evaluate.main([str(folder), "--device", "cpu", *arguments, "--output", str(output)])
-    return code, {row["cell"]: row for row in read_rows(output / "results.jsonl")}
+    return code, {row["run"]: row for row in read_rows(output / "results.jsonl")}
+
+
+def counts(folder: Path, name: str) -> ImageCounts:
+    """The counts of the one row of a run."""
+    (path,) = (folder / "runs" / name).glob("step*.npz")
+    return counts_of(unpack(path.read_bytes()))
+
+
+def same(one: ImageCounts, other: ImageCounts) -> bool:
+    """Whether two counts agree in every pixel."""
+    return all((getattr(one, name) == getattr(other, name)).all() for name in ("hits", "truth", "predicted"))
 
 
 def test_as_trained_gives_the_same_row(trained: Path, tmp_path: Path) -> None:
-    cell = "swinx_n-inline-FPN-os32-seed0"
-    code, rows = run(trained, tmp_path / "out", "--where", "decoder=FPN")
+    run = "swinx_n-inline-FPN-os32-seed0"
+    code, rows = evaluated(trained, tmp_path / "out", "--where", "decoder=FPN")
     assert code == 0
-    assert list(rows) == [cell]
-    source = {row["cell"]: row for row in read_rows(trained / "results.jsonl")}[cell]
-    assert {name: rows[cell][name] for name in MEASURED} == {name: source[name] for name in MEASURED}
-    assert settings_of(rows[cell]) == settings_of(source)
-    assert {rows[cell][name] for name in OF_TRAINING} == {None}
-    told = ("cell", "commit", "dirty", "command", "time", "host", "torch", "swinx", "precision")
-    assert rows[cell]["weights_of"] == {name: source[name] for name in told}
-    assert rows[cell]["time"] >= source["time"]
-    for name in ("images.json", "00.png", "04.png"):
-        assert (tmp_path / "out" / "cells" / cell / name).read_bytes() == (trained / "cells" / cell / name).read_bytes()
-    text = (tmp_path / "out" / "report.md").read_text()
-    assert f"What was trained is {cell}: configurations take these weights as they are" in text
-    assert source["command"] in text
+    assert list(rows) == [run]
+    source = {row["run"]: row for row in read_rows(trained / "results.jsonl")}[run]
+    assert {name: rows[run][name] for name in MEASURED} == {name: source[name] for name in MEASURED}
+    assert Settings.of(rows[run]) == Settings.of(source)
+    assert {rows[run][name] for name in OF_TRAINING} == {None}
+    assert rows[run]["source"] == {name: source[name] for name in runs.TOLD}
+    assert rows[run]["trained"] is False
+    assert rows[run]["time"] >= source["time"]
+    for name in ("00.png", "04.png", "extreme_worst1.png"):
+        assert (tmp_path / "out" / "runs" / run / name).read_bytes() == (trained / "runs" / run / name).read_bytes()
+    assert same(counts(tmp_path / "out", run), counts(trained, run))
+    assert source["command"] in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_pictures_are_predicted_as_the_scores_are(trained: Path, toy: SegmentationData, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data_options, "make_scenes", lambda **_: toy)
+        patch.setattr(data, "make_scenes", lambda **_: toy)
         arguments = [*ONE[2:], "--decoders", "Unet", "--flip", "--output", str(tmp_path / "run")]
         assert compare_decoders.main(arguments) == 0
-        assert run(tmp_path / "run", tmp_path / "mirrored", "--flip")[0] == 0
-        assert run(tmp_path / "run", tmp_path / "plain")[0] == 0
-    cell = "swinx_n-inline-Unet-os32-seed0"
+        assert evaluated(tmp_path / "run", tmp_path / "mirrored", "--flip")[0] == 0
+        assert evaluated(tmp_path / "run", tmp_path / "plain")[0] == 0
+    run = "swinx_n-inline-Unet-os32-seed0"
     pictures = {
-        name: [(tmp_path / name / "cells" / cell / f"0{number}.png").read_bytes() for number in range(5)]
+        name: [(tmp_path / name / "runs" / run / f"0{number}.png").read_bytes() for number in range(5)]
         for name in ("run", "mirrored", "plain")
     }
     assert pictures["run"] == pictures["mirrored"] != pictures["plain"]
 
 
-def by_hand(trained: Path, toy: SegmentationData, stride: int, rule: str) -> dict[str, Any]:
+def by_hand(trained: Path, toy: SegmentationData, stride: int, rule: str) -> ImageCounts:
     """Counts of each test image: smp's model by name, dilated, with the weights, then the rule."""
-    state = torch.load(trained / "cells" / SEGFORMER / "last.pt", weights_only=True)["state_dict"]
+    state = torch.load(trained / "runs" / SEGFORMER / "last.pt", weights_only=True)["state_dict"]
     model = smp.Segformer("swinx_n", encoder_weights=None, classes=3)
     if stride < 32:
         model.encoder.make_dilated(stride)
     model.load_state_dict(state)
     set_rule(model.encoder, rule)
-    measured = evaluation.evaluate(
-        Segmenter(model), toy.test, 3, toy.ignore_index, batch_size=2, device=torch.device("cpu"), precision="32"
-    )
-    counts: dict[str, Any] = json.loads(measured.images.as_json(toy.class_names))
-    return counts
+    return metrics.evaluate(
+        Segmenter(model), toy.test, toy, batch_size=2, device=torch.device("cpu"), precision="32"
+    ).counts
 
 
 def test_other_strides_and_rules_are_the_same_weights_there(
@@ -111,22 +118,22 @@ def test_other_strides_and_rules_are_the_same_weights_there(
 ) -> None:
     arguments = ["--where", "decoder=Segformer", "--output-strides", "32", "16", "8"]
     arguments += ["--dilations", "exact", "dense", "enlarged"]
-    code, rows = run(trained, tmp_path / "out", *arguments)
+    code, rows = evaluated(trained, tmp_path / "out", *arguments)
     assert code == 0
     seen = set()
-    names = {(row["output_stride"], row["dilation"]): row["cell"] for row in rows.values()}
+    names = {(row["output_stride"], row["dilation"]): row["run"] for row in rows.values()}
     assert set(names) == {(32, "exact"), *((stride, rule) for stride in (16, 8) for rule in DILATIONS)}
-    for (stride, rule), cell in names.items():
-        counts = json.loads((tmp_path / "out" / "cells" / cell / "images.json").read_text())
-        assert counts == by_hand(trained, toy, stride, rule)
-        assert rows[cell]["weights_of"]["cell"] == SEGFORMER
-        seen.add(json.dumps(counts))
+    for (stride, rule), run in names.items():
+        found = counts(tmp_path / "out", run)
+        assert same(found, by_hand(trained, toy, stride, rule))
+        assert rows[run]["source"]["run"] == SEGFORMER
+        seen.add(found.predicted.tobytes())
     assert len(seen) == len(names), "a setting that changes nothing shows nothing"
 
 
 def test_enlarged_windows_get_the_resized_table_of_the_trained_weights(trained: Path) -> None:
-    state = load_weights(trained / "cells" / SEGFORMER / "last.pt", "cpu").model.model.state_dict()
-    model = build_model(Cell("swinx_n", "inline", "Segformer", 8, 0, "enlarged"), 3, state=state)
+    state = load_weights(trained / "runs" / SEGFORMER / "last.pt", "cpu").model.model.state_dict()
+    model = build_model(Run("swinx_n", "inline", "Segformer", 8, 0, "enlarged"), 3, state=state)
     key = "encoder.layers.3.blocks.1.attn.relative_position_bias_table"
     window = model.encoder.layers[3].window_size[0] // 4
     assert torch.equal(model.state_dict()[key], enlarged_table(state[key], (window, window), 4))
@@ -134,15 +141,15 @@ def test_enlarged_windows_get_the_resized_table_of_the_trained_weights(trained: 
 
 def test_centred_and_mirrored(trained: Path, toy: SegmentationData, tmp_path: Path) -> None:
     arguments = ["--where", "decoder=Segformer", "--output-strides", "8", "--alignments", "none", "centred"]
-    code, rows = run(trained, tmp_path / "out", *arguments, "--flip", "--precision", "bf16")
+    code, rows = evaluated(trained, tmp_path / "out", *arguments, "--flip", "--precision", "bf16")
     assert code == 0
     assert {(row["alignment"], row["flip"], row["precision"]) for row in rows.values()} == {
         ("none", True, "bf16"),
         ("centred", True, "bf16"),
     }
     assert len({row["test_miou"] for row in rows.values()}) == 2
-    cell = "swinx_n-inline-Segformer-os8-seed0"
-    model = load_weights(trained / "cells" / SEGFORMER / "last.pt", "cpu").model
+    run = "swinx_n-inline-Segformer-os8-seed0"
+    model = load_weights(trained / "runs" / SEGFORMER / "last.pt", "cpu").model
     model.model.encoder.make_dilated(8)
     hits = []
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
@@ -152,23 +159,23 @@ def test_centred_and_mirrored(trained: Path, toy: SegmentationData, tmp_path: Pa
             predicted = ((plain + mirrored) / 2).argmax(1)
             right = functional.one_hot(predicted.where((predicted == masks) & (masks != toy.ignore_index), 3), 4)
             hits += right[..., :3].sum((1, 2)).tolist()
-    assert json.loads((tmp_path / "out" / "cells" / cell / "images.json").read_text())["hits"] == hits
+    assert counts(tmp_path / "out", run).hits.tolist() == hits
 
 
 def test_the_same_command_goes_on(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--where", "decoder=Segformer", "--output-strides"]
-    assert run(trained, tmp_path / "out", *arguments, "16")[0] == 0
+    assert evaluated(trained, tmp_path / "out", *arguments, "16")[0] == 0
     before = read_rows(tmp_path / "out" / "results.jsonl")
-    original, asked = evaluate.evaluate_again, []
-    monkeypatch.setattr(evaluate, "evaluate_again", lambda cell, *rest: asked.append(cell.id) or original(cell, *rest))
-    assert run(trained, tmp_path / "out", *arguments, "16", "32")[0] == 0
+    original, asked = evaluate.reevaluate, []
+    monkeypatch.setattr(evaluate, "reevaluate", lambda run, *rest: asked.append(run.id) or original(run, *rest))
+    assert evaluated(trained, tmp_path / "out", *arguments, "16", "32")[0] == 0
     assert asked == [SEGFORMER]
     rows = read_rows(tmp_path / "out" / "results.jsonl")
-    assert [row["cell"] for row in rows] == ["swinx_n-inline-Segformer-os16-seed0", SEGFORMER]
+    assert [row["run"] for row in rows] == ["swinx_n-inline-Segformer-os16-seed0", SEGFORMER]
     assert rows[:1] == before
 
 
-def test_cells_of_enlarged_windows_and_of_other_encoders(
+def test_runs_of_enlarged_windows_and_of_other_encoders(
     tmp_path: Path, tiny_scenes: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Trained beside each other: all can be evaluated as they are; at other strides, what has other strides."""
@@ -176,23 +183,23 @@ def test_cells_of_enlarged_windows_and_of_other_encoders(
     trained = tmp_path / "trained"
     command = [*ONE[2:], *grid, "--dilations", "enlarged", "dense", "--output", str(trained)]
     assert compare_decoders.main(command) == 0
-    code, rows = run(trained, tmp_path / "own")
+    code, rows = evaluated(trained, tmp_path / "own")
     assert code == 0
-    source = {row["cell"]: row for row in read_rows(trained / "results.jsonl")}
+    source = {row["run"]: row for row in read_rows(trained / "results.jsonl")}
     assert set(rows) == set(source)
     assert len(rows) == 3
-    for cell, row in rows.items():
-        assert {name: row[name] for name in MEASURED} == {name: source[cell][name] for name in MEASURED}
+    for run, row in rows.items():
+        assert {name: row[name] for name in MEASURED} == {name: source[run][name] for name in MEASURED}
     strides = ["--output-strides", "32", "8", "--dilations", "exact", "dense"]
-    assert run(trained, tmp_path / "no", *strides)[0] == 2
+    assert evaluated(trained, tmp_path / "no", *strides)[0] == 2
     assert "-os16-enlarged-seed0 was trained with enlarged windows, whose" in capsys.readouterr().err
-    code, rows = run(trained, tmp_path / "other", "--where", "dilation=dense,-", *strides)
+    code, rows = evaluated(trained, tmp_path / "other", "--where", "dilation=dense,-", *strides)
     assert code == 0
     assert {(row["encoder"], row["output_stride"], row["dilation"]) for row in rows.values()} == {
         *(("swinx_n", stride, rule) for stride, rule in ((32, "exact"), (8, "exact"), (8, "dense"))),
         *(("resnet18", stride, None) for stride in (32, 8)),
     }
-    assert run(trained, tmp_path / "no", "--where", "encoder=resnet18", "--alignments", "centred")[0] == 2
+    assert evaluated(trained, tmp_path / "no", "--where", "encoder=resnet18", "--alignments", "centred")[0] == 2
     assert "--alignments centred would do nothing: no encoder is swinx's" in capsys.readouterr().err
 
 
@@ -208,40 +215,40 @@ def test_folders_that_were_begun_without_a_row_keep_their_kind(
 
     train = [*ONE[2:], "--decoders", "FPN", "Segformer", "--output"]
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "evaluate_again", interrupt)
-        assert run(trained, tmp_path / "evaluated")[0] == 130
-        patch.setattr(cell_run, "fit", interrupt)
+        patch.setattr(evaluate, "reevaluate", interrupt)
+        assert evaluated(trained, tmp_path / "evaluated")[0] == 130
+        patch.setattr(runs, "fit", interrupt)
         assert compare_decoders.main([*train, str(tmp_path / "training")]) == 130
-    assert run(trained, tmp_path / "training")[0] == 2
-    assert "holds cells that were trained, choose" in capsys.readouterr().err
+    assert evaluated(trained, tmp_path / "training")[0] == 2
+    assert "holds runs that were trained, choose" in capsys.readouterr().err
     assert compare_decoders.main([*train, str(tmp_path / "evaluated")]) == 2
-    assert "holds evaluations of cells trained elsewhere, choose" in capsys.readouterr().err
-    assert run(trained, tmp_path / "evaluated", "--where", "decoder=FPN")[0] == 0
+    assert "holds evaluations of runs trained elsewhere, choose" in capsys.readouterr().err
+    assert evaluated(trained, tmp_path / "evaluated", "--where", "decoder=FPN")[0] == 0
 
 
-def test_the_report_pairs_what_are_the_same_models(trained: Path, tmp_path: Path) -> None:
-    source = copied(trained, tmp_path / "source", {}, {"cell": SEGFORMER.replace("seed0", "seed1"), "seed": 1})
-    other = source / "cells" / SEGFORMER.replace("seed0", "seed1") / "last.pt"
+def test_the_same_models_are_compared_model_by_model(trained: Path, tmp_path: Path) -> None:
+    source = copied(trained, tmp_path / "source", {}, {"run": SEGFORMER.replace("seed0", "seed1"), "seed": 1})
+    other = source / "runs" / SEGFORMER.replace("seed0", "seed1") / "last.pt"
     weights = load_weights(other, "cpu")
     with torch.no_grad():
         weights.model.model.segmentation_head[0].weight.neg_()
-    save_weights(other, weights.model, replace(weights.cell, seed=1), toy_data(), step=1, val_miou=None)
-    assert run(source, tmp_path / "out", "--output-strides", "32", "8")[0] == 0
-    found = gather(tmp_path / "out").comparison
-    assert found is not None
-    scores = {row["cell"]: row["test_miou"] for row in read_rows(tmp_path / "out" / "results.jsonl")}
-    lines = [[scores[f"swinx_n-inline-Segformer-os{stride}-seed{seed}"] for seed in (0, 1)] for stride in (32, 8)]
-    assert found.paired_freedom == 1
-    (one, other_one), (two, other_two) = lines
-    assert found.paired_sd == pytest.approx(abs(one - two - other_one + other_two) / 2, abs=0.002)
-    assert found.paired_sd > 0.01
-    assert "the same trained models are compared model by model" in (tmp_path / "out" / "report.md").read_text()
+    save_weights(other, weights.model, replace(weights.run, seed=1), toy_data(), step=1, val_miou=None)
+    assert evaluated(source, tmp_path / "out", "--output-strides", "32", "8")[0] == 0
+    found = [list(configuration.models) for configuration in configured(tmp_path / "out")]
+    assert len(found) == 2
+    assert sorted(found[0]) == sorted(found[1])
+    assert len(set(found[0])) == 2
 
 
-def test_cells_that_cannot_exist_have_rows(trained: Path, tmp_path: Path) -> None:
-    code, rows = run(trained, tmp_path / "out", "--output-strides", "16")
+def configured(folder: Path) -> list[Configured]:
+    """What the report of a folder compares."""
+    return [Configured.of(c.label, _models(c.results)) for c in configure(read([folder]).items)]
+
+
+def test_runs_that_cannot_exist_have_rows(trained: Path, tmp_path: Path) -> None:
+    code, rows = evaluated(trained, tmp_path / "out", "--output-strides", "16")
     assert code == 0
-    assert {cell: row["error"] for cell, row in rows.items()} == {
+    assert {run: row["error"] for run, row in rows.items()} == {
         "swinx_n-inline-FPN-os16-seed0": "FPN takes output stride 32, got 16",
         "swinx_n-inline-Segformer-os16-seed0": None,
     }
@@ -250,12 +257,12 @@ def test_cells_that_cannot_exist_have_rows(trained: Path, tmp_path: Path) -> Non
 def test_predictions_that_are_not_finite_are_told(trained: Path, toy: SegmentationData, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
-    path = copy / "cells" / SEGFORMER / "last.pt"
+    path = copy / "runs" / SEGFORMER / "last.pt"
     weights = load_weights(path, "cpu")
     with torch.no_grad():
         weights.model.model.segmentation_head[0].bias.fill_(torch.nan)
-    save_weights(path, weights.model, weights.cell, toy, step=1, val_miou=None)
-    code, rows = run(copy, tmp_path / "out", "--where", "decoder=Segformer")
+    save_weights(path, weights.model, weights.run, toy, step=1, val_miou=None)
+    code, rows = evaluated(copy, tmp_path / "out", "--where", "decoder=Segformer")
     assert code == 1
     assert (rows[SEGFORMER]["status"], rows[SEGFORMER]["test_miou"]) == ("diverged", None)
     assert "not finite" in rows[SEGFORMER]["error"]
@@ -279,7 +286,7 @@ def test_predictions_that_are_not_finite_are_told(trained: Path, toy: Segmentati
 def test_bad_input_is_refused_before_work(
     arguments: list[str], message: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, rows = run(trained, tmp_path / "out", *arguments)
+    code, rows = evaluated(trained, tmp_path / "out", *arguments)
     assert (code, rows) == (2, {})
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -290,7 +297,7 @@ def test_other_data_is_refused(
 ) -> None:
     save_folder(toy, tmp_path / "data")
     given = ["--data", "folder", "--root", str(tmp_path / "data"), "--classes", str(tmp_path / "data" / "classes.txt")]
-    assert run(trained, tmp_path / "out", *given)[0] == 2
+    assert evaluated(trained, tmp_path / "out", *given)[0] == 2
     message = capsys.readouterr().err
     assert f"--data must be what {trained} was trained on, toy at 64x64 with data_id" in message
     assert "got data at 64x64 with" in message
@@ -300,29 +307,29 @@ def test_other_data_is_refused(
 def refused(folder: Path, output: Path, *arguments: str) -> None:
     """The command says no, and changes nothing."""
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    assert run(folder, output, *arguments)[0] == 2
+    assert evaluated(folder, output, *arguments)[0] == 2
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
 
 
 def copied(trained: Path, target: Path, *changes: Row) -> Path:
     """A copy of the folder with one row, Segformer's, for each of these changes; None takes a field away."""
     shutil.copytree(trained, target)
-    row = next(row for row in read_rows(trained / "results.jsonl") if row["cell"] == SEGFORMER)
+    row = next(row for row in read_rows(trained / "results.jsonl") if row["run"] == SEGFORMER)
     (target / "results.jsonl").unlink()
     for change in changes:
         changed = {name: value for name, value in (row | change).items() if name not in change or value is not None}
-        append_row(target / "results.jsonl", changed)
-        shutil.copytree(trained / "cells" / SEGFORMER, target / "cells" / changed["cell"], dirs_exist_ok=True)
+        append_rows(target / "results.jsonl", [changed])
+        shutil.copytree(trained / "runs" / SEGFORMER, target / "runs" / changed["run"], dirs_exist_ok=True)
     return target
 
 
 def test_outputs_of_another_kind_are_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(trained, trained)
-    assert f"{trained} holds cells that were trained, choose another folder" in capsys.readouterr().err
+    assert f"{trained} holds runs that were trained, choose another folder" in capsys.readouterr().err
     out, segformer = tmp_path / "out", ("--where", "decoder=Segformer")
-    assert run(trained, out, *segformer)[0] == 0
+    assert evaluated(trained, out, *segformer)[0] == 0
     assert compare_decoders.main([*ONE[2:], "--decoders", "Segformer", "--output", str(out)]) == 2
-    assert f"{out} holds evaluations of cells trained elsewhere" in capsys.readouterr().err
+    assert f"{out} holds evaluations of runs trained elsewhere" in capsys.readouterr().err
     refused(trained, out, *segformer, "--flip")
     assert "flip False there, True now" in capsys.readouterr().err
     refused(copied(trained, tmp_path / "later", {"time": "2000"}), out)
@@ -333,27 +340,27 @@ def test_outputs_of_another_kind_are_refused(trained: Path, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("changes", "arguments", "message"),
     [
-        ([{"zoom": None}], [], f"the row of {SEGFORMER} lacks zoom: an older version made it"),
-        ([{"precision": "16"}], [], "on the CPU; cells were trained with precision 16, give another"),
-        ([{"status": "diverged"}], [], "source has no finished cell\n"),
-        ([{"select": "best", "cell": "x", "seed": 1}], [], "seed1/best.pt: no such file"),
+        ([{"zoom": None}], [], "a row lacks zoom: an older version made it"),
+        ([{"precision": "16"}], [], "on the CPU; runs were trained with precision 16, give another"),
+        ([{"status": "diverged"}], [], "source has no finished run\n"),
+        ([{"select": "other", "run": SEGFORMER[:-1] + "1", "seed": 1}], [], "seed1/other.pt: no such file"),
         (
-            [{"cell": "swinx_n-inline-Segformer-os16-enlarged-seed0", "output_stride": 16, "dilation": "enlarged"}],
+            [{"run": "swinx_n-inline-Segformer-os16-enlarged-seed0", "output_stride": 16, "dilation": "enlarged"}],
             ["--output-strides", "8"],
             "os16-enlarged-seed0 was trained with enlarged windows, whose position biases fit it alone, got swinx_n-",
         ),
         (
-            [{}, {"cell": SEGFORMER.replace("32", "16"), "output_stride": 16}],
+            [{}, {"run": SEGFORMER.replace("32", "16"), "output_stride": 16}],
             ["--output-strides", "8"],
-            f"leave one trained cell for {SEGFORMER.replace('32', '8')}, got {SEGFORMER} and swinx_n-inline-",
+            f"leave one finished run for {SEGFORMER.replace('32', '8')}, got {SEGFORMER} and swinx_n-inline-",
         ),
         (
-            [{}, {"cell": SEGFORMER.replace("seed0", "seed1"), "seed": 1, "steps": 9}],
+            [{}, {"run": SEGFORMER.replace("seed0", "seed1"), "seed": 1, "steps": 9}],
             [],
-            "--where must choose cells of one configuration of training, got 2",
+            "--where must choose runs that were trained alike, got 2 ways of training",
         ),
     ],
-    ids=["older", "half precision", "no finished cell", "no weights", "enlarged", "two sources", "two settings"],
+    ids=["older", "half precision", "no finished run", "no weights", "enlarged", "two sources", "two settings"],
 )
 def test_sources_that_do_not_fit_are_refused(
     changes: list[Row],
@@ -368,8 +375,8 @@ def test_sources_that_do_not_fit_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_of_another_cell_are_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = copied(trained, tmp_path / "source", {"cell": SEGFORMER.replace("seed0", "seed1"), "seed": 1})
-    assert run(source, tmp_path / "out")[0] == 1
+def test_weights_of_another_run_are_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = copied(trained, tmp_path / "source", {"run": SEGFORMER.replace("seed0", "seed1"), "seed": 1})
+    assert evaluated(source, tmp_path / "out")[0] == 1
     assert f"last.pt holds weights of {SEGFORMER}, not of {SEGFORMER[:-1]}1" in capsys.readouterr().out
     assert read_rows(tmp_path / "out" / "results.jsonl") == []

@@ -13,9 +13,11 @@ import killed_run
 import pytest
 import torch
 
-from experiments.records import read_rows
+from experiments.results import read_rows
 
-VOLATILE = {"time", "train_minutes", "latency_ms_p20", "latency_ms_p50", "latency_ms_p80", "peak_memory_mb"}
+VOLATILE = {"time", "train_minutes", "latency_ms_p20", "latency_ms_p50", "latency_ms_p80", "peak_memory_mb"} | {
+    "latency_sitting"
+}
 
 
 def launch(output: Path, kill_at: int | None = None, torn_row: bool = False) -> ForkServerProcess:
@@ -54,7 +56,7 @@ def results(output: Path) -> dict[str, Any]:
             found[name] = (saved, state)
         elif path.suffix == ".json":
             found[name] = json.loads(path.read_text())
-        elif path.suffix == ".png":
+        elif path.suffix in (".png", ".npz"):
             found[name] = path.read_bytes()
         elif path.is_file():
             found[name] = "there"
@@ -87,12 +89,12 @@ def test_killed_at_random_moments(undisturbed: dict[str, Any], tmp_path: Path) -
     output = tmp_path / "out"
     generator = random.Random(0)
     process = launch(output)
-    while not list((output / "cells").glob("*/training.ckpt")):
+    while not list((output / "runs").glob("*/training.ckpt")):
         assert process.exitcode is None
         time.sleep(0.01)
     process.kill()
     process.join()
-    assert list((output / "cells").glob("*/training.ckpt"))
+    assert list((output / "runs").glob("*/training.ckpt"))
     codes = [start(output, seconds=generator.uniform(0.5, 3)) for _ in range(3)]
     assert set(codes) <= {0, -signal.SIGKILL}
     assert start(output) == 0

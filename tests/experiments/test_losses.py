@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from toy import IGNORE
 
-from experiments.training.losses import Objective
+from experiments.losses import MAX_CLASS_WEIGHT, Objective, class_weights
 
 
 @pytest.mark.parametrize("ignore", [255, 3])
@@ -74,3 +75,22 @@ def test_images_without_a_label_give_zero_and_no_gradient(names: tuple[str, ...]
     assert loss == 0
     assert logits.grad is not None
     assert not logits.grad.any()
+
+
+def test_class_weights_by_hand() -> None:
+    masks = torch.zeros(1, 10, 100, dtype=torch.uint8)
+    masks[0, 0, :64] = 1
+    masks[0, 1, :16] = 2
+    masks[0, 2, :1] = 3
+    masks[0, 5:] = IGNORE
+    counts = torch.tensor([500.0 - 81, 64, 16, 1])
+    median = counts.sort().values[1]
+    expected = (median / counts).sqrt().clamp(max=MAX_CLASS_WEIGHT)
+    torch.testing.assert_close(class_weights(masks, 5, IGNORE), torch.cat([expected, torch.ones(1)]))
+    assert class_weights(masks, 5, IGNORE, "none").tolist() == [1.0] * 5
+
+
+@pytest.mark.parametrize("value", [IGNORE, 1])
+def test_masks_that_teach_nothing_are_refused(value: int) -> None:
+    with pytest.raises(ValueError, match="at least two classes"):
+        class_weights(torch.full((2, 8, 8), value, dtype=torch.uint8), 3, IGNORE)

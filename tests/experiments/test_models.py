@@ -1,4 +1,4 @@
-"""Models of cells: every part of a cell reaches its model, and cells that cannot run are told apart."""
+"""Models of runs: every part of a run reaches its model, and runs that cannot run are told apart."""
 
 from dataclasses import replace
 from itertools import product
@@ -7,14 +7,14 @@ import pytest
 import torch
 
 import swinx
-from experiments.cells import ALIGNMENTS, DILATIONS, Cell, NotApplicable
-from experiments.decoders import DECODERS
-from experiments.models import applicable, build_model, check
+from experiments import models
+from experiments.grid import ALIGNMENTS, DECODERS, DILATIONS, NotApplicable, Run
+from experiments.models import applicable, build_model
 
 
-def test_models_have_what_their_cells_say() -> None:
-    cell = Cell("swinx_n", "none", "Unet", 8, 0, "enlarged", 4, "centred")
-    encoder = build_model(cell, 3).encoder
+def test_models_have_what_their_runs_say() -> None:
+    run = Run("swinx_n", "none", "Unet", 8, 0, "enlarged", 4, "centred")
+    encoder = build_model(run, 3).encoder
     assert isinstance(encoder, swinx.SwinXEncoder)
     assert "swinx_n_stem-none_window-4" in swinx.list_encoders()
     assert (encoder.config.stem, encoder.config.window_size) == ("none", 4)
@@ -25,7 +25,7 @@ def test_models_have_what_their_cells_say() -> None:
     logits = {}
     for alignment in ALIGNMENTS:
         torch.manual_seed(0)
-        model = build_model(replace(cell, alignment=alignment), 3).eval()
+        model = build_model(replace(run, alignment=alignment), 3).eval()
         logits[alignment] = model(x)
         assert logits[alignment].shape == (1, 3, 64, 96)
     assert not torch.allclose(logits["none"], logits["centred"])
@@ -33,7 +33,7 @@ def test_models_have_what_their_cells_say() -> None:
 
 def test_the_stride_reaches_decoders_that_read_it_whatever_the_rule() -> None:
     for decoder, rule in product(("DeepLabV3Plus", "PAN"), DILATIONS):
-        model = build_model(Cell("swinx_n", "inline", decoder, 16, 0, rule), 3).eval()
+        model = build_model(Run("swinx_n", "inline", decoder, 16, 0, rule), 3).eval()
         assert model(torch.zeros(1, 3, 128, 160)).shape == (1, 3, 128, 160)
         assert model.encoder.layers[3].period == (2 if rule == "exact" else 1)
 
@@ -42,55 +42,55 @@ def test_the_stride_reaches_decoders_that_read_it_whatever_the_rule() -> None:
 def test_every_accepted_stride_builds_and_keeps_the_image_size(decoder: str) -> None:
     """Also: the encoder really has the stride, whichever way the decoder takes it."""
     for output_stride in DECODERS[decoder].strides:
-        model = build_model(Cell("swinx_n", "inline", decoder, output_stride, 0), 5).eval()
+        model = build_model(Run("swinx_n", "inline", decoder, output_stride, 0), 5).eval()
         side = dict(DECODERS[decoder].min_side).get(output_stride, 64)
         with torch.inference_mode():
             assert model(torch.zeros(1, 3, side, side)).shape == (1, 5, side, side)
         assert model.encoder.output_stride == min(output_stride, 2 ** (len(model.encoder.out_channels) - 1))
 
 
-def test_cells_that_cannot_run_are_told_apart_with_the_rule() -> None:
-    cells = [
-        Cell("swinx_n", "inline", "PAN", 16, 0),
-        Cell("swinx_n", "inline", "Unet", 8, 0),
-        Cell("vgg11", None, "DeepLabV3Plus", 16, 0, None, None, None),
-        Cell("vgg11", None, "Unet", 32, 0, None, None, None),
-        Cell("mit_b0", None, "UnetPlusPlus", 32, 1, None, None, None),
+def test_runs_that_cannot_run_are_told_apart_with_the_rule() -> None:
+    runs = [
+        Run("swinx_n", "inline", "PAN", 16, 0),
+        Run("swinx_n", "inline", "Unet", 8, 0),
+        Run("vgg11", None, "DeepLabV3Plus", 16, 0, None, None, None),
+        Run("vgg11", None, "Unet", 32, 0, None, None, None),
+        Run("mit_b0", None, "UnetPlusPlus", 32, 1, None, None, None),
     ]
-    able, unable = applicable(cells, 67, 61, 3)
-    assert able == [cells[1], cells[3]]
+    able, unable = applicable(runs, 67, 61, 3)
+    assert able == [runs[1], runs[3]]
     assert unable == [
-        NotApplicable(cells[0], "PAN at output stride 16 needs image sides of at least 128 pixels, got 67x61"),
+        NotApplicable(runs[0], "PAN at output stride 16 needs image sides of at least 128 pixels, got 67x61"),
         NotApplicable(
-            cells[2],
+            runs[2],
             "ValueError: 'VGG' models do not support dilated mode due to Max Pooling operations for downsampling!",
         ),
-        NotApplicable(cells[4], "ValueError: UnetPlusPlus is not support encoder_name=mit_b0"),
+        NotApplicable(runs[4], "ValueError: UnetPlusPlus is not support encoder_name=mit_b0"),
     ]
 
 
 def test_each_model_is_built_once_and_our_own_failures_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
 
-    def build(cell: Cell, classes: int) -> torch.nn.Module:
-        built.append(cell)
-        if cell.decoder == "FPN":
+    def build(run: Run, classes: int) -> torch.nn.Module:
+        built.append(run)
+        if run.decoder == "FPN":
             raise RuntimeError("first line\nsecond line")
         return torch.nn.Conv2d(3, classes, 1)
 
-    monkeypatch.setattr(check, "build_model", build)
-    seeds = [Cell("swinx_n", "inline", "Unet", 32, seed) for seed in (3, 4)]
-    other = [Cell("resnet18", None, "FPN", 32, seed, None, None, None) for seed in (3, 4)]
+    monkeypatch.setattr(models, "build_model", build)
+    seeds = [Run("swinx_n", "inline", "Unet", 32, seed) for seed in (3, 4)]
+    other = [Run("resnet18", None, "FPN", 32, seed, None, None, None) for seed in (3, 4)]
     able, unable = applicable([*seeds, *other], 32, 32, 2)
     assert able == seeds
-    assert [(absent.cell, absent.rule) for absent in unable] == [(cell, "RuntimeError: first line") for cell in other]
+    assert [(absent.run, absent.rule) for absent in unable] == [(run, "RuntimeError: first line") for run in other]
     assert len(built) == 2
     with pytest.raises(RuntimeError, match="second line"):
-        applicable([Cell("swinx_n", "inline", "FPN", 32, 0)], 32, 32, 2)
+        applicable([Run("swinx_n", "inline", "FPN", 32, 0)], 32, 32, 2)
 
 
 def test_logits_of_another_size_are_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "build_model", lambda *_: torch.nn.Conv2d(3, 2, 1, stride=2))
-    cell = Cell("resnet18", None, "FPN", 32, 0, None, None, None)
-    _, (absent,) = applicable([cell], 48, 64, 2)
+    monkeypatch.setattr(models, "build_model", lambda *_: torch.nn.Conv2d(3, 2, 1, stride=2))
+    run = Run("resnet18", None, "FPN", 32, 0, None, None, None)
+    _, (absent,) = applicable([run], 48, 64, 2)
     assert absent.rule == "logits have 32x32 pixels for images of 48x64"

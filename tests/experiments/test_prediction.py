@@ -9,8 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.prediction import pictures, pixels
-from experiments.prediction.pictures import PictureError, Scaling, by_size, find_pictures, read_picture
+from experiments.pictures import (
+    PictureError,
+    enlarged,
+    find_pictures,
+    full_resolution,
+    read_picture,
+    stored_size,
+    write_results,
+)
 
 COLORS = ((20, 20, 90), (90, 160, 90), (240, 220, 90))
 
@@ -42,7 +49,7 @@ def assert_agrees(ids: np.ndarray, confidence: np.ndarray, expected: np.ndarray)
 @pytest.mark.parametrize("size", [(23, 37), (53, 41), (61, 97)])
 def test_enlarged_results_are_linear_between_pixel_centres(size: tuple[int, int]) -> None:
     probabilities = random_probabilities(5, 23, 37)
-    ids, confidence = pixels.full_resolution(probabilities, *size)
+    ids, confidence = full_resolution(probabilities, *size)
     assert ids.shape == confidence.shape == size
     assert ids.dtype == confidence.dtype == np.uint8
     assert_agrees(ids, confidence, bilinear(probabilities.numpy(), *size))
@@ -51,12 +58,12 @@ def test_enlarged_results_are_linear_between_pixel_centres(size: tuple[int, int]
 def test_reduced_results_are_those_of_pillow() -> None:
     probabilities = random_probabilities(5, 53, 71)
     planes = [Image.fromarray(plane).resize((29, 17), Image.Resampling.BILINEAR) for plane in probabilities.numpy()]
-    assert_agrees(*pixels.full_resolution(probabilities, 17, 29), np.stack([np.asarray(plane) for plane in planes]))
+    assert_agrees(*full_resolution(probabilities, 17, 29), np.stack([np.asarray(plane) for plane in planes]))
 
 
 def test_of_equal_classes_the_first_wins() -> None:
     probabilities = torch.tensor([0.2, 0.4, 0.4]).view(3, 1, 1).expand(3, 2, 3)
-    ids, confidence = pixels.full_resolution(probabilities, 5, 7)
+    ids, confidence = full_resolution(probabilities, 5, 7)
     assert (ids == 1).all()
     assert (confidence == 102).all()
 
@@ -66,55 +73,60 @@ def test_values_that_are_not_finite_are_refused(value: float) -> None:
     probabilities = random_probabilities(3, 5, 7)
     probabilities[1, 2, 3] = value
     with pytest.raises(PictureError, match="got probabilities that are not finite from the model"):
-        pixels.full_resolution(probabilities, 5, 7)
+        full_resolution(probabilities, 5, 7)
 
 
-def test_255_classes_fit_a_mask(tmp_path: Path) -> None:
+def test_255_classes_fit_a_mask_and_overlays_are_half_picture_half_colour(tmp_path: Path) -> None:
     ids = np.arange(255, dtype=np.uint8).reshape(15, 17)
+    picture = np.random.default_rng(0).integers(0, 256, (15, 17, 3), dtype=np.uint8)
     colors = tuple((i, 254 - i, i // 2) for i in range(255))
-    pixels.mask(ids, colors).save(tmp_path / "mask.png")
-    stored = Image.open(tmp_path / "mask.png")
+    write_results(tmp_path, "a", Image.fromarray(picture), ids, 255 - ids, colors)
+    stored = Image.open(tmp_path / "masks" / "a.png")
     assert stored.mode == "P"
     assert (np.asarray(stored) == ids).all()
     assert (np.asarray(stored.convert("RGB")) == np.asarray(colors)[ids]).all()
-
-
-def test_an_overlay_is_half_picture_half_colour() -> None:
-    rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (23, 37, 3), dtype=np.uint8)
-    ids = rng.integers(0, 3, (23, 37), dtype=np.uint8)
-    blended = np.asarray(pixels.overlay(Image.fromarray(picture), pixels.mask(ids, COLORS)))
-    assert np.abs(blended - (picture + np.asarray(COLORS)[ids]) / 2).max() <= 0.5
+    overlay = np.asarray(Image.open(tmp_path / "overlays" / "a.png"))
+    assert np.abs(overlay - (picture + np.asarray(colors)[ids]) / 2).max() <= 0.5
+    assert (np.asarray(Image.open(tmp_path / "confidence" / "a.png")) == 255 - ids).all()
 
 
 @pytest.mark.parametrize(
-    ("scaling", "size", "expected"),
+    ("side", "size", "expected"),
     [
-        (Scaling(), (1080, 1921), (1080, 1921)),
-        (Scaling(short_side=360), (720, 960), (360, 480)),
-        (Scaling(short_side=360), (960, 720), (480, 360)),
-        (Scaling(short_side=360), (90, 120), (360, 480)),
-        (Scaling(short_side=128), (360, 480), (128, 171)),
-        (Scaling(short_side=8), (1000, 3), (2667, 8)),
-        (Scaling(size=(128, 160)), (999, 7), (128, 160)),
+        (360, (720, 960), (360, 480)),
+        (360, (960, 720), (480, 360)),
+        (360, (90, 120), (360, 480)),
+        (128, (360, 480), (128, 171)),
+        (8, (1000, 3), (2667, 8)),
+        (64, (600, 180000), (64, 19200)),
     ],
 )
-def test_working_sizes(scaling: Scaling, size: tuple[int, int], expected: tuple[int, int]) -> None:
-    assert scaling.working_size(*size) == expected
+def test_the_shorter_side(side: int, size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert enlarged(*size, side) == expected
 
 
 def test_a_thread_of_pixels_is_not_enlarged_without_limit() -> None:
     with pytest.raises(PictureError, match=r"is 1x5000: .* it would have 360x1800000 pixels, more than .*; --native"):
-        Scaling(short_side=360).working_size(1, 5000)
+        enlarged(1, 5000, 360)
 
 
 def test_pictures_are_found_by_name(tmp_path: Path) -> None:
-    for name in ("b.JPG", "a.x.png", "sub/deep/a.jpeg", "notes.txt", ".hidden.png", ".git/c.png", "out/masks/b.png"):
+    for name in (
+        "b.JPG",
+        "a.x.png",
+        "sub/deep/a.jpeg",
+        "c.Tif",
+        "d.webp",
+        "notes.txt",
+        ".hidden.png",
+        ".git/c.png",
+        "out/masks/b.png",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
     found = find_pictures(tmp_path, tmp_path / "out")
-    assert list(found) == ["a.x", "b", "sub/deep/a"]
+    assert list(found) == ["a.x", "b", "c", "d", "sub/deep/a"]
     assert found["sub/deep/a"] == tmp_path / "sub/deep/a.jpeg"
     assert find_pictures(tmp_path / "b.JPG", tmp_path / "out") == {"b": tmp_path / "b.JPG"}
 
@@ -134,13 +146,20 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeyp
         find_pictures(tmp_path, tmp_path / "out")
 
 
-def test_pictures_of_one_size_come_together(tmp_path: Path) -> None:
-    sizes = {"a": (7, 5), "b": (5, 7), "c": (7, 5), "d": (5, 7)}
-    for name, size in sizes.items():
-        Image.new("L", size).save(tmp_path / f"{name}.png")
-    (tmp_path / "e.png").touch()
-    ordered = [name for name, _ in by_size(find_pictures(tmp_path, tmp_path / "out").items())]
-    assert ordered == ["e", "b", "d", "a", "c"]
+def test_stored_sizes(tmp_path: Path) -> None:
+    Image.new("L", (7, 5)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").touch()
+    os.mkfifo(tmp_path / "c.png")
+    assert [stored_size(tmp_path / f"{name}.png") for name in "abc"] == [(7, 5), (0, 0), (0, 0)]
+
+
+@pytest.mark.parametrize(("suffix", "error"), [("tif", 0), ("webp", 8), ("bmp", 0), ("jpeg", 8)])
+def test_formats(tmp_path: Path, suffix: str, error: int) -> None:
+    coarse = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    picture = Image.fromarray(coarse).resize((37, 23), Image.Resampling.BICUBIC)
+    picture.save(tmp_path / f"a.{suffix}", quality=95)
+    found = np.asarray(read_picture(tmp_path / f"a.{suffix}")).astype(int)
+    assert np.abs(found - np.asarray(picture)).mean() <= error
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
@@ -180,13 +199,15 @@ def test_unusable_pictures_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:5000])
     (tmp_path / "text.jpg").write_text("not a picture")
-    Image.new("RGB", (9, 9)).save(tmp_path / "gif.png", format="GIF")
+    Image.new("RGB", (9, 9)).save(tmp_path / "icon.png", format="ICO")
+    os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "broken.png").symlink_to(tmp_path / "gone.png")
     wanted = {
         "deep.png": "must have 8 bits a channel, is mode I;16",
         "cut.png": "cannot be read: image file is truncated",
-        "text.jpg": "is not a JPEG or PNG image",
-        "gif.png": "is not a JPEG or PNG image",
+        "text.jpg": "is not an image .JPEG, PNG, ",
+        "icon.png": "is not an image .JPEG, PNG, ",
+        "pipe.png": "is not a regular file",
         "broken.png": "cannot be read: .*No such file",
     }
     assert set(wanted) < {path.name for path in find_pictures(tmp_path, tmp_path / "out").values()}
@@ -198,8 +219,3 @@ def test_unusable_pictures_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         read_picture(tmp_path / "whole.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
     assert read_picture(tmp_path / "whole.png").size == (64, 64)  # above half the limit Pillow only warns
-
-
-def test_the_limit_is_that_of_pillow() -> None:
-    assert Image.MAX_IMAGE_PIXELS is not None
-    assert pictures.MOST_PIXELS == 2 * Image.MAX_IMAGE_PIXELS

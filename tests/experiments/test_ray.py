@@ -1,143 +1,33 @@
-"""The grid on Ray: a node killed in mid-grid, machines without the output folder, failing cells, Ctrl-C, bad addresses.
+"""Runs on Ray: a process killed in mid-run, a run that fails, Ctrl-C, and what is refused before any of it."""
 
-The processes that a test starts carry a mark in their environment, by which they are found and ended, however the test
-ends.
-"""
-
-import json
 import os
-import shutil
 import signal
-import subprocess
+import socket
 import sys
-import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from toy import toy_data
 
-from experiments import cell_run
-from experiments.launch import ray_worker
-from experiments.records import provenance, read_rows
-from experiments.settings import data_id
+import experiments
+from experiments import launch
+from experiments.files import locked, remove_torn
+from experiments.grid import Run
+from experiments.options import RayResources, Recipe, Settings
+from experiments.results import Row, provenance
+from experiments.runs import execute as execute_here
 
-ray = pytest.importorskip("ray")
-import psutil  # noqa: E402  # Ray brings it along
-import ray_driver  # noqa: E402
+pytest.importorskip("ray")
 
-MARK = "SWINX_TEST_RAY"
-TESTS = Path(__file__).parent
-# What says where, when and how fast, not what came out.
-PROVENANCE = {"command", "time", "host", "commit", "dirty", "output", "threads"}
-TIMES = {"latency_ms_p20", "latency_ms_p50", "latency_ms_p80", "peak_memory_mb", "train_minutes"}
-
-
-class Machine:
-    """Processes with a mark of their own, and a folder for Ray; end() kills every one of them."""
-
-    def __init__(self) -> None:
-        # Ray's sockets lie in this folder, and a socket's path may have 107 characters.
-        self.folder = Path(tempfile.mkdtemp(prefix="ray"))
-        self.mark = f"{os.getpid()}-{self.folder.name}"
-        (self.folder / "home").mkdir()
-        self.environment = {
-            **os.environ,
-            MARK: self.mark,
-            "HOME": str(self.folder / "home"),  # Ray leaves a key there
-            "RAY_TMPDIR": str(self.folder),
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": "5f" * 32,
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "PYTHONPATH": os.pathsep.join([str(TESTS.parent.parent), str(TESTS)]),
-            "OMP_NUM_THREADS": "1",
-        }
-        self.environment.pop("RAY_ADDRESS", None)
-
-    def processes(self, **also: str) -> list[psutil.Process]:
-        """Those that live and have the mark, and whatever else is asked of their environment."""
-        wanted = {MARK: self.mark, **also}
-        found = []
-        for process in psutil.process_iter():
-            try:
-                environment = process.environ()
-                alive = process.status() != psutil.STATUS_ZOMBIE
-            except psutil.Error:
-                continue
-            if alive and wanted.items() <= environment.items():
-                found.append(process)
-        return found
-
-    def kill(self, **also: str) -> None:
-        """SIGKILL for all of processes(), until none is left: the dying may have started others."""
-        while found := self.processes(**also):
-            for process in found:
-                if process.is_running():
-                    process.kill()
-            psutil.wait_procs(found, timeout=5)
-
-    def end(self) -> None:
-        self.kill()
-        shutil.rmtree(self.folder)
-
-    def ray_start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", "import ray.scripts.scripts as scripts; scripts.main()", "start", *arguments]
-        command += ["--num-cpus=1", "--object-store-memory=100000000", "--min-worker-port=0", "--max-worker-port=0"]
-        return self._start(command, **environment)
-
-    def drive(self, address: str, output: Path, kind: str) -> subprocess.Popen[str]:
-        return self._start([sys.executable, str(TESTS / "ray_driver.py"), address, str(output), kind])
-
-    def _start(self, command: list[str], **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            command,
-            env={**self.environment, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=self.folder,
-            start_new_session=True,
-        )
-
-
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    machine = Machine()
-    try:
-        yield machine
-    finally:
-        machine.end()
-
-
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str], what: str) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, f"ended before {what}: {process.communicate()[0]}"
-        assert time.monotonic() < deadline, f"no {what} in 120 s"
-        time.sleep(0.1)
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[list[dict[str, Any]], str]:
-    """What the command was told, and all else that it or Ray printed. One that hangs says where, in every thread."""
-    try:
-        printed, _ = process.communicate(timeout=200)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGABRT)
-        pytest.fail(f"the command hangs: {process.communicate(timeout=60)[0]}")
-    events, rest = [], []
-    for line in printed.splitlines():
-        if line.startswith("{"):
-            events.append(json.loads(line))
-        else:
-            rest.append(line)
-    return events, "\n".join(rest)
-
-
-def told(events: list[dict[str, Any]], kind: str) -> list[Any]:
-    return [event[kind] for event in events if kind in event]
+KILLED, FAILS, HANGS = (Run("swinx_n", "inline", "FPN", 32, seed) for seed in range(3))
+SETTINGS = Settings("toy", "0", 64, 64, 4, None, 2, "32", "cpu", Recipe(validate_every=1))
 
 
 @pytest.fixture
@@ -148,110 +38,170 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_killed_node(machine: Machine, tmp_path: Path) -> None:
-    """The second of two nodes dies with a cell half trained: the grid completes, with the rows of a local run."""
-    port = ray_driver.free_port()
-    head = machine.ray_start(
-        "--head", f"--port={port}", "--include-dashboard=false", f"--ray-client-server-port={ray_driver.free_port()}"
-    )
-    data = toy_data()
-    settings = ray_driver.settings(data)
-    local = tmp_path / "local"
-    expected = {
-        cell.id: cell_run.run_cell(cell, data, settings, local, provenance(torch.device("cpu")))
-        for cell in ray_driver.REAL
-    }
-    printed, _ = head.communicate(timeout=300)
-    assert head.returncode == 0, printed
-    machine.ray_start(f"--address=127.0.0.1:{port}", **{ray_driver.SECOND: "yes"})
-    output = tmp_path / "ray"
-    output.mkdir()
-    driver = machine.drive(f"127.0.0.1:{port}", output, "real")
-
-    wait_for((output / ".stuck").exists, driver, "cell on the second node")
-    victim = (output / ".stuck").read_text()
-    machine.kill(**{ray_driver.SECOND: "yes"})
-    events, rest = finish(driver)
-
-    assert driver.returncode == 0, rest
-    assert told(events, "failed") == []
-    assert "raylet" not in rest  # nothing of what Ray has to say of a lost node
-    rows = read_rows(output / "results.jsonl")
-    assert sorted(row["cell"] for row in rows) == sorted(expected)  # each once
-    assert rows == told(events, "row")
-    for row in rows:
-        reference = expected[row["cell"]]
-        assert reference is not None
-        assert row["host"] == reference["host"]  # of the worker, not that of the command
-        ignored = PROVENANCE | TIMES
-        assert {k: v for k, v in row.items() if k not in ignored} == {
-            k: v for k, v in reference.items() if k not in ignored
-        }
-        assert row["status"] == "ok"
-        assert row["stopped_step"] == ray_driver.STEPS
-        counts = Path("cells", row["cell"], "images.json")
-        assert (output / counts).read_bytes() == (local / counts).read_bytes()
-    # It was executed twice, and the second time began where the first had its checkpoint: after step 1.
-    assert ray_driver.marks(output, next(cell for cell in ray_driver.REAL if cell.id == victim)).read_text() == (
-        "begun on second, checkpoint False\nstep on second\nstep on second\nbegun on first, checkpoint True\n"
-        + "step on first\n" * (ray_driver.STEPS - 1)
-    )
-    assert [path for path in output.rglob(".*") if path.name in (".lock", ray_worker.CHECKPOINT)] == []
-    assert list(output.glob(".ray*")) == []
+def wait_for(condition: Any, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return bool(condition())
 
 
-def test_machine_of_its_own(machine: Machine, tmp_path: Path) -> None:
-    """Fake cells on a Ray started here, which does not see the output: two work, one raises, one goes on to Ctrl-C."""
-    driver = machine.drive("-", tmp_path, "fake")
-    wait_for((tmp_path / ".hanging").exists, driver, "last cell")
-    wait_for((tmp_path / ".failed").exists, driver, "failure")
-    wait_for(lambda: len(read_rows(tmp_path / "results.jsonl")) == 2, driver, "two rows")
-    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does it: Ray's processes get it too
-    events, rest = finish(driver)
+def test_runs_die_fail_and_are_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """Of three runs one is killed while it trains and resumes, one raises, and Ctrl-C comes while the last goes on."""
+    expected = execute_here(KILLED, toy_data(), SETTINGS, tmp_path / "local", provenance(torch.device("cpu")))
 
-    check_files_come_back(events, tmp_path)
-    check_cells_travel(events, machine)
-    check_failing_cell(events, rest)
-    assert rest.rstrip().endswith("KeyboardInterrupt")
-    assert machine.processes() == []  # neither the cell that went on nor anything of Ray
-    assert len(read_rows(tmp_path / "results.jsonl")) == 2
+    def execute(run: Run, data: Any, settings: Settings, output: Path, origin: Row) -> list[Row]:
+        from experiments import launch, runs
 
+        folder = output / "runs" / run.id
+        if run.seed == 1:
+            raise ZeroDivisionError(f"{run.id} has no loss")
+        if run.seed == 2:
+            (folder / "process").write_text(str(os.getpid()))
+            (folder / "process").rename(output / "hanging")
+            time.sleep(600)
+        resumed, steps = (folder / "training.ckpt").exists(), []
 
-def check_files_come_back(events: list[dict[str, Any]], output: Path) -> None:
-    """Byte for byte, and without the state of training."""
-    cells = [ray_driver.FAKE[0], ray_driver.FAKE[2]]
-    files = [path for path in (output / "cells").rglob("*") if path.is_file()]
-    found = {str(path.relative_to(output / "cells")): path.read_bytes() for path in files}
-    assert found == {name: part for cell in cells for name, part in ray_driver.content(cell).items()}
-    assert told(events, "said") == [
-        f"{os.uname().nodename} does not see {output}: files of its cells come back with their rows"
+        def on_step(share: float, loss: float) -> None:
+            steps.append(share)
+            if (folder / "training.ckpt").exists() and not resumed:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        rows = runs.execute(run, data, settings, output, origin, on_step)
+        at = data.train.images.data_ptr()
+        maps = [(line.split()[0].split("-"), line) for line in Path("/proc/self/maps").read_text().splitlines()]
+        memory = next(line for (start, end), line in maps if int(start, 16) <= at < int(end, 16))
+        return [{**row, "code": launch.__file__, "memory": memory, "steps_here": len(steps)} for row in rows]
+
+    stand_in = SimpleNamespace(execute=execute)  # a function inside another travels to tasks by value
+    monkeypatch.setitem(sys.modules, "experiments.runs", stand_in)
+    monkeypatch.setattr(experiments, "runs", stand_in)
+    rows: list[Row] = []
+    failed: list[tuple[Run, BaseException]] = []
+    hanging = tmp_path / "hanging"
+
+    def interrupt() -> None:
+        wait_for(lambda: hanging.exists() and rows and failed, 300)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        launch.run_on_ray(
+            [KILLED, FAILS, HANGS],
+            {**provenance(torch.device("cpu")), "host": "of the command", "command": "mine"},
+            collect=rows.extend,
+            fail=lambda *what: failed.append(what),
+            data=toy_data(),
+            settings=SETTINGS,
+            output=tmp_path,
+            say=print,
+            resources=RayResources(),
+        )
+
+    assert wait_for(lambda: not psutil.pid_exists(int(hanging.read_text())), 20)
+    (row,) = rows
+    assert 0 < row.pop("steps_here") < SETTINGS.steps  # of a second execution, from the checkpoint of the first
+    assert "plasma" in row.pop("memory")  # the data are shared by all tasks, not copied
+    assert not Path(row.pop("code")).is_relative_to(Path(__file__).parents[2])  # a copy, which edits do not reach
+    assert row["command"] == "mine"
+    ignored = {"command", "time", "latency_sitting", "peak_memory_mb", "train_minutes", "dirty"}
+    ignored |= {name for name in row if name.startswith("latency_ms")}
+    assert [{name: row[name] for name in row if name not in ignored}] == [
+        {name: local[name] for name in local if name not in ignored} for local in expected
     ]
+    ((run, error),) = failed
+    assert run == FAILS
+    assert isinstance(error, ZeroDivisionError)
+    assert str(error) == f"{FAILS.id} has no loss"
+    assert "in execute" in error.__notes__[0]
+    assert "\x1b" not in error.__notes__[0]
+    assert {path.name for path in tmp_path.iterdir()} == {"hanging", "local", "runs"}
 
 
-def check_cells_travel(events: list[dict[str, Any]], machine: Machine) -> None:
-    """Tasks run the code that was sent, on data in shared memory, in a folder that is gone afterwards."""
-    rows = told(events, "row")
-    assert sorted(row["seed"] for row in rows) == [0, 3]
-    for row in rows:
-        code = Path(row["code"])
-        assert code.is_relative_to(machine.folder.resolve())
-        assert code.name == "ray_worker.py"
-        assert row["data_id"] == data_id(toy_data())
-        assert row["in_store"]
-        assert row["threads"] == 1
-        assert row["host"] == provenance(torch.device("cpu"))["host"]
-        assert row["command"] == "of the command"
-        assert not Path(row["worked_in"]).exists()
+class Cluster:
+    """Stands for ray, with nodes of these numbers of CPUs and GPUs."""
+
+    def __init__(self, *sizes: dict[str, float], error: str = "") -> None:
+        self.sizes, self.error = sizes, error
+
+    def init(self, **options: Any) -> None:
+        self.options = options
+        if self.error:
+            raise RuntimeError(self.error)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        lost = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+        return [lost, *({"Alive": True, "Resources": size} for size in self.sizes)]
 
 
-def check_failing_cell(events: list[dict[str, Any]], rest: str) -> None:
-    """What a cell raises reaches the command with its words and trace, once."""
-    (failure,) = [event for event in events if "failed" in event]
-    cell = ray_driver.FAKE[1].id
-    assert failure["failed"] == cell
-    assert failure["type"] == "ZeroDivisionError"
-    assert failure["message"] == f"{cell} has no loss"
-    assert "in fake_cell" in failure["trace"]
-    assert "\x1b" not in failure["trace"]
-    assert cell not in rest  # Ray does not tell it again
+def test_room_for_a_run() -> None:
+    """More than this machine has is refused; a cluster may grow, and what it lacks is said."""
+    said: list[str] = []
+    small = Cluster({"CPU": 2.0})
+    with pytest.raises(ValueError, match=r"--ray.cpus, .* 3 CPUs and 0 GPUs for a run, where nodes have 2 CPUs and 0"):
+        launch._connect(small, RayResources(cpus=3), said.append)
+    packed = {"experiments", "swinx"}
+    checkout = Path(small.options["runtime_env"]["working_dir"])
+    assert {path.name for path in checkout.iterdir()} - packed == {
+        name.removeprefix("/") for name in small.options["runtime_env"]["excludes"]
+    }
+    mixed = Cluster({"CPU": 4.0}, {"CPU": 2.0, "GPU": 2.0})
+    launch._connect(mixed, RayResources("auto", cpus=2, gpus=1), said.append)
+    assert said == []
+    launch._connect(mixed, RayResources("auto", cpus=4, gpus=1), said.append)
+    assert said == ["waiting for a node with 4 CPUs and 1 GPUs for a run, where nodes have 4 CPUs and 0 GPUs; "
+                    "2 CPUs and 2 GPUs"]  # fmt: skip
+    with pytest.raises(ConnectionError, match=r"--ray\.address head:1: no node of it"):
+        launch._connect(Cluster(error="no node of it"), RayResources("head:1"), said.append)
+
+
+def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"does not see {tmp_path}: Ray needs a folder that all its nodes"):
+        launch._task(lambda *arguments: [], KILLED, toy_data(), SETTINGS, tmp_path / ".ray.12345678", {})
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".ray.12345678").touch()
+    assert launch._task(lambda *arguments: [{"row": 1}], KILLED, toy_data(), SETTINGS, tmp_path / ".ray.12345678", {})
+    remove_torn(tmp_path)  # as after a command that was killed
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_a_second_execution_waits_for_the_first(tmp_path: Path) -> None:
+    entered = threading.Event()
+
+    def second() -> None:
+        with locked(tmp_path, wait=60):
+            entered.set()
+
+    with locked(tmp_path):
+        threading.Thread(target=second).start()
+        assert not entered.wait(0.3)
+        with pytest.raises(ValueError, match="another run is writing into"), locked(tmp_path, wait=0.1):
+            pass
+    assert entered.wait(10)
+
+
+def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r'extra ray: pip install -e "\.\[ray\]"'):
+        launch.check_ray(RayResources(), "cpu")
+
+
+def test_an_address_where_nobody_answers() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=rf"--ray\.address: nothing answers at {address} .*`ray start --head"):
+            launch.check_ray(RayResources(address), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("resources", "device", "message"),
+    [
+        *((RayResources(address), "cpu", rf"--ray\.address must be host:port or auto, got '{address}'")
+          for address in ("localhost", "ray://head:10001", ":6379", "head:port", "head:99999")),
+        (RayResources(gpus=0), "cuda", r"--ray\.gpus must be more than 0 .* for --device cuda, got 0"),
+        (RayResources(gpus=0.5), "cpu", r"--ray\.gpus must be 0 for --device cpu, got 0\.5"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(resources: RayResources, device: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        launch.check_ray(resources, device)

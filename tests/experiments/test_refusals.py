@@ -1,4 +1,4 @@
-"""What the command refuses before any work, and cells that cannot exist."""
+"""What the command refuses before any work, and runs that cannot exist."""
 
 from pathlib import Path
 from typing import Any
@@ -7,10 +7,10 @@ import pytest
 import torch
 from toy import ONE
 
-from experiments import cell_run, data_options
+from experiments import data, runs
 from experiments.compare_decoders import main
 from experiments.data import SegmentationData, Split
-from experiments.records import read_rows
+from experiments.results import read_rows
 
 pytestmark = pytest.mark.usefixtures("tiny_scenes")
 
@@ -21,12 +21,12 @@ def test_another_configuration_is_refused_before_work(
     output = tmp_path / "out"
     assert main([*ONE, "--output", str(output)]) == 0
     contents = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    monkeypatch.setattr(cell_run, "fit", lambda *_, **__: pytest.fail("must be refused before training"))
+    monkeypatch.setattr(runs, "fit", lambda *_, **__: pytest.fail("must be refused before training"))
     assert main([*ONE, "--steps", "3", "--output", str(output)]) == 2
-    assert "holds results of another configuration (steps 1 there, 3 now)" in capsys.readouterr().err
+    assert "was begun with other settings (steps 1 there, 3 now)" in capsys.readouterr().err
     for change in ({"test": toy.val}, {"class_names": ("grey", "dark", "bright <&>")}, {"ignore_index": 254}):
         other = SegmentationData(**(vars(toy) | change))
-        monkeypatch.setattr(data_options, "make_scenes", lambda other=other, **_: other)
+        monkeypatch.setattr(data, "make_scenes", lambda other=other, **_: other)
         assert main([*ONE, "--output", str(output)]) == 2
         assert "data_id" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == contents
@@ -35,14 +35,14 @@ def test_another_configuration_is_refused_before_work(
 def test_a_checkpoint_does_not_go_on_under_other_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A first cell that was cut off has no row yet."""
+    """A first run that was cut off has no row yet."""
     output = tmp_path / "out"
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cell_run, "fit", interrupt)
+        patch.setattr(runs, "fit", interrupt)
         assert main([*ONE, "--losses", "dice", "--output", str(output)]) == 130
     assert read_rows(output / "results.jsonl") == []
     assert main([*ONE, "--output", str(output)]) == 2
@@ -56,7 +56,7 @@ def test_foreign_folders_and_files_are_refused(tmp_path: Path, capsys: pytest.Ca
     assert main([*ONE, "--output", str(tmp_path / "notes")]) == 2
     assert "holds other files (thesis.tex)" in capsys.readouterr().err
     assert main([*ONE, "--output", str(tmp_path / "notes" / "thesis.tex")]) == 2
-    assert "is a file, a folder is needed" in capsys.readouterr().err
+    assert "--output must be a folder, got" in capsys.readouterr().err
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "results.jsonl").write_text('{"kind": "attention"}\n')
     assert main([*ONE, "--output", str(tmp_path / "rows")]) == 2
@@ -67,30 +67,29 @@ def test_foreign_folders_and_files_are_refused(tmp_path: Path, capsys: pytest.Ca
     ("arguments", "message"),
     [
         (["--steps", "5", "--minutes", "1"], "--steps and --minutes exclude each other, got 5 and 1.0"),
-        (["--steps", "0"], "steps must be at least 1, got 0"),
-        (["--minutes", "-1"], "minutes must be positive and finite, got -1.0"),
+        (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--minutes", "-1"], "--minutes must be positive and finite, got -1.0"),
         (["--batch-size", "1"], "--batch-size must be at least 2"),
         (["--batch-size", "8"], "must not exceed the number of training images, 7, got 8"),
         (["--decoders", "Unet", "DPT"], "--decoders: DPT is not one of DeepLabV3, DeepLabV3Plus, FPN"),
         (["--decoders", "FPN", "--output-strides", "16"], "FPN takes output stride 32, got 16"),
         (["--decoders", "PAN"], "needs image sides of at least 128 pixels, got 64x64"),
         (["--encoders", "swin"], "--encoders: swin is not one of"),
-        (["--decoders", "DeepLabV3Plus", "--encoders", "vgg11"], "none of these cells can exist"),
+        (["--decoders", "DeepLabV3Plus", "--encoders", "vgg11"], "none of these runs can exist"),
         (["--seeds", "-1"], "--seeds must not be negative, got -1"),
-        (["--root", "x"], "--root: scenes are generated"),
-        (["--classes", "x"], "--classes: only for --data folder and hf, got --data scenes"),
+        (["--root", "x"], "--root is only for --data folder, camvid, pet, got --data scenes"),
+        (["--classes", "x"], "--classes is only for --data folder, got --data scenes"),
         (["--data", "camvid"], "--data camvid needs --root"),
         (
             ["--data", "camvid", "--root", "x", "--ignore-index", "3"],
-            "--ignore-index: only for --data folder and hf, got --data camvid",
+            "--ignore-index is only for --data folder, got --data camvid",
         ),
         (["--data", "folder", "--root", "x"], "--data folder needs --classes"),
-        (["--data", "hf", "--root", "x"], "--data hf needs --classes"),
-        (["--data", "pet", "--root", "x"], "--data pet needs --size"),
+        (["--data", "pet", "--root", "x"], "--data pet needs --size H W"),
         (["--data", "folder", "--root", "x", "--classes", "missing.txt"], "missing.txt"),
-        (["--size", "0", "5"], "--size must be height and width of at least 1, got 0 5"),
+        (["--size", "0", "5"], "--size must be height and width of at least 64, got 0 5"),
         (["--precision", "16", "--device", "cpu"], "--precision 16 needs --device cuda"),
-        (["--data", "camvid", "--root", "x", "--data-seed", "3"], "--data-seed: only for --data scenes"),
+        (["--data", "camvid", "--root", "x", "--data-seed", "3"], "--data-seed is only for --data scenes"),
         (["--crop", "65", "64"], "--crop must fit into the images, 64x64, got 65x64"),
         (["--workers", "-1"], "--workers must not be negative, got -1"),
         (["--stems", "none", "--encoders", "resnet18"], "--stems is for encoders of swinx, got --encoders resnet18"),
@@ -109,9 +108,16 @@ def test_foreign_folders_and_files_are_refused(tmp_path: Path, capsys: pytest.Ca
             ["--tile", "64", "100", "--scales", "0.5", "1"],
             "--tile must be smaller than the images, 64x64 at --scales 0.5 1.0, got 64x100",
         ),
-        (["--decoders", "PAN", "--size", "128", "128", "--tile", "32", "32"], "none of these cells can exist"),
+        (["--decoders", "PAN", "--size", "128", "128", "--tile", "32", "32"], "none of these runs can exist"),
         (["--windows", "0"], "--windows must be at least 1, got 0"),
         (["--dilations", "wide"], "--dilations: wide is not one of exact, dense, enlarged"),
+        (["--evaluate-at", "0", "251"], "--evaluate-at must be different steps from 0, at most 250, got 0 251"),
+        (["--evaluate-at", "5", "5"], "--evaluate-at must be different steps from 0, at most 250, got 5 5"),
+        (["--start", "nowhere"], "--start must be a folder of finished runs, got nowhere, which has none"),
+        (["--freeze", "encoder"], "--freeze is for trained encoders (--weights, --start), got encoder"),
+        (["--layer-decay", "0.9"], "--layer-decay is for trained encoders (--weights, --start), got 0.9"),
+        (["--contrasts", "exact-dense@os8"], "--contrasts exact-dense@os8: 'dense' is no value"),
+        (["--score-at", "native"], "--score-at native is for images that --size resizes"),
         (["--ray.cpus", "2"], "--ray options are for --launcher ray, got --launcher here"),
     ],
 )
@@ -126,7 +132,7 @@ def test_bad_input_is_refused_before_work(
     assert not output.exists()
 
 
-def test_cells_that_cannot_exist_have_rows_and_the_others_run(
+def test_runs_that_cannot_exist_have_rows_and_the_others_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
@@ -135,7 +141,7 @@ def test_cells_that_cannot_exist_have_rows_and_the_others_run(
     for _ in range(2):
         assert main([*arguments, "--output", str(output)]) == 0
         told = capsys.readouterr().out
-        rules = {row["cell"]: row["error"] for row in read_rows(output / "results.jsonl")}
+        rules = {row["run"]: row["error"] for row in read_rows(output / "results.jsonl")}
         assert rules == {
             "swinx_n-inline-FPN-os16-seed0": "FPN takes output stride 32, got 16",
             "swinx_n-inline-DeepLabV3-os32-seed0": "DeepLabV3 takes output stride 8, 16, got 32",
@@ -152,14 +158,14 @@ def test_one_run_at_a_time_writes_into_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    original = cell_run.fit
+    original = runs.fit
     codes = []
 
     def again(*arguments: Any, **options: Any) -> Any:
         codes.append(main([*ONE, "--output", str(output)]))
         return original(*arguments, **options)
 
-    monkeypatch.setattr(cell_run, "fit", again)
+    monkeypatch.setattr(runs, "fit", again)
     assert main([*ONE, "--output", str(output)]) == 0
     assert codes == [2]
     assert f"--output: another run is writing into {output}" in capsys.readouterr().err
@@ -170,7 +176,7 @@ def test_masks_of_one_class_are_refused_before_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, toy: SegmentationData
 ) -> None:
     blank = Split(toy.train.images, torch.zeros_like(toy.train.masks), toy.train.names)
-    monkeypatch.setattr(data_options, "make_scenes", lambda **_: SegmentationData(**(vars(toy) | {"train": blank})))
+    monkeypatch.setattr(data, "make_scenes", lambda **_: SegmentationData(**(vars(toy) | {"train": blank})))
     assert main([*ONE, "--output", str(tmp_path / "out")]) == 2
     assert "at least two classes besides the ignored pixels, got ids [0]" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -179,7 +185,7 @@ def test_masks_of_one_class_are_refused_before_work(
 def test_an_output_that_cannot_be_written_is_refused_before_work(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cell_run, "fit", lambda *_, **__: pytest.fail("must be refused before training"))
+    monkeypatch.setattr(runs, "fit", lambda *_, **__: pytest.fail("must be refused before training"))
     assert main([*ONE, "--output", "/dev/null/out"]) == 2
     assert "/dev/null" in capsys.readouterr().err
 
@@ -194,7 +200,7 @@ def test_cuda_is_refused_where_there_is_none(tmp_path: Path, capsys: pytest.Capt
     ("arguments", "message"),
     [
         (["--losses", "ce", "ce"], "--losses must be different names among ce, dice, lovasz, got ce ce"),
-        (["--overlap", "1"], "overlap must be 0 or more and below 1, got 1.0"),
+        (["--overlap", "1"], "--overlap must be at least 0 and below 1, got 1.0"),
         (["--ray.cpus", "0"], "--ray.cpus must be more than 0, got 0"),
     ],
 )

@@ -1,183 +1,195 @@
-"""A report from any subset of rows of several folders."""
+"""experiments.report: a report from any subset of rows of several folders, or of committed rows alone."""
 
 import json
+import os
+import shutil
 from base64 import b64encode
 from pathlib import Path
 
 import pandas
 import pytest
-from PIL import Image
-from report_folder import add_counts, folder, row
+from report_folder import again, folder, picture, row
 
-from experiments.records import read_rows
-from experiments.report.__main__ import main
-from experiments.report.content import gather
+from experiments.report import main
+from experiments.reporting import pages
+from experiments.reporting.content import gather
+from experiments.reporting.load import read
+from experiments.results import Row, read_rows
 
 
-@pytest.fixture
-def two(tmp_path: Path) -> list[str]:
+@pytest.fixture(autouse=True)
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of the time of a report, and are looked at in test_report_pages."""
+    monkeypatch.setattr(pages, "_figures", lambda *_: [])
+
+
+def rows_in(path: Path) -> list[Row]:
+    return read_rows(path / "results.jsonl")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("two")
     for name, decoders in (("a", ["Unet", "FPN"]), ("b", ["PAN"])):
-        rows = [row(decoder, seed, 40.0 + seed, data_id="x") for decoder in decoders for seed in range(2)]
-        for item in rows:
-            add_counts(tmp_path / name, item["cell"], [[50, 40], [60, 10]])
-        folder(tmp_path / name, rows)
-    return [str(tmp_path / "a"), str(tmp_path / "b")]
+        folder(root / name, [row(decoder, seed, 40.0 + seed) for decoder in decoders for seed in range(2)])
+    return [str(root / "a"), str(root / "b")]
 
 
 def test_chosen_rows_make_a_report_of_their_own(two: list[str], tmp_path: Path) -> None:
     output = tmp_path / "out"
     for where, decoders, seeds in (
-        (["decoder=Unet,PAN"], {"Unet", "PAN"}, {0, 1}),
         (["decoder=PAN", "seed=1"], {"PAN"}, {1}),
-        ([], {"Unet", "FPN", "PAN"}, {0, 1}),
+        (["decoder=Unet,PAN"], {"Unet", "PAN"}, {0, 1}),
     ):
-        arguments = [*two, "--output", str(output), *(["--where", *where] if where else [])]
-        assert main(arguments) == 0
-        rows = read_rows(output / "results.jsonl")
-        assert {item["decoder"] for item in rows} == decoders
-        assert {item["seed"] for item in rows} == seeds
+        assert main([*two, "--output", str(output), "--where", *where]) == 0
+        assert {item["decoder"] for item in rows_in(output)} == decoders
+        assert {item["seed"] for item in rows_in(output)} == seeds
         assert set(pandas.read_csv(output / "summary.csv")["decoder"]) == decoders
-        assert "95 % interval" in (output / "report.md").read_text()
-        assert {path.name for path in (output / "cells").iterdir() if path.is_dir()} == {item["cell"] for item in rows}
-    text = (output / "report.html").read_text()
-    for source in two:  # nothing of the old folders is needed
-        Path(source).rename(f"{source}-gone")
-    assert main([str(output), "--output", str(tmp_path / "again")]) == 0
-    assert (tmp_path / "again" / "report.html").read_text() == text
+        assert len(list((output / "pictures").iterdir())) == len(rows_in(output))
+    assert "95 % interval" in (output / "report.md").read_text(encoding="utf-8")
 
 
-def ways(path: Path) -> list[str]:
-    """Two models, whole in one folder and by mirrored tiles in the other, three points better there."""
-    for name, gain, how in (
-        ("whole", 0, {"tile": None, "flip": True}),
-        ("tiles", 3, {"tile": [48, 32], "flip": True, "weights_of": {}}),
-    ):
-        rows = []
-        for seed in range(2):
-            item = row("PAN", seed, 40.0 + 9 * seed + gain, data_id="x", overlap=0.25, scales=[1.0], **how)
-            if "weights_of" in item:
-                trained = row("PAN", seed)
-                item["weights_of"] = {
-                    key: trained[key] for key in ("cell", "time", "command", "commit", "dirty", "precision")
-                }
-            # IoU of an image is hits / (200 - hits).
-            add_counts(path / name, item["cell"], [[40 + 9 * seed + gain + image] for image in range(7)])
-            rows.append(item)
-        folder(path / name, rows)
-    return [str(path / "whole"), str(path / "tiles")]
+def test_committed_rows_alone_give_the_same_report(two: list[str], tmp_path: Path) -> None:
+    """From folders, from their merged set, and from NAME.jsonl with NAME.npz and NAME-data.json elsewhere."""
+    assert main([*two, "--output", str(tmp_path / "out")]) == 0
+    assert main([str(tmp_path / "out"), "--output", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "report.html").read_bytes() == (tmp_path / "out" / "report.html").read_bytes()
+    committed = tmp_path / "committed"
+    committed.mkdir()
+    for name, other in (("results.jsonl", "x.jsonl"), ("results.npz", "x.npz"), ("data.json", "x-data.json")):
+        shutil.copy(tmp_path / "out" / name, committed / other)
+    assert main([str(committed / "x.jsonl"), "--output", str(tmp_path / "third")]) == 0
+    for name in ("report.md", "report.tex", "summary.csv", "class_iou.csv", "differences.csv"):
+        assert (tmp_path / "third" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    found, original = read([committed / "x.jsonl"]), read(list(map(Path, two)))
+    for item, other in zip(found.items, original.items, strict=True):
+        assert item.arrays.keys() == other.arrays.keys()
+        for name, array in item.arrays.items():
+            assert array.tolist() == other.arrays[name].tolist()
 
 
-def test_one_cell_with_several_ways_of_inference_is_compared_model_by_model(tmp_path: Path) -> None:
-    both, output = ways(tmp_path), tmp_path / "out"
-    picture = Image.new("RGB", (8, 8), "red")
-    picture.save(tmp_path / "tiles" / "cells" / row("PAN")["cell"] / "00.png")
-    assert main([*both, "--output", str(output)]) == 0
+def test_one_run_with_several_ways_of_inference(tmp_path: Path) -> None:
+    trained = [row("PAN", seed, 40.0 + 9 * seed) for seed in range(2)]
+    tiles = [again(item, test_miou=item["test_miou"] + 3, tile=[48, 32], overlap=0.25, flip=True) for item in trained]
+    one, other = folder(tmp_path / "whole", trained), folder(tmp_path / "tiles", tiles)
+    own = other / "runs" / trained[0]["run"] / "00.png"
+    picture(own, 2)
+    output = tmp_path / "out"
+    assert main([str(one), str(other), "--output", str(output)]) == 0
     table = pandas.read_csv(output / "summary.csv")
-    assert table["label"].tolist() == ["PAN · tiles 48x32", "PAN"]
-    assert table["inference"].tolist() == ["tiles 48x32 overlap 0.25 + mirrored", "mirrored"]
+    assert table["label"].tolist() == ["PAN · tiles 48x32 overlap 0.25 · mirrored", "PAN"]
     assert table["test_miou"].tolist() == [47.5, 44.5]
-    comparison = gather(output).comparison
-    assert comparison is not None
-    assert (comparison.seed_freedom, comparison.paired_freedom) == (1, 1)
-    scores = [score.miou for score in comparison.scores]
-    assert scores == pytest.approx(
-        [sum(100 * (280 + 63 * s + 21 + 7 * g) / (1120 - 63 * s - 21 - 7 * g) for s in (0, 1)) / 2 for g in (3, 0)]
-    )
-    cells = output / "cells"
-    name = row("PAN")["cell"]
-    assert {path.name for path in cells.iterdir() if path.is_dir()} == {
-        f"{cell}-{way}"
-        for cell in (name, row("PAN", 1)["cell"])
-        for way in ("mirrored", "tiles-48x32-overlap-0.25-mirrored")
-    }
-    for way, source in (("mirrored", "whole"), ("tiles-48x32-overlap-0.25-mirrored", "tiles")):
-        original = tmp_path / source / "cells" / name / "00.png"
-        assert (cells / f"{name}-{way}" / "00.png").read_bytes() == original.read_bytes()
-    text = (output / "report.html").read_text()
-    assert text.count("<img") == 2 * (2 + 2), "two images: image, truth and what both ways predict"
-    assert b64encode((tmp_path / "tiles" / "cells" / name / "00.png").read_bytes()).decode() in text
-    assert text.count("<h3>Training loss</h3>") == 1
-    assert "2 of the 4 rows evaluate a trained cell once more" in text
-    # What was made can be taken apart again, and then needs no names of its own.
+    html = (output / "report.html").read_text(encoding="utf-8")
+    assert b64encode(own.read_bytes()).decode() in html
     kept = "tiles 48x32 overlap 0.25 + mirrored"
-    assert main([str(output), "--where", f"inference={kept}", "--output", str(tmp_path / "one")]) == 0
-    assert {path.name for path in (tmp_path / "one" / "cells").iterdir() if path.is_dir()} == {
-        name,
-        row("PAN", 1)["cell"],
-    }
-    assert all("side" not in item for item in read_rows(tmp_path / "one" / "results.jsonl"))
-    assert main([str(output), "--output", str(tmp_path / "again")]) == 0
-    assert (tmp_path / "again" / "report.html").read_text() == text
+    assert main([str(output), "--where", f"inference={kept}", "--output", str(tmp_path / "part")]) == 0
+    assert [item["tile"] for item in rows_in(tmp_path / "part")] == [[48, 32]] * 2
 
 
 def test_an_evaluation_that_repeats_the_one_after_training_is_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained = [row("PAN", seed, 40.0 + seed, data_id="x", device="cpu") for seed in range(2)]
-    told = {key: trained[0][key] for key in ("cell", "time", "command", "commit", "dirty", "precision")}
-    again = [
-        trained[0] | {"weights_of": told},
-        trained[0] | {"weights_of": told, "cell": "finer", "output_stride": 16},
-    ]
-    one, other = folder(tmp_path / "trained", trained), folder(tmp_path / "again", again)
+    trained = [row("Unet", seed, device="cpu") for seed in range(2)]
+    finer = again(trained[0], run=row("Unet", output_stride=16)["run"], output_stride=16)
+    one, other = folder(tmp_path / "trained", trained), folder(tmp_path / "again", [again(trained[0]), finer])
     for order in ((one, other), (other, one)):
         assert main([*map(str, order), "--output", str(tmp_path / "out")]) == 0
-        assert f"{trained[0]['cell']} of {other}: left out, it repeats" in " ".join(capsys.readouterr().out.split())
-        rows = read_rows(tmp_path / "out" / "results.jsonl")
-        assert sorted(item["cell"] for item in rows) == sorted(["finer", *(item["cell"] for item in trained)])
-        assert [item["cell"] for item in rows if "weights_of" in item] == ["finer"]
-    for changes in ({"precision": "bf16"}, {"weights_of": told | {"time": "2026-01-03T00:00:00+00:00"}}):
-        changed = folder(tmp_path / f"changed-{next(iter(changes))}", [again[0] | changes])
-        assert main([str(one), str(changed), "--output", str(tmp_path / "none")]) == 2
-        assert "may come once with one inference" in capsys.readouterr().err
+        assert f"{trained[0]['run']} at step 20: left out, it repeats" in capsys.readouterr().out
+        rows = rows_in(tmp_path / "out")
+        assert sorted(item["run"] for item in rows) == sorted([finer["run"], *(item["run"] for item in trained)])
+        assert [item["run"] for item in rows if item["source"]] == [finer["run"]]
+    changed = again(trained[0])
+    changed["source"] = changed["source"] | {"time": "2026-01-02T00:00:00+00:00"}  # of another training
+    for name, item in (("device", again(trained[0], device="cuda")), ("time", changed)):
+        mixed = folder(tmp_path / name, [item])
+        assert main([str(one), str(mixed), "--output", str(tmp_path / "none")]) == 2
+        assert "a run may come once with the same step, inference and settings" in capsys.readouterr().err
         # Which of them is wanted can be said.
-        assert main([str(one), str(changed), "--where", "seed=1", "--output", str(tmp_path / "out")]) == 0
-
-
-def test_another_training_of_the_same_cell_is_another_model(tmp_path: Path) -> None:
-    both = ways(tmp_path)
-    rows = [item | {"time": "2026-01-02T00:00:00+00:00"} for item in read_rows(tmp_path / "whole" / "results.jsonl")]
-    (tmp_path / "whole" / "results.jsonl").write_text("".join(json.dumps(item) + "\n" for item in rows))
-    assert main([*both, "--output", str(tmp_path / "out")]) == 0
-    comparison = gather(tmp_path / "out").comparison
-    assert comparison is not None
-    assert (comparison.seed_freedom, comparison.paired_freedom) == (2, 0)
+        assert main([str(one), str(mixed), "--where", "seed=1", "--output", str(tmp_path / "out")]) == 0
+    bf16 = folder(tmp_path / "bf16", [again(trained[0], precision="bf16")])
+    labels = [c.label for c in gather(read([one, bf16])).configurations]
+    assert sorted(labels) == ["Unet · precision 32", "Unet · precision bf16"]
 
 
 def test_bad_input_is_refused(two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = str(tmp_path / "o")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.tex").touch()
     assert main([two[1], "--output", str(tmp_path / "mixed")]) == 0
     (tmp_path / "mixed" / "thesis.tex").touch()
     other = folder(tmp_path / "other", [row("MAnet", data_id="y")])
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text(2 * (Path(two[1]) / "results.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
     for arguments, message in (
         ([*two, "--output", str(tmp_path / "notes")], "--output must be a new folder or one of an earlier call"),
         ([*two, "--output", two[0]], "--output must be"),
+        ([str(tmp_path / "mixed"), "--output", str(tmp_path / "mixed")], "holds other files too"),
         ([*two, "--output", str(tmp_path / "mixed")], "holds other files too (thesis.tex), choose another folder"),
-        ([*two, "--output", str(tmp_path / "o"), "--where", "seed=0", "seed=1"], "each field may be given once"),
-        ([two[0], two[0], "--output", str(tmp_path / "o")], "each cell may come once with one inference, got"),
-        ([*two, str(other), "--output", str(tmp_path / "o")], "must be of the same data, got data_id x in"),
-        ([str(tmp_path / "notes"), "--output", str(tmp_path / "o")], "holds no comparison"),
-        ([*two, "--output", str(tmp_path / "o"), "--where", "colour=red"], "with a field of decoder, encoder, stem"),
-        ([*two, "--output", str(tmp_path / "o"), "--where", "decoder=MAnet"], "MAnet is not one of FPN, PAN, Unet"),
+        ([*two, "--output", str(twice)], "--output must be a new folder"),
+        ([*two, "--output", new, "--where", "seed=0", "seed=1"], "each field may be given once"),
+        ([two[0], two[0], "--output", new], "a run may come once with the same step, inference and settings, got"),
+        ([str(twice), "--output", new], "is in line 1 already"),
+        ([*two, str(other), "--output", new], "must be of the same data, got data_id x in"),
+        ([str(tmp_path / "notes"), "--output", new], "holds no results"),
+        ([str(tmp_path / "nothing"), "--output", new], "holds no results"),
+        ([*two, "--output", new, "--where", "colour=red"], "with a field of decoder, encoder, stem"),
+        ([*two, "--output", new, "--where", "decoder=MAnet"], "MAnet is not one of FPN, PAN, Unet"),
         (
-            [*two, "--output", str(tmp_path / "o"), "--where", "decoder=PAN", "cell=" + row("FPN")["cell"]],
-            "no row meets decoder=PAN cell=",
+            [*two, "--output", new, "--where", "decoder=PAN", f"run={row('FPN')['run']}"],
+            "no row meets decoder=PAN run=",
         ),
+        ([*two, "--output", new, "--contrasts", "Unet-MAnet"], "--contrasts Unet-MAnet: 'MAnet' is no value"),
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
-        assert not (tmp_path / "o").exists()
+        assert not Path(new).exists()
     assert (tmp_path / "notes" / "thesis.tex").exists()
     assert (tmp_path / "mixed" / "thesis.tex").exists()
     assert (Path(two[0]) / "results.jsonl").exists()
 
 
-def test_rows_of_other_settings_and_without_data_id_go_together(tmp_path: Path) -> None:
-    first = folder(tmp_path / "a", [row("Unet", test=40.0, data_id="x", learning_rate=0.1)])
-    earlier = row("FPN", test=41.0, learning_rate=0.2)  # has no data_id
-    second = folder(tmp_path / "b", [earlier])
-    assert main([str(first), str(second), "--output", str(tmp_path / "out")]) == 0
-    text = (tmp_path / "out" / "report.md").read_text()
-    assert "- settings that differ: learning rate 0.1, 0.2\n" in text
-    assert "FPN reaches 41.0 % test mIoU, 1.0 points above Unet." in text
+def test_planned_contrasts_by_command(two: list[str], tmp_path: Path) -> None:
+    assert main([*two, "--output", str(tmp_path / "out"), "--contrasts", "Unet-PAN"]) == 0
+    assert pandas.read_csv(tmp_path / "out" / "differences.csv")["contrast"].tolist() == ["Unet-PAN"]
+
+
+@pytest.mark.parametrize("name", ["/home/settings", "../../escaped", "..", "a/b", ".hidden", ""])
+def test_rows_whose_names_are_paths_are_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, home = folder(tmp_path / "run", [row("FPN"), row("FPN", 1)]), tmp_path / "home"
+    home.mkdir()
+    (home / "settings.json").write_text('{"mine": 1}', encoding="utf-8")
+    rows = rows_in(run)
+    rows[0]["run"] = str(home / "settings") if name.startswith("/") else name
+    (run / "results.jsonl").write_text("".join(json.dumps(item) + "\n" for item in rows), encoding="utf-8")
+    path = next(run.rglob("*.png"))
+    path.unlink()
+    os.symlink(home / "settings.json", path)
+    assert main([str(run), "--output", str(tmp_path / "mine" / "out")]) == 2
+    assert "run must be the plain name of its run" in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
+    assert [path.name for path in tmp_path.rglob("*") if "escaped" in path.name] == []
+    assert [path.name for path in home.iterdir()] == ["settings.json"]
+
+
+def test_sources_that_are_no_runs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder(tmp_path / "run", [again(row("FPN"))])
+    rows = rows_in(run)
+    rows[0]["source"]["run"] = "../x"
+    (run / "results.jsonl").write_text(json.dumps(rows[0]) + "\n", encoding="utf-8")
+    assert main([str(run), "--output", str(tmp_path / "out")]) == 2
+    assert "source must be an object with the plain name of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"kind": "segmentation", "a": ' + "[" * 100_000])
+def test_lines_that_are_too_deep_are_refused(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results.jsonl").write_text(line + "\n", encoding="utf-8")
+    assert main([str(tmp_path), "--output", str(tmp_path / "out")]) == 2
+    assert "line 1: not JSON" in capsys.readouterr().err
+
+
+def test_numbers_that_no_float_holds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder(tmp_path / "run", [row("FPN", test=50.0)])
+    text = (run / "results.jsonl").read_text(encoding="utf-8")
+    (run / "results.jsonl").write_text(text.replace('"params_m": 4.0', f'"params_m": 1{"0" * 400}'), encoding="utf-8")
+    assert main([str(run), "--output", str(tmp_path / "out")]) == 2
+    assert "params_m must be a number or null" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A run that is cut off and continued ends like one that was not; early stopping, best weights and logs."""
+"""A run that is cut off and resumed ends like one that was not; early stopping, best weights, workers and logs."""
 
 import copy
 import csv
@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
+from torch import Tensor, nn
+from toy import toy_data, toy_settings
 
-from experiments.cells import Cell
+from experiments import files
 from experiments.data import SegmentationData
-from experiments.models import build_model
-from experiments.training import Budget, Recipe, Segmenter, Training, fit
-from experiments.training.optim import learning_rate_factor
-
-CPU = torch.device("cpu")
+from experiments.grid import Run
+from experiments.models import Segmenter, build_model
+from experiments.optim import learning_rate_factor
+from experiments.options import Recipe
+from experiments.train import Training, fit
 
 
 class CutOffError(Exception):
@@ -28,19 +29,33 @@ def checksum(model: nn.Module) -> float:
     return float(sum(tensor.double().sum() for tensor in model.state_dict().values()))
 
 
+class Small(nn.Module):
+    """A network with dropout and BatchNorm that takes no time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout2d(0.2), nn.Conv2d(8, 3, 1)
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images / 255)
+
+
 def train(
     data: SegmentationData,
     folder: Path,
     recipe: Recipe,
     *,
-    budget: Budget | None = None,
-    steps: int = 9,
+    build: Callable[[], nn.Module] = Small,
     cut: int | None = None,
-    **options: Any,
+    **changes: Any,
 ) -> tuple[nn.Module, Training]:
-    """A network with stochastic depth, dropout and BatchNorm; cut raises after that many steps of this call."""
+    """cut raises after that many steps of this call. changes: functions that fit takes, and fields of Settings.
+
+    A network is the same each time. 9 steps by default.
+    """
     torch.manual_seed(1)
-    model = Segmenter(build_model(Cell("swinx_n", "inline", "DeepLabV3Plus", 16, 0), 3))
+    model = build()
     torch.manual_seed(torch.seed())  # whatever state the process is in
     taken = 0
 
@@ -50,58 +65,57 @@ def train(
         if taken == cut:
             raise CutOffError
 
-    options = {"validate": checksum, **options}
-    training = fit(
-        model,
-        data,
-        budget or Budget(steps=steps),
-        recipe,
-        folder=folder,
-        batch_size=2,
-        seed=4,
-        device=CPU,
-        precision="32",
-        on_step=on_step,
-        **options,
-    )
-    return model, training
+    functions: dict[str, Any] = {"validate": checksum, "on_best": lambda *_: None, "evaluate": lambda *_: None}
+    functions |= {name: changes.pop(name) for name in functions if name in changes}
+    settings = toy_settings(recipe, **({} if "minutes" in changes else {"steps": 9}) | changes)
+    device = torch.device("cpu")
+    return model, fit(model, data, settings, seed=4, folder=folder, device=device, on_step=on_step, **functions)
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
+def logged(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "log" / "metrics.csv").open(encoding="utf-8")))
+
+
+def swin() -> nn.Module:
+    """A network with stochastic depth and dropout."""
+    return Segmenter(build_model(Run("swinx_n", "inline", "FPN", 32, 0), 3))
+
+
+@pytest.mark.parametrize(("build", "accumulate"), [(swin, 2), (Small, 1)])
 def test_a_run_cut_off_at_any_step_ends_with_the_same_bits(
-    toy: SegmentationData, tmp_path: Path, accumulate: int
+    tmp_path: Path, build: Callable[[], nn.Module], accumulate: int
 ) -> None:
-    recipe = Recipe(validate_every=2, accumulate=accumulate)
-    whole, expected = train(toy, tmp_path / "whole", recipe, loggers=("csv",))
-    assert [step for step, _ in expected.validations] == [2, 4, 6, 8, 9]
-    for cut in (3, 1, 4):  # after a checkpoint, right after starting again, and at one
+    recipe, data = Recipe(validate_every=2, accumulate=accumulate), toy_data(32)
+    common: dict[str, Any] = {"build": build, "steps": 5, "loggers": ("csv",)}
+    whole, expected = train(data, tmp_path / "whole", recipe, **common)
+    assert [step for step, _ in expected.validations] == [2, 4, 5]
+    for cut in (3, 1, 2):  # after a checkpoint, right after starting again, and at one
         with pytest.raises(CutOffError):
-            train(toy, tmp_path / "cut", recipe, cut=cut, loggers=("csv",))
+            train(data, tmp_path / "cut", recipe, cut=cut, **common)
     for _ in range(2):  # the second time nothing is left to train: killed between training and evaluation
-        model, training = train(toy, tmp_path / "cut", recipe, loggers=("csv",))
+        model, training = train(data, tmp_path / "cut", recipe, **common)
         for field in ("losses", "steps", "images_seen", "validations", "best"):
             assert getattr(training, field) == getattr(expected, field), field
         for (name, one), two in zip(whole.state_dict().items(), model.state_dict().values(), strict=True):
             assert torch.equal(one, two), name
-    logs = [tmp_path / name / "log" / "metrics.csv" for name in ("whole", "cut")]
-    assert logs[0].read_text() == logs[1].read_text()
+    assert logged(tmp_path / "whole") == logged(tmp_path / "cut")
 
 
 def test_the_clock_of_a_budget_of_minutes_goes_on(toy: SegmentationData, tmp_path: Path) -> None:
     """The share of the budget, and with it the learning rate, starts where the checkpoint left it."""
-    recipe, budget = Recipe(validate_every=1), Budget(minutes=0.1)
+    recipe = Recipe(validate_every=1)
     with pytest.raises(CutOffError):
-        train(toy, tmp_path, recipe, budget=budget, cut=6)
-    state = torch.load(tmp_path / "training.ckpt", weights_only=True)["callbacks"]["Progress"]
-    assert len(state["losses"]) == 5
-    assert 0 < state["seconds"] < 6
-    _, training = train(toy, tmp_path, recipe, budget=budget, loggers=("csv",))
-    assert 6 <= training.minutes * 60 < 6 + 2 * state["seconds"]
-    assert training.steps > 6
-    rates = [float(row["learning_rate"]) for row in csv.DictReader((tmp_path / "log" / "metrics.csv").open())]
-    assert rates[:5] == state["rates"]
-    share = state["seconds"] / 6
-    assert rates[5] == pytest.approx(recipe.learning_rate * learning_rate_factor(share, recipe.warmup))
+        train(toy, tmp_path, recipe, minutes=0.02, cut=4)
+    state = torch.load(tmp_path / "training.ckpt", weights_only=True)["history"]
+    assert len(state["losses"]) == 3
+    assert 0 < state["seconds"] < 1.2
+    _, training = train(toy, tmp_path, recipe, minutes=0.02, loggers=("csv",))
+    assert 1.2 <= training.minutes * 60 < 1.2 + 2 * state["seconds"] + 0.3
+    assert training.steps > 4
+    rates = [float(row["learning_rate"]) for row in logged(tmp_path)]
+    assert rates[:3] == state["rates"]
+    share = state["seconds"] / 1.2
+    assert rates[3] == pytest.approx(recipe.learning_rate * learning_rate_factor(share, recipe.warmup))
 
 
 def test_best_weights_follow_the_checkpoint_that_says_so(toy: SegmentationData, tmp_path: Path) -> None:
@@ -130,12 +144,50 @@ def test_best_weights_follow_the_checkpoint_that_says_so(toy: SegmentationData, 
     assert [step for step, _, _ in seen] == [2, 4]
 
 
-def test_checkpoints_hold_no_code(toy: SegmentationData, tmp_path: Path) -> None:
-    train(toy, tmp_path, Recipe(), steps=2)
-    assert torch.load(tmp_path / "training.ckpt", weights_only=True)["global_step"] == 2
+def test_each_listed_step_is_evaluated_before_its_checkpoint(
+    toy: SegmentationData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off while that checkpoint is put in place, the step comes again; after it, it does not."""
+    evaluated: list[tuple[int, float]] = []
+
+    def evaluate(model: nn.Module, step: int) -> None:
+        evaluated.append((step, checksum(model)))
+
+    recipe, replace = Recipe(validate_every=50), files.os.replace
+    common: dict[str, Any] = {"evaluate": evaluate, "evaluate_at": (0, 1, 3), "steps": 4}
+    train(toy, tmp_path / "whole", recipe, **common)
+    expected = dict(evaluated)
+    assert list(expected) == [0, 1, 3]
+
+    def cut_off(*paths: Any) -> None:
+        if dict(evaluated).keys() >= {3}:
+            raise CutOffError
+        replace(*paths)
+
+    evaluated.clear()
+    monkeypatch.setattr(files.os, "replace", cut_off)
+    with pytest.raises(CutOffError):
+        train(toy, tmp_path / "cut", recipe, **common)
+    monkeypatch.setattr(files.os, "replace", replace)
+    train(toy, tmp_path / "cut", recipe, **common)
+    assert [step for step, _ in evaluated] == [0, 1, 3, 3]
+    assert all(value == expected[step] for step, value in evaluated)
 
 
-def test_early_stopping_waits_for_its_patience_and_best_weights_are_told(toy: SegmentationData, tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_is_not_run(toy: SegmentationData, tmp_path: Path) -> None:
+    class Code:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (tmp_path / "ran").touch, ()
+
+    torch.save({"history": Code()}, tmp_path / "training.ckpt")
+    with pytest.raises(Exception, match="Weights only load failed"):
+        train(toy, tmp_path, Recipe())
+    assert not (tmp_path / "ran").exists()
+
+
+def test_early_stopping_waits_for_its_patience_and_best_weights_are_handed_on(
+    toy: SegmentationData, tmp_path: Path
+) -> None:
     scores = iter([10.0, None, 30.0, 30.0, 20.0, 29.0, 50.0])
     seen: list[tuple[int, float]] = []
     kept: list[nn.Module] = []
@@ -145,53 +197,44 @@ def test_early_stopping_waits_for_its_patience_and_best_weights_are_told(toy: Se
         kept.append(copy.deepcopy(model))
 
     recipe = Recipe(validate_every=1, patience=3)
-    model, training = train(toy, tmp_path / "patient", recipe, validate=lambda model: next(scores), on_best=on_best)
+    model, training = train(toy, tmp_path, recipe, validate=lambda model: next(scores), on_best=on_best)
     assert seen == [(1, 10.0), (3, 30.0)]
     assert training.best == (3, 30.0)
     assert training.steps == 6
     assert [miou for _, miou in training.validations] == [10.0, None, 30.0, 30.0, 20.0, 29.0]
     assert checksum(kept[-1]) != checksum(model)
-    _, again = train(toy, tmp_path / "patient", recipe, validate=lambda model: pytest.fail("it had stopped"))
-    assert again.steps == 6
-    assert again.losses == training.losses
+    _, resumed = train(toy, tmp_path, recipe, validate=lambda model: pytest.fail("it had stopped"))
+    assert resumed.steps == 6
+    assert resumed.losses == training.losses
 
 
-def test_nothing_stops_early_by_default(toy: SegmentationData, tmp_path: Path) -> None:
+def test_nothing_stops_early_by_default_and_workers_change_nothing(toy: SegmentationData, tmp_path: Path) -> None:
     scores = iter(range(100, 0, -1))
-    _, training = train(toy, tmp_path, Recipe(validate_every=1), validate=lambda model: float(next(scores)))
-    assert training.steps == 9
-
-
-def test_logs_hold_every_step(toy: SegmentationData, tmp_path: Path) -> None:
-    _, training = train(toy, tmp_path, Recipe(validate_every=4), loggers=("csv", "tensorboard"))
-    rows = list(csv.DictReader((tmp_path / "log" / "metrics.csv").open()))
-    assert [float(row["loss"]) for row in rows] == training.losses
-    assert [int(row["step"]) for row in rows if row["val_miou"]] == [4, 8, 9]
-    events = EventAccumulator(str(tmp_path / "log")).Reload()
-    assert [event.value for event in events.Scalars("loss")] == pytest.approx(training.losses)
-    assert [event.step for event in events.Scalars("val_miou")] == [4, 8, 9]
-
-
-def test_tensorboard_shows_each_step_of_a_continued_run_once(toy: SegmentationData, tmp_path: Path) -> None:
-    recipe = Recipe(validate_every=4)
-    with pytest.raises(CutOffError):
-        train(toy, tmp_path, recipe, cut=6, loggers=("tensorboard",))  # logged beyond its checkpoint
-    _, training = train(toy, tmp_path, recipe, loggers=("tensorboard",))
-    assert len(list((tmp_path / "log").glob("events.*"))) == 2
-    events = EventAccumulator(str(tmp_path / "log")).Reload().Scalars("loss")
-    assert [event.step for event in events] == list(range(1, 10))
-    assert [event.value for event in events] == pytest.approx(training.losses)
-
-
-def test_workers_change_nothing(toy: SegmentationData, tmp_path: Path) -> None:
-    _, alone = train(toy, tmp_path / "alone", Recipe(), steps=4)
-    _, helped = train(toy, tmp_path / "helped", Recipe(), steps=4, workers=2)
+    recipe = Recipe(validate_every=1)
+    _, alone = train(toy, tmp_path / "alone", recipe, steps=5, validate=lambda model: float(next(scores)))
+    assert alone.steps == 5
+    _, helped = train(toy, tmp_path / "helped", recipe, steps=5, workers=2)
     assert alone.losses == helped.losses
 
 
 def test_a_worker_that_dies_ends_the_run_with_a_sentence(
     toy: SegmentationData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.training.batches.Batches.indices", lambda self, number: __import__("os")._exit(1))
+    monkeypatch.setattr("experiments.batches.Batches.indices", lambda self, number: __import__("os")._exit(1))
     with pytest.raises(RuntimeError, match=r"DataLoader worker .* exited unexpectedly"):
         train(toy, tmp_path, Recipe(), workers=1)
+
+
+def test_logs_hold_each_step_of_a_resumed_run_once(toy: SegmentationData, tmp_path: Path) -> None:
+    recipe = Recipe(validate_every=4)
+    with pytest.raises(CutOffError):
+        train(toy, tmp_path, recipe, cut=6, loggers=("csv", "tensorboard"))
+    _, training = train(toy, tmp_path, recipe, loggers=("csv", "tensorboard"))
+    rows = logged(tmp_path)
+    assert [float(row["loss"]) for row in rows] == training.losses
+    assert [(int(row["step"]), float(row["val_miou"])) for row in rows if row["val_miou"]] == training.validations
+    assert len(list((tmp_path / "log").glob("events.*"))) == 2
+    events = EventAccumulator(str(tmp_path / "log")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 10))
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(training.losses)
+    assert [event.step for event in events.Scalars("val_miou")] == [4, 8, 9]

@@ -116,16 +116,3 @@ def test_colour_alone_tells_little(data: SegmentationData) -> None:
     seen, held = (histogram(split.images, split.masks) for split in (data.train, data.val))
     assert recall(list(range(k))) < 0.45
     assert recall([BUILDING, VEHICLE]) < 0.65
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"seed": -1}, "seed must be 0 or more, got -1"),
-        ({"sizes": (4, 0, 2)}, r"sizes must be .* 1 or more, got \(4, 0, 2\)"),
-        ({"height": 63}, "height and width must be at least 64, got 63 and 160"),
-    ],
-)
-def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make_scenes(**arguments)

@@ -9,25 +9,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import lightning
 import pytest
 import torch
 from torch import nn
 
-from experiments.cells import Cell
 from experiments.data import SegmentationData
-from experiments.models import build_model
-from experiments.training.segmenter import Segmenter
+from experiments.grid import Run
+from experiments.models import Segmenter, build_model
 from experiments.weights import FORMAT, load_weights, save_weights
 
-CELL = Cell("swinx_n", "shared", "Unet", 16, 3, "exact", 5, "none")
+RUN = Run("swinx_n", "shared", "Unet", 16, 3, "exact", 5, "none")
 
 
 @pytest.fixture(scope="module")
 def model() -> Segmenter:
     """Untrained, with statistics in its BatchNorms that are not those of a new model."""
     torch.manual_seed(0)
-    model = Segmenter(build_model(CELL, 3)).train()
+    model = Segmenter(build_model(RUN, 3)).train()
     with torch.no_grad():
         model(torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8))
     return model
@@ -35,15 +33,16 @@ def model() -> Segmenter:
 
 @pytest.fixture
 def path(tmp_path: Path, model: Segmenter, toy: SegmentationData) -> Path:
-    path = tmp_path / "cells" / CELL.id / "last.pt"
-    save_weights(path, model, CELL, toy, step=17, val_miou=41.5)
+    path = tmp_path / "runs" / RUN.id / "last.pt"
+    save_weights(path, model, RUN, toy, step=17, val_miou=41.5)
     return path
 
 
 def changed(path: Path, **entries: Any) -> Path:
     """The file with other entries; those that are None are removed."""
     content = torch.load(path, weights_only=True) | entries
-    torch.save({name: value for name, value in content.items() if value is not None}, path)
+    removed = [name for name, value in entries.items() if value is None]
+    torch.save({name: value for name, value in content.items() if name not in removed}, path)
     return path
 
 
@@ -53,13 +52,10 @@ def refusal(path: Path) -> str:
     return str(caught.value)
 
 
-def test_crops_are_told_and_files_from_before_they_were_have_none(
-    path: Path, model: Segmenter, toy: SegmentationData
-) -> None:
+def test_crops_are_told(path: Path, model: Segmenter, toy: SegmentationData) -> None:
     assert load_weights(path, "cpu").crop is None
-    save_weights(path, model, CELL, toy, step=17, val_miou=41.5, crop=(48, 32))
+    save_weights(path, model, RUN, toy, step=17, val_miou=41.5, crop=(48, 32))
     assert load_weights(path, "cpu").crop == (48, 32)
-    assert load_weights(changed(path, crop=None), "cpu").crop is None
 
 
 def test_round_trip(path: Path, model: Segmenter, toy: SegmentationData) -> None:
@@ -70,7 +66,7 @@ def test_round_trip(path: Path, model: Segmenter, toy: SegmentationData) -> None
         expected = model.eval()(images)
         assert expected.std() > 0
         assert torch.equal(trained.model(images), expected)
-    assert (trained.cell, trained.class_names, trained.colors) == (CELL, toy.class_names, toy.colors)
+    assert (trained.run, trained.class_names, trained.colors) == (RUN, toy.class_names, toy.colors)
     assert (trained.ignore_index, trained.height, trained.width) == (255, 64, 64)
     assert (trained.data, trained.step, trained.val_miou) == ("toy", 17, 41.5)
 
@@ -92,14 +88,14 @@ def test_a_file_is_as_large_as_its_tensors(path: Path, model: Segmenter, toy: Se
     copied = copy.deepcopy(model)
     head = copied.model.segmentation_head[0]
     head.bias = nn.Parameter(torch.zeros(10**6)[:3])  # torch would write all of what a view belongs to
-    save_weights(path, copied, CELL, toy, step=0, val_miou=None)
+    save_weights(path, copied, RUN, toy, step=0, val_miou=None)
     tensors = torch.load(path, weights_only=True)["state_dict"].values()
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     assert size < path.stat().st_size < size + 1000 * len(tensors)
 
 
 def test_val_miou_may_be_missing(path: Path, model: Segmenter, toy: SegmentationData) -> None:
-    save_weights(path, model, CELL, toy, step=0, val_miou=None)
+    save_weights(path, model, RUN, toy, step=0, val_miou=None)
     assert load_weights(path, "cpu").val_miou is None
 
 
@@ -112,38 +108,29 @@ def test_a_failed_write_leaves_the_older_file(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
-            save_weights(path, model, CELL, toy, step=18, val_miou=None)
+            save_weights(path, model, RUN, toy, step=18, val_miou=None)
     assert load_weights(path, "cpu").step == 17
     assert [entry.name for entry in path.parent.iterdir()] == ["last.pt"]
 
 
-def test_fields_of_a_cell_that_older_files_lack_take_their_defaults(
-    path: Path, model: Segmenter, toy: SegmentationData
-) -> None:
-    cell = Cell("swinx_n", "inline", "FPN", 32, 0)
-    save_weights(path, Segmenter(build_model(cell, 3)), cell, toy, step=0, val_miou=2.5)
-    old = {name: asdict(cell)[name] for name in ("encoder", "stem", "decoder", "output_stride", "seed")}
-    assert load_weights(changed(path, cell=old), "cpu").cell == cell
-
-
-def test_fields_of_a_cell_are_refused_by_name(path: Path) -> None:
-    assert "fields of a cell that are not known here: halo, twist" in refusal(
-        changed(path, cell={**asdict(CELL), "halo": 3, "twist": None})
+def test_fields_of_a_run_are_refused_by_name(path: Path) -> None:
+    assert "fields of a run that are not known here: halo, twist" in refusal(
+        changed(path, run={**asdict(RUN), "halo": 3, "twist": None})
     )
-    assert "lacks fields of its cell: decoder, seed" in refusal(
-        changed(path, cell={"encoder": "swinx_n", "stem": "shared", "output_stride": 16})
+    assert "lacks fields of its run: decoder, seed" in refusal(
+        changed(path, run={"encoder": "swinx_n", "stem": "shared", "output_stride": 16})
     )
 
 
 def test_missing_entries_are_named(path: Path) -> None:
-    assert f"lacks colors, state_dict, which the format {FORMAT} has" in refusal(
+    assert f"lacks usable entries colors, state_dict, which the format {FORMAT} has" in refusal(
         changed(path, colors=None, state_dict=None)
     )
 
 
 def test_a_model_that_cannot_be_built_is_named(path: Path) -> None:
-    error = refusal(changed(path, cell={**asdict(CELL), "encoder": "swinx_z"}))
-    assert "names the model swinx_z-shared-Unet-os16-w5-seed3, which cannot be built here" in error
+    error = refusal(changed(path, run={**asdict(RUN), "encoder": "swinx_z"}))
+    assert "names an encoder that is not known here: swinx_z" in error
 
 
 def test_tensors_that_do_not_fit_are_listed(path: Path) -> None:
@@ -152,7 +139,7 @@ def test_tensors_that_do_not_fit_are_listed(path: Path) -> None:
     state["segmentation_head.9.bias"] = bias
     state["segmentation_head.0.weight"] = state["segmentation_head.0.weight"][:, :7]
     lines = refusal(changed(path, state_dict=state)).splitlines()
-    assert lines[0].endswith(f"holds tensors that do not fit the model {CELL.id}:")
+    assert lines[0].endswith(f"holds tensors that do not fit the model {RUN.id}:")
     assert lines[1:] == [
         "  missing segmentation_head.0.bias",
         "  unexpected segmentation_head.9.bias",
@@ -169,7 +156,7 @@ def test_a_long_list_of_mismatches_is_cut(path: Path, model: Segmenter) -> None:
 
 def test_no_file(tmp_path: Path) -> None:
     for path in (tmp_path / "none.pt", tmp_path):
-        with pytest.raises(FileNotFoundError, match="no such file; weights of a trained cell are wanted"):
+        with pytest.raises(FileNotFoundError, match="no such file; weights of a trained run are needed"):
             load_weights(path, "cpu")
 
 
@@ -177,10 +164,10 @@ def test_no_torch_file(path: Path) -> None:
     whole = path.read_bytes()
     for content in (b"", b"not weights\n", whole[: len(whole) // 2], pickle.dumps({"format": FORMAT})):
         path.write_bytes(content)
-        assert "is not a torch file, or was cut off" in refusal(path)
+        assert "is damaged or no checkpoint" in refusal(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("folder/notes.txt", "no tensors")
-    assert "is not a torch file, or is damaged" in refusal(path)
+    assert "is damaged or no checkpoint" in refusal(path)
 
 
 def test_a_single_wrong_byte_in_a_tensor_is_noticed(path: Path) -> None:
@@ -204,8 +191,8 @@ class Malicious:
 
 
 def test_code_is_refused_and_not_run(tmp_path: Path) -> None:
-    torch.save({"format": FORMAT, "cell": Malicious(tmp_path / "made")}, tmp_path / "code.pt")
-    assert "holds more than tensors (posix.mkdir): reading it would run code" in refusal(tmp_path / "code.pt")
+    torch.save({"format": FORMAT, "run": Malicious(tmp_path / "made")}, tmp_path / "code.pt")
+    assert "holds more than tensors (posix.mkdir), and reading it could run code" in refusal(tmp_path / "code.pt")
     assert not (tmp_path / "made").exists()
 
 
@@ -215,8 +202,7 @@ def test_other_torch_files_are_told_apart(tmp_path: Path, model: Segmenter) -> N
     first = next(iter(state))
     kinds: dict[str, object] = {
         f"is a bare state dict ({len(state)} tensors, first {first})": state,
-        "is a torch file that holds a list": [1, 2],
-        "is of the format swinx-experiments-2": {"format": "swinx-experiments-2"},
+        "is of the format swinx-experiments-1": {"format": "swinx-experiments-1"},
         "is a torch file with the entries epoch, a, b, c, d, ...": dict.fromkeys(["epoch", "a", "b", "c", "d", "e"], 1),
         "is a torch file with the entries none": {},
     }
@@ -224,11 +210,31 @@ def test_other_torch_files_are_told_apart(tmp_path: Path, model: Segmenter) -> N
         torch.save(content, path)
         error = refusal(path)
         assert sentence in error
-        assert f"weights of a trained cell (format {FORMAT}) are wanted" in error
+        assert f"weights of a trained run (format {FORMAT}) are needed" in error
 
 
-def test_a_lightning_checkpoint_is_told_apart(tmp_path: Path) -> None:
-    trainer = lightning.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
-    trainer.strategy.connect(lightning.LightningModule())
-    trainer.save_checkpoint(tmp_path / "resume.ckpt")
-    assert "is a Lightning checkpoint, made for resuming a training run" in refusal(tmp_path / "resume.ckpt")
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (
+            {"run": asdict(RUN) | {"encoder": "tu-hf-hub:someone/model"}},
+            "names an encoder that is not known here: tu-hf-hub",
+        ),
+        ({"run": asdict(RUN) | {"encoder": ["swinx_n"]}}, "must name an encoder, got ['swinx_n']"),
+        ({"run": asdict(RUN) | {"window": 10**6}}, "must have a window of 1 to 64, got 1000000"),
+        ({"run": asdict(RUN) | {"seed": "../x"}}, "must have a seed of 0 to"),
+        ({"run": asdict(RUN) | {"decoder": "__class__"}}, "names a decoder that is not one of DeepLabV3, "),
+        ({"run": asdict(RUN) | {"stem": 3}}, "names a stem that is not one of shared, branch, inline, none, None: 3"),
+        ({"class_names": [str(i) for i in range(10**4)]}, "must have 1 to 255 different class_names, got 10000"),
+        ({"class_names": ["a", "a", "b"]}, "must have 1 to 255 different class_names, got 3"),
+        ({"colors": [[0, 0, 0]]}, "must have 4 RGB colors of 0 to 255"),
+        ({"colors": [[0, 0, 256]] * 4}, "must have 4 RGB colors of 0 to 255"),
+        ({"ignore_index": 2}, "must have an ignore_index of 3 to 255, got 2"),
+        ({"height": 10**9}, "must have height and width of 1 to 32768 pixels and a crop of 16 to 32768"),
+        ({"crop": [8, 64]}, "and a crop of 16 to 32768, got [64, 64, 8, 64]"),
+        ({"crop": [1, 2, 3]}, "must have height and width of 1 to 32768 pixels and a crop of 16 to 32768"),
+        ({"step": "many"}, f"lacks usable entries step, which the format {FORMAT} has"),
+    ],
+)
+def test_a_file_chooses_neither_hubs_nor_sizes(path: Path, entries: dict[str, Any], message: str) -> None:
+    assert message in refusal(changed(path, **entries))

@@ -1,11 +1,13 @@
-"""A tiny set whose masks can be read off its images, and arguments of commands that work on it."""
+"""A tiny set whose masks can be read off its images, settings for it, and arguments of commands that work on it."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
 from experiments.data import SegmentationData, Split
+from experiments.options import Recipe, Settings
 
 HEIGHT, WIDTH, IGNORE = 64, 64, 255
 # Grey level of each class; any blend or brightness change keeps the order.
@@ -40,10 +42,17 @@ def toy_data(size: int = HEIGHT) -> SegmentationData:
     )
 
 
+def toy_settings(recipe: Recipe | None = None, **changes: Any) -> Settings:
+    """Settings of a short training on the CPU, in batches of 2; steps and minutes are None unless they are given."""
+    common = {"data": "toy", "data_id": "toy", "height": HEIGHT, "width": WIDTH, "steps": None, "minutes": None}
+    common |= {"batch_size": 2, "precision": "32", "device": "cpu", "recipe": recipe or Recipe()}
+    return Settings(**{**common, **changes})
+
+
 def save_folder(data: SegmentationData, root: Path) -> None:
     """The set as files, in the layout that load_folder reads, with classes.txt beside it."""
     root.mkdir(parents=True)
-    (root / "classes.txt").write_text("\n".join(data.class_names))
+    (root / "classes.txt").write_text("\n".join(data.class_names), encoding="utf-8")
     for name in ("train", "val", "test"):
         split: Split = getattr(data, name)
         for kind in ("images", "masks"):

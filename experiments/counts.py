@@ -1,0 +1,140 @@
+"""What a row has beside its numbers: counts of every test image, and the curves of training, in one .npz file.
+
+Shapes: N images, K classes, R bands of the boundary F-score, T points of a curve.
+"""
+
+import io
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+
+Counts = NDArray[numpy.int64]
+Floats = NDArray[numpy.float64]
+Arrays = dict[str, NDArray[Any]]
+
+# No file of ours comes near: a few hundred images of some twenty classes take one megabyte.
+MOST_BYTES = 2 * 1024**3
+CURVES = ("loss_step", "loss", "val_step", "val_miou")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageCounts:
+    """Pixels per image and class, ignored ones left out: any score of any set of images follows from them.
+
+    names: N, each once. groups: N, what each image belongs to. class_names: K. hits (N, K) are right, truth are of the
+    class, predicted are said to be. confusion: (N, K, K), rows truth, columns prediction; None where it was not kept.
+    boundary: (N, K, R) F-scores 0..1, NaN where there is none to score, by bands; None where it was not kept.
+
+    Raises:
+        ValueError: names that repeat, sizes that do not fit, or counts that cannot be; the message says which.
+    """
+
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    class_names: tuple[str, ...]
+    hits: Counts
+    truth: Counts
+    predicted: Counts
+    confusion: Counts | None = None
+    boundary: Floats | None = None
+    bands: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        shape = (len(self.names), len(self.class_names))
+        if len(set(self.names)) < len(self.names) or len(self.groups) != len(self.names):
+            raise ValueError("names of images must differ, and each image must have one group")
+        expected = {"hits": shape, "truth": shape, "predicted": shape}
+        expected |= {"confusion": (*shape, shape[1]), "boundary": (*shape, len(self.bands))}
+        for name, wanted in expected.items():
+            array = getattr(self, name)
+            if array is not None and array.shape != wanted:
+                raise ValueError(f"{name} must have the shape {wanted}, got {array.shape}")
+        if (self.hits < 0).any() or (self.hits > numpy.minimum(self.truth, self.predicted)).any():
+            raise ValueError("hits must lie between 0 and both truth and predicted")
+
+    @property
+    def union(self) -> Counts:
+        """Pixels (N, K) of the truth or the prediction: IoU = hits / union."""
+        return self.truth + self.predicted - self.hits
+
+    def miou(self) -> float:
+        """Mean IoU over all images in percent; NaN where no class is present."""
+        return float(miou(self.hits.sum(0), self.union.sum(0)))
+
+    def arrays(self) -> Arrays:
+        """The fields as arrays; those that are None are left out."""
+        texts = {name: numpy.array(getattr(self, name)) for name in ("names", "groups", "class_names", "bands")}
+        kept = {name: getattr(self, name) for name in ("hits", "truth", "predicted", "confusion", "boundary")}
+        return {**texts, **{name: array for name, array in kept.items() if array is not None}}
+
+
+def counts_of(arrays: Mapping[str, NDArray[Any]]) -> ImageCounts:
+    """The counts in the arrays of a file.
+
+    Raises:
+        ValueError: a field is missing or has the wrong type, and what ImageCounts refuses.
+    """
+    needed = ("names", "groups", "class_names", "hits", "truth", "predicted")
+    if missing := [name for name in needed if name not in arrays]:
+        raise ValueError(f"lacks {', '.join(missing)}")
+    for name, array in arrays.items():
+        kinds = "U" if name in ("names", "groups", "class_names") else "Uf" if name == "bands" else "fiu"
+        if array.dtype.kind not in kinds:
+            raise ValueError(f"{name} has the type {array.dtype}")
+    texts = {name: tuple(map(str, arrays[name])) for name in needed[:3]}
+    whole = {name: arrays[name].astype(numpy.int64) for name in needed[3:]}
+    confusion, boundary = arrays.get("confusion"), arrays.get("boundary")
+    return ImageCounts(
+        **texts,
+        **whole,
+        confusion=None if confusion is None else confusion.astype(numpy.int64),
+        boundary=None if boundary is None else boundary.astype(numpy.float64),
+        bands=tuple(map(str, arrays["bands"])) if "bands" in arrays else (),
+    )
+
+
+def miou(hits: NDArray[Any], union: NDArray[Any]) -> Floats:
+    """Mean IoU in percent, (R,), of summed counts (R, K); also () of (K,).
+
+    A class whose union is 0 is absent and left out of the mean; NaN where all are.
+    """
+    present = union > 0
+    iou = numpy.divide(hits, union, out=numpy.zeros(union.shape), where=present)
+    number = present.sum(-1)
+    mean: Floats = numpy.divide(100 * iou.sum(-1), number, out=numpy.full(number.shape, numpy.nan), where=number > 0)
+    return mean
+
+
+def pack(arrays: Arrays) -> bytes:
+    """The arrays as the content of an .npz file, as small as their values allow."""
+    buffer = io.BytesIO()
+    small = {name: _narrow(array) for name, array in arrays.items()}
+    numpy.savez_compressed(buffer, **small)  # type: ignore[arg-type]  # its stub takes the names for its own options
+    return buffer.getvalue()
+
+
+def _narrow(array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype.kind == "i" and array.size and array.min() >= 0 and array.max() < 2**32:
+        return array.astype(numpy.uint32)
+    return array.astype(numpy.float32) if array.dtype == numpy.float64 and array.ndim == 3 else array
+
+
+def unpack(content: bytes) -> Arrays:
+    """The arrays of an .npz file. Nothing in it is run as code.
+
+    Raises:
+        ValueError: it is no such file, is damaged, holds objects, or would need more than MOST_BYTES.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > MOST_BYTES:
+            raise ValueError(f"would take {size} bytes, more than {MOST_BYTES}")
+        with numpy.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (zipfile.BadZipFile, EOFError, KeyError, OSError) as error:
+        raise ValueError(f"is not an .npz file, or is damaged ({error})") from error

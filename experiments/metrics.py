@@ -1,0 +1,188 @@
+"""Accuracy of a model on a split: counts of every image, and the measures that follow from them.
+
+Shapes: N images of a split, B of a batch, K classes, R bands of the boundary F-score, H W pixels, h w of one image at
+its own resolution.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from experiments import counts
+from experiments.boundary import BANDS, boundary_f1
+from experiments.corruptions import corrupted
+from experiments.cost import autocast
+from experiments.counts import ImageCounts
+from experiments.data.dataset import SegmentationData, Split
+from experiments.inference import probabilities, resized
+from experiments.options import PLAIN, Corruption, Inference
+
+# Bins of confidence for the calibration error, as many as in its paper.
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that is measured of a model on a split, in percent; None where there is nothing to measure.
+
+    Over all pixels that are not ignored: class_iou by name of the class (None: it is neither in the truth nor
+    predicted); miou, thin_miou and f1 are means over the classes, or the thin ones, that are not absent. ece: expected
+    calibration error. boundary_f1 and thin_boundary_f1 by band: mean over images for each class, then over classes.
+    """
+
+    miou: float | None
+    thin_miou: float | None
+    f1: float | None
+    pixel_accuracy: float | None
+    ece: float | None
+    class_iou: dict[str, float | None]
+    boundary_f1: dict[str, float | None]
+    thin_boundary_f1: dict[str, float | None]
+    counts: ImageCounts
+
+
+@torch.inference_mode()
+def miou(
+    model: nn.Module,
+    split: Split,
+    classes: int,
+    ignore_index: int,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+) -> float | None:
+    """Mean IoU in percent of plain inference, as in `Evaluation`, and nothing else: for validation during training.
+
+    model: images (B, 3, H, W) uint8 to logits (B, K, H, W). It is left in eval mode.
+    """
+    model.eval()
+    total = torch.zeros(classes, classes, dtype=torch.int64, device=device)
+    for images, masks in zip(split.images.split(batch_size), split.masks.split(batch_size), strict=True):
+        with autocast(device, precision):
+            logits = model(images.to(device))
+        total += image_confusion(logits.argmax(1), masks.to(device), classes, ignore_index).sum(0)
+    confusion = total.cpu().numpy()
+    sides = confusion.sum(0) + confusion.sum(1)
+    return _mean_share(confusion.diagonal(), sides - confusion.diagonal())
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    data: SegmentationData,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    inference: Inference = PLAIN,
+    native: bool = False,
+    corruption: Corruption | None = None,
+) -> Evaluation:
+    """Every measure of a model on a split of data, in one pass.
+
+    model: images (B, 3, H, W) uint8 to logits (B, K, H, W), at any size that inference asks for. It is left in eval
+    mode. native: probabilities are brought to the resolution of each image's own mask and scored there (where a split
+    has no native_masks, its masks have that resolution). corruption: what images go through first, at the size and with
+    the padding that the model gets.
+
+    Raises:
+        FloatingPointError: a prediction outside the ignored pixels is not a number.
+    """
+    model.eval()
+    classes, ignore_index = len(data.class_names), data.ignore_index
+    confusions, boundaries = [], []
+    # Of the calibration error (Guo et al., ICML 2017, arXiv:1706.04599) a sum per bin of hits - confidence is enough.
+    # torchmetrics keeps two float32 of every pixel instead, and counts pixels in float32, which ends at 2^24 of them.
+    gaps = torch.zeros(BINS, dtype=torch.float64, device=device)
+    for start in range(0, len(split.images), batch_size):
+        images = split.images[start : start + batch_size]
+        if corruption is not None:
+            images = torch.stack([corrupted(image, corruption, start + i) for i, image in enumerate(images)])
+        found = probabilities(model, images.to(device), inference, precision=precision)
+        for scores, truth in _scored(found, split, start, native):
+            confidence, predicted = scores.max(1)
+            gaps += calibration_gaps(confidence, predicted == truth, truth == ignore_index)
+            confusions.append(image_confusion(predicted, truth, classes, ignore_index).cpu())
+            boundaries.append(boundary_f1(predicted, truth, classes, ignore_index).cpu())
+    if not gaps.isfinite().all():
+        raise FloatingPointError("the model's predictions are not finite in places, so they cannot be scored")
+    confusion = torch.cat(confusions).numpy()
+    image_counts = ImageCounts(
+        names=split.names,
+        groups=split.groups or split.names,
+        class_names=data.class_names,
+        hits=confusion.diagonal(axis1=1, axis2=2),
+        truth=confusion.sum(2),
+        predicted=confusion.sum(1),
+        confusion=confusion,
+        boundary=torch.cat(boundaries).numpy(),
+        bands=BANDS,
+    )
+    return _measured(image_counts, data.thin_classes, gaps.abs().sum().item())
+
+
+def calibration_gaps(confidence: Tensor, hit: Tensor, ignored: Tensor) -> Tensor:
+    """Sum (BINS,) float64 of hits - confidence over the pixels of each bin, all tensors of one shape.
+
+    Bins have equal widths; a confidence between two belongs to the upper one, 1 to the last.
+    """
+    edges = torch.linspace(0, 1, BINS + 1, device=confidence.device)[1:-1]
+    bins = torch.bucketize(confidence, edges, right=True).masked_fill_(ignored, BINS).flatten()
+    return bins.bincount((hit.double() - confidence).flatten(), minlength=BINS + 1)[:BINS]
+
+
+def _scored(found: Tensor, split: Split, start: int, native: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Probabilities (B, K, H, W) of the images from start on, and the masks (B, H, W) they are held against.
+
+    native: image by image, without the padding and at the resolution of its own mask, (1, K, h, w) and (1, h, w).
+    """
+    if not native or split.native_masks is None or split.placements is None:
+        yield found, split.masks[start : start + len(found)].to(found.device)
+        return
+    for i, one in enumerate(found, start):
+        (top, left, height, width), mask = split.placements[i], split.native_masks[i].to(found.device)
+        shown = one[None, :, top : top + height, left : left + width]
+        yield resized(shown, (mask.shape[0], mask.shape[1])), mask[None]
+
+
+def image_confusion(predicted: Tensor, truth: Tensor, classes: int, ignore_index: int) -> Tensor:
+    """Confusion matrix (B, K, K) int64 of every image, rows truth, columns prediction; ignored pixels left out.
+
+    predicted, truth: class ids (B, H, W) of any integer type. (torchmetrics does the same for one image at a time; its
+    import takes seconds.)
+    """
+    images = torch.arange(len(truth), device=truth.device).view(-1, 1, 1)
+    entries = ((images * classes + truth) * classes + predicted)[truth != ignore_index]
+    return entries.bincount(minlength=len(truth) * classes**2).view(len(truth), classes, classes)
+
+
+def _measured(images: ImageCounts, thin: Sequence[int], gap: float) -> Evaluation:
+    """The measures of counts. gap: sum over bins of |hits - confidence| in pixels."""
+    hits, truth, union, sides = (
+        array.sum(0) for array in (images.hits, images.truth, images.union, images.truth + images.predicted)
+    )
+    by_class = numpy.ma.masked_invalid(images.boundary).mean(0)  # (K, R); masked entries become None in lists
+    few = list(thin)
+    pixels = truth.sum()
+    return Evaluation(
+        miou=_mean_share(hits, union),
+        thin_miou=_mean_share(hits[few], union[few]),
+        f1=_mean_share(2 * hits, sides),
+        pixel_accuracy=float(100 * hits.sum() / pixels) if pixels else None,
+        ece=100 * gap / pixels if pixels else None,
+        class_iou=dict(zip(images.class_names, (100 * hits / numpy.ma.masked_equal(union, 0)).tolist(), strict=True)),
+        boundary_f1=dict(zip(images.bands, (100 * by_class.mean(0)).tolist(), strict=True)),
+        thin_boundary_f1=dict(zip(images.bands, (100 * by_class[few].mean(0)).tolist(), strict=True)),
+        counts=images,
+    )
+
+
+def _mean_share(part: counts.Counts, whole: counts.Counts) -> float | None:
+    """Mean of part / whole (K,) in percent over the classes whose whole is not 0; None where there is none."""
+    mean = float(counts.miou(part, whole))
+    return None if numpy.isnan(mean) else mean

@@ -1,0 +1,129 @@
+"""The model of a run: an smp decoder over an encoder, with what surrounds it, and which runs can exist at all.
+
+Shapes: B images, K classes, H W pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import segmentation_models_pytorch as smp
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import swinx
+from experiments.dilation_rules import centre_levels, set_rule
+from experiments.grid import DECODERS, NotApplicable, Run, own_stem, padded, size_rule
+
+# ImageNet's statistics, which pretrained encoders expect and which do no harm to others.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+class Segmenter(nn.Module):
+    """Normalise, pad, apply the model and crop.
+
+    forward: images (B, 3, H, W) uint8, RGB -> logits (B, K, H, W), in the model's dtype. Images are padded at the
+    bottom and right with the mean colour to the next multiple of grid.PAD_MULTIPLE, which every decoder accepts.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        normal = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+        normal = functional.pad(normal, (0, padded(width) - width, 0, padded(height) - height))
+        logits: Tensor = self.model(normal)
+        return logits[..., :height, :width]
+
+
+def build_model(
+    run: Run, classes: int, weights: str | None = None, *, state: Mapping[str, Tensor] | None = None
+) -> smp.base.SegmentationModel:
+    """The smp model of a run: images (B, 3, H, W) in, logits (B, classes, H, W) out.
+
+    weights: smp's tag of pretrained encoder weights; None builds the encoder untrained. state: the state_dict of the
+    same model at any output stride under the rule exact or dense, to load before the run's own rule is set, which may
+    resize what is loaded.
+
+    Raises:
+        Exception: whatever smp or the encoder raises where the encoder does not support the decoder or the stride.
+    """
+    rule = DECODERS[run.decoder]
+    options = {"encoder_output_stride": run.output_stride} if rule.by_argument else {}
+    decoder = getattr(smp, run.decoder)
+    model: smp.base.SegmentationModel = decoder(_encoder_name(run), encoder_weights=weights, classes=classes, **options)
+    if run.output_stride != 32 and not rule.by_argument:
+        model.encoder.make_dilated(run.output_stride)
+    if state is not None:
+        model.load_state_dict(state)
+    if run.dilation is not None:
+        set_rule(model.encoder, run.dilation)
+    if run.alignment == "centred":
+        centre_levels(model.encoder)
+    return model
+
+
+def _encoder_name(run: Run) -> str:
+    """The name under which smp finds the run's encoder; variants of swinx's are registered on the way."""
+    changes: dict[str, object] = {}
+    if run.stem not in (None, own_stem(run.encoder)):
+        changes["stem"] = run.stem
+    if run.window is not None:
+        changes["window_size"] = run.window
+    if not changes:
+        return run.encoder
+    name = "_".join([run.encoder, *(f"{key.split('_')[0]}-{value}" for key, value in changes.items())])
+    swinx.register_encoder(name, base=run.encoder, **changes)
+    return name
+
+
+def applicable(runs: Sequence[Run], height: int, width: int, classes: int) -> tuple[list[Run], list[NotApplicable]]:
+    """Split runs into those that can train on images of height x width pixels, and those that cannot, with the rule.
+
+    Sizes that a decoder refuses are known (`experiments.grid`). Beyond that each distinct model is built untrained
+    and run on one blank image in evaluation: encoders of other libraries fail there in their own ways, and the rule is
+    then the type and first line of their error.
+
+    Raises:
+        Exception: what a model with an encoder of swinx's raises: all of them work, so that is a bug and no rule.
+    """
+    able: list[Run] = []
+    unable: list[NotApplicable] = []
+    failures: dict[Run, str | None] = {}
+    for run in runs:
+        rule = size_rule(run.decoder, run.output_stride, height, width)
+        if rule is None:
+            model = replace(run, seed=0)
+            if model not in failures:
+                failures[model] = _failure(model, height, width, classes)
+            rule = failures[model]
+        if rule is None:
+            able.append(run)
+        else:
+            unable.append(NotApplicable(run, rule))
+    return able, unable
+
+
+def _failure(run: Run, height: int, width: int, classes: int) -> str | None:
+    """Why a run's model does not give logits of the image's size; None where it does."""
+    images = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+    try:
+        with torch.inference_mode():
+            logits = Segmenter(build_model(run, classes)).eval()(images)
+    except Exception as error:
+        if own_stem(run.encoder) is not None:
+            raise
+        # Whatever the type: nothing in common is promised, and the words are kept for the reader.
+        lines = str(error).strip().splitlines() or ["no message"]
+        return f"{type(error).__name__}: {lines[0]}"
+    if logits.shape[-2:] != (height, width):
+        return f"logits have {logits.shape[-2]}x{logits.shape[-1]} pixels for images of {height}x{width}"
+    return None

@@ -1,0 +1,326 @@
+"""The options of commands, as frozen dataclasses that tyro reads, and what of them is refused at once.
+
+Nothing here imports torch: --help need not wait for it.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import tyro
+
+Loss = Literal["ce", "dice", "lovasz"]
+Corruption = Literal["gaussian_noise", "gaussian_blur", "jpeg", "brightness", "contrast"]
+Precision = Literal["32", "bf16", "16"]
+Size = tuple[int, int]
+
+
+def _unset(metavar: str) -> Any:
+    """For options that are not set by default: help says in words what holds then, not "None"."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The set that a command works on."""
+
+    data: Literal["scenes", "camvid", "folder", "pet"] = "scenes"
+    """scenes: generated; camvid, folder: images/ and masks/ by split under --root; pet: Oxford-IIIT Pet, which
+    python -m experiments.data.fetch_pet downloads"""
+    root: Annotated[Path | None, _unset("PATH")] = None
+    """folder of the data, for all but scenes"""
+    classes: Annotated[Path | None, _unset("PATH")] = None
+    """text file with one class name per line, for folder"""
+    ignore_index: Annotated[int | None, _unset("INT")] = None
+    """id in the masks that counts as unlabelled, for folder (default: 255)"""
+    size: Annotated[Size | None, _unset("HEIGHT WIDTH")] = None
+    """height and width that images are brought to (scenes: that are generated)"""
+    fit: Literal["pad", "crop", "stretch"] = "pad"
+    """how an image of another aspect comes to --size: padded, cropped at its centre, or stretched"""
+    groups: Annotated[str | None, _unset("STR")] = None
+    """what test images belong to (drive, film, patient), for the statistics: a regular expression whose first group is
+    found in the image's name, or a CSV file with the columns name and group (default: each image by itself; CamVid:
+    runs of neighbouring frames)"""
+    data_seed: Annotated[int | None, _unset("INT")] = None
+    """seed that scenes are generated from (default: 0)"""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every run of a folder is trained.
+
+    Raises:
+        ValueError: a value outside the rules of its field; the message names the option.
+    """
+
+    losses: tuple[Loss, ...] = ("ce",)
+    """summed with equal weight: cross-entropy, Dice, Lovász-softmax (smp.losses)"""
+    class_weighting: Literal["sqrt", "none"] = "sqrt"
+    """of cross-entropy: square root of median over own frequency, at most 4; or none"""
+    learning_rate: float = 1e-3
+    """peak of AdamW's, after a linear warmup and before a cosine to zero"""
+    weight_decay: float = 0.05
+    """of matrices and kernels; norms, biases and position bias tables have none"""
+    warmup: float = 0.05
+    """share of the budget, 0 up to 1"""
+    ema_decay: float = 0.999
+    """of the moving average of weights, which is what is evaluated; 0 evaluates the weights themselves"""
+    gradient_clip: float = 5.0
+    """largest norm of the gradient of a step"""
+    accumulate: int = 1
+    """batches whose gradients make one step"""
+    crop: Annotated[Size | None, _unset("HEIGHT WIDTH")] = None
+    """height and width trained on (default: the size of the images; --tile of this size evaluates at it)"""
+    zoom: tuple[float, float] = (1.0, 2.0)
+    """range of the random enlargement before the crop"""
+    color: float = 0.3
+    """largest relative change of brightness, contrast and saturation"""
+    weights: Annotated[str | None, _unset("STR")] = None
+    """pretrained encoder weights by smp's tag, such as imagenet (default: from scratch)"""
+    layer_decay: float = 1.0
+    """factor of the learning rate from each block of a swinx encoder to the one before it; 1 is none"""
+    freeze: Literal["nothing", "encoder"] = "nothing"
+    """what keeps the weights that it starts from"""
+    validate_every: Annotated[int | None, _unset("INT")] = None
+    """steps between validations (default: ten of them with --steps, every 200 steps with --minutes)"""
+    patience: Annotated[int | None, _unset("INT")] = None
+    """validations without a new best after which training stops (default: it never stops early)"""
+    select: Literal["last", "best"] = "last"
+    """weights that are evaluated: the last, or those of the best validation"""
+
+    def __post_init__(self) -> None:
+        names = get_args(Loss)
+        if not self.losses or len(set(self.losses)) < len(self.losses) or not set(self.losses) <= set(names):
+            got = " ".join(self.losses) or "none"
+            raise ValueError(f"--losses must be different names among {', '.join(names)}, got {got}")
+        for name in ("learning_rate", "gradient_clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"--{_dashed(name)} must be positive and finite, got {getattr(self, name)}")
+        for name, bound in (("weight_decay", math.inf), ("warmup", 1), ("ema_decay", 1), ("color", 1)):
+            if not 0 <= getattr(self, name) < bound:
+                raise ValueError(f"--{_dashed(name)} must be at least 0 and below {bound}, got {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"--layer-decay must be above 0 and at most 1, got {self.layer_decay}")
+        for name in ("accumulate", "validate_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{_dashed(name)} must be at least 1, got {value}")
+        if self.crop is not None and min(self.crop) < 1:
+            raise ValueError(f"--crop must be height and width of at least 1, got {self.crop[0]} {self.crop[1]}")
+        if not 1 <= self.zoom[0] <= self.zoom[1] < math.inf:
+            raise ValueError(f"--zoom must be two finite factors of at least 1, rising, got {self.zoom}")
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How an image is predicted; the default is one plain call of the model.
+
+    Raises:
+        ValueError: a value outside the rules of its field; the message names the option.
+    """
+
+    tile: Annotated[Size | None, _unset("HEIGHT WIDTH")] = None
+    """height and width of overlapping tiles, for images that are larger"""
+    overlap: float = 0.5
+    """least share of a tile in common with the next one"""
+    flip: bool = False
+    """average with the prediction of the mirrored image"""
+    scales: tuple[float, ...] = (1.0,)
+    """average over the image resized by each of these factors; tiles are of the resized image"""
+
+    def __post_init__(self) -> None:
+        if self.tile is not None and min(self.tile) < 1:
+            raise ValueError(f"--tile must be height and width of at least 1, got {self.tile[0]} {self.tile[1]}")
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"--overlap must be at least 0 and below 1, got {self.overlap}")
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
+            got = " ".join(map(str, self.scales)) or "none"
+            raise ValueError(f"--scales must be one or more positive finite factors, got {got}")
+
+    def sizes(self, height: int, width: int) -> list[Size]:
+        """Heights and widths in pixels that a model meets in an image of height x width, at each scale and by tiles."""
+        whole = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in self.scales]
+        if self.tile is None:
+            return whole
+        return [(min(self.tile[0], size[0]), min(self.tile[1], size[1])) for size in whole]
+
+    def check(self, height: int, width: int) -> None:
+        """Raise ValueError, naming the option, where one would do nothing to images of height x width pixels."""
+        if self.tile is None:
+            if self.overlap != PLAIN.overlap:
+                raise ValueError(f"--overlap is for --tile, got {self.overlap} without it")
+        elif self.sizes(height, width) == replace(self, tile=None).sizes(height, width):
+            at = f" at --scales {' '.join(map(str, self.scales))}" if self.scales != PLAIN.scales else ""
+            got = "x".join(map(str, self.tile))
+            raise ValueError(f"--tile must be smaller than the images, {height}x{width}{at}, got {got}")
+
+
+PLAIN = Inference()
+# How work is done, not what is done: fields of Settings that are free to change when a grid goes on.
+EXECUTION = ("workers", "loggers")
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What the test split is scored by."""
+
+    score_at: Literal["size", "native"] = "size"
+    """resolution of the masks that predictions are scored against: --size, or that of the files"""
+    corruptions: Annotated[tuple[Corruption, ...], _unset("[KIND ...]")] = ()
+    """kinds of ImageNet-C that test images are also scored under, at severity 3: gaussian_noise, gaussian_blur, jpeg,
+    brightness, contrast"""
+
+
+@dataclass(frozen=True)
+class RayResources:
+    """Where Ray runs the runs of a grid, and what each may use."""
+
+    address: Annotated[str | None, _unset("STR")] = None
+    """host:port of a Ray, or auto for the one running here (default: one is started on this machine)"""
+    cpus: float = 1
+    """CPU cores of each run"""
+    gpus: float = 0
+    """GPUs of each run; 0.5 trains two runs on one GPU"""
+    retries: int = 3
+    """how often a run is tried again when its machine or process died"""
+
+    def __post_init__(self) -> None:
+        if self.cpus <= 0:
+            raise ValueError(f"--ray.cpus must be more than 0, got {self.cpus:g}")
+        if self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
+            raise ValueError(f"--ray.gpus must be a part of one GPU or a whole number, got {self.gpus:g}")
+        if self.retries < 0:
+            raise ValueError(f"--ray.retries must not be negative, got {self.retries}")
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Options of experiments.compare_decoders and of the ablations, which differ in their defaults."""
+
+    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
+    decoders: tuple[str, ...] = ("DeepLabV3Plus", "Unet", "FPN", "PAN")
+    """decoders of segmentation_models_pytorch"""
+    encoders: tuple[str, ...] = ("swinx_n",)
+    """swinx's encoders, smp's, or tu- and a timm model"""
+    output_strides: Annotated[tuple[int, ...], _unset("[INT ...]")] = ()
+    """8, 16, 32 (default: the decoder's own)"""
+    stems: Annotated[tuple[str, ...], _unset("[NAME ...]")] = ()
+    """shared, branch, inline, none (default: the encoder's own)"""
+    dilations: Annotated[tuple[str, ...], _unset("[NAME ...]")] = ()
+    """exact, dense, enlarged: how stages beyond the output stride attend (default: exact)"""
+    windows: Annotated[tuple[int, ...], _unset("[INT ...]")] = ()
+    """window sides in tokens (default: the encoder's own)"""
+    alignments: Annotated[tuple[str, ...], _unset("[NAME ...]")] = ()
+    """none, centred: where the tokens of dilated levels stand (default: none)"""
+    seeds: tuple[int, ...] = (0,)
+    """each seed is a training run of its own; nothing is tested for significance with one"""
+    steps: Annotated[int | None, _unset("INT")] = None
+    """training steps of each run (default: 250, unless --minutes is given)"""
+    minutes: Annotated[float | None, _unset("FLOAT")] = None
+    """training time of each run, instead of --steps"""
+    batch_size: int = 8
+    """images of a batch, over all processes"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "32"
+    """bf16 and 16 are mixed precision; 16 needs cuda"""
+    start: Annotated[Path | None, _unset("PATH")] = None
+    """folder of finished runs whose weights are begun with, seed by seed; stride, rule and alignment may differ"""
+    evaluate_at: Annotated[tuple[int, ...], _unset("[INT ...]")] = ()
+    """steps after which the test split is scored as well, for learning curves; 0 is before training"""
+    contrasts: Annotated[tuple[str, ...], _unset("[NAME ...]")] = ()
+    """planned comparisons such as exact-dense@os8, or a file of them (default: all pairs, as an exploration)"""
+    recipe: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
+    inference: tyro.conf.OmitArgPrefixes[Inference] = field(default_factory=Inference)
+    scoring: tyro.conf.OmitArgPrefixes[Scoring] = field(default_factory=Scoring)
+    workers: int = 0
+    """processes that prepare the batches of a run; 0 prepares them between the steps"""
+    loggers: tuple[Literal["csv", "tensorboard"], ...] = ("csv",)
+    """logs of each step, into runs/ID/log"""
+    launcher: Literal["here", "ray"] = "here"
+    """here: one run after another (under torchrun, by all processes); ray: runs spread over a cluster"""
+    ray: RayResources = field(default_factory=RayResources)
+    output: Path = Path("runs/compare_decoders")
+    """folder for results and report"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all runs of one folder share; it is part of every row, and rows that differ in it do not mix.
+
+    data_id is a digest of the pixels and masks. height and width are those of the images in memory. One of steps and
+    minutes is None. evaluate_at lists steps after which the test split is scored as well. start: the folder whose
+    weights runs begin with, None for none. workers and loggers, which change no result, are not part of rows.
+    """
+
+    data: str
+    data_id: str
+    height: int
+    width: int
+    steps: int | None
+    minutes: float | None
+    batch_size: int
+    precision: Precision
+    device: str
+    recipe: Recipe = field(default_factory=Recipe)
+    inference: Inference = field(default_factory=Inference)
+    scoring: Scoring = field(default_factory=Scoring)
+    evaluate_at: tuple[int, ...] = ()
+    start: str | None = None
+    workers: int = 0
+    loggers: tuple[str, ...] = ()
+
+    def as_row(self) -> dict[str, Any]:
+        """The fields by name, flat, as JSON gives them back: recipe, inference and scoring are spread out."""
+        flat = asdict(self)
+        for name in EXECUTION:
+            del flat[name]
+        parts = {**flat.pop("recipe"), **flat.pop("inference"), **flat.pop("scoring")}
+        row: dict[str, Any] = json.loads(json.dumps({**parts, **flat}))
+        return row
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Self:
+        """The settings that a row was made under; as_row of them gives its fields back.
+
+        Raises:
+            ValueError: the row lacks some.
+        """
+        parts = {"recipe": Recipe, "inference": Inference, "scoring": Scoring}
+
+        def read(kind: type) -> dict[str, object]:
+            names = [part.name for part in fields(kind) if part.name not in (*parts, *EXECUTION)]
+            if missing := [name for name in names if name not in row]:
+                raise ValueError(f"a row lacks {', '.join(missing)}: an older version made it")
+            values = {name: row[name] for name in names}
+            return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+        made = {name: kind(**read(kind)) for name, kind in parts.items()}
+        return cls(**read(cls), **made)  # type: ignore[arg-type]  # the fields of as_row
+
+
+def choose_device(asked: str, precision: str) -> str:
+    """The device asked for, "cpu" or "cuda"; for "auto" the one there is.
+
+    Raises:
+        ValueError: no such device here, or a precision that it does not have.
+    """
+    import torch  # not above: see the head of this file
+
+    available = torch.cuda.is_available()
+    if asked == "cuda" and not available:
+        raise ValueError("--device cuda: torch sees no CUDA device here")
+    device = ("cuda" if available else "cpu") if asked == "auto" else asked
+    check_precision(precision, device)
+    return device
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Raise ValueError where a device does not have a precision."""
+    if precision == "16" and device == "cpu":
+        raise ValueError("--precision 16 needs --device cuda; bf16 works on the CPU")
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")

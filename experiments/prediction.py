@@ -1,0 +1,224 @@
+"""Pictures through a trained model, in batches, into a folder that an interrupted command can go on with.
+
+masks/NAME.png         palette picture: pixels are class ids, shown in the colours of the classes
+overlays/NAME.png      the colours over the picture
+confidence/NAME.png    8-bit grey: 255 times the probability of the class in the mask, rounded
+classes.json           [{"id": 0, "name": ..., "color": [r, g, b]}, ...]
+prediction.json        what predicted, and where the results come from
+index.html             classes and overlays at a glance
+
+Shapes: h w pixels of what the model sees of a picture.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import Progress
+from torch import Tensor
+
+from experiments import pictures
+from experiments.data.reading import available_memory, printable, shortened
+from experiments.files import write_whole
+from experiments.grid import size_rule
+from experiments.inference import probabilities
+from experiments.options import PLAIN, Inference, Size, choose_device
+from experiments.pictures import PictureError
+from experiments.predict import Options
+from experiments.results import Row, provenance
+from experiments.weights import Trained, load_weights
+
+CLASSES, RECORD, INDEX = "classes.json", "prediction.json", "index.html"
+# Probabilities held at once, 1 GiB of float32: batches of large pictures are cut to fit.
+BATCH_VALUES = 2**28
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done. short_side: pictures are scaled to it; None where options say another way. found: all, by
+    name; todo: those of them that are not finished. record: what decides the pixels of a result."""
+
+    options: Options
+    device: torch.device
+    trained: Trained
+    inference: Inference
+    short_side: int | None
+    found: dict[str, Path]
+    todo: dict[str, Path]
+    record: Row
+
+    def seen(self, height: int, width: int) -> Size:
+        """Height and width that the model sees of a picture; raises PictureError where it cannot work on them."""
+        if self.short_side is not None:
+            height, width = pictures.enlarged(height, width, self.short_side)
+        height, width = self.options.size or (height, width)
+        run = self.trained.run
+        for view in self.inference.sizes(height, width):
+            if rule := size_rule(run.decoder, run.output_stride, *view):
+                raise PictureError(f"is too small as the model sees it: {rule}")
+        return height, width
+
+
+def run(options: Options) -> int:
+    """The command behind experiments.predict; returns its exit status."""
+    output = options.output
+    try:
+        job = prepare(options)
+        names, colors = job.trained.class_names, job.trained.colors[:-1]
+        classes = [{"id": i, "name": name, "color": colors[i]} for i, name in enumerate(names)]
+        write_whole(output / RECORD, json.dumps(job.record | provenance(job.device), indent=1) + "\n")
+        write_whole(output / CLASSES, json.dumps(classes, indent=1) + "\n")
+    except (ValueError, OSError) as error:
+        return _complain(str(error))
+    trained = f"{job.trained.run.id}, trained on {job.trained.data} at {job.trained.height}x{job.trained.width}"
+    ways = ", ".join(f"{name} {value}" for name, value in job.record.items() if value)
+    print(printable(f"{trained}, sees {len(job.todo)} pictures: {ways}"), flush=True)
+    try:
+        with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
+            bar = progress.add_task("predicting", total=len(job.todo))
+            problems = predict(job, on_picture=lambda: progress.advance(bar))
+        page = pictures.index_page([name for name in job.found if name not in problems], names, colors)
+        write_whole(output / INDEX, page)
+    except OSError as error:
+        return _complain(f"{error}; finished pictures are kept, and the same command continues after them")
+    except torch.OutOfMemoryError as error:
+        return _complain(f"{error}; a smaller --batch-size or --tile needs less memory; finished pictures are kept")
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues after the pictures that are finished")
+        return 130
+    before = f", {len(job.found) - len(job.todo)} finished before" if len(job.todo) < len(job.found) else ""
+    print(printable(f"{len(job.todo) - len(problems)} predicted{before}: {output / INDEX}"))
+    if problems:
+        lines = shortened([f"{printable(str(job.found[name]))} {problem}" for name, problem in problems.items()])
+        _complain("\n  ".join([f"{len(problems)} of {len(job.found)} pictures have no result:", *lines]))
+    return int(bool(problems))
+
+
+def _complain(message: str) -> int:
+    """One error, to standard error; returns the status of bad input."""
+    print("\n".join(map(printable, f"error: {message}".split("\n"))), file=sys.stderr)
+    return 2
+
+
+def prepare(options: Options) -> Job:
+    """Everything that can be refused as a whole is refused here, before anything is written.
+
+    Raises:
+        ValueError, OSError: bad input; the message names option, rule and value.
+    """
+    device = torch.device(choose_device(options.device, options.precision))
+    found = pictures.find_pictures(options.images, options.output)
+    trained = load_weights(options.weights, device)
+    whole = trained.height, trained.width
+    short_side = None if options.native or options.size else options.short_side or min(whole)
+    tile = options.inference.tile or trained.crop or (whole if options.native else None)
+    inference = replace(options.inference, tile=tile)
+    if tile is None and inference.overlap != PLAIN.overlap:
+        raise ValueError(f"--overlap is for tiles, which --tile or --native makes, got {inference.overlap} without")
+    with options.weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    record = {"weights": digest, "short_side": short_side, "size": options.size, "precision": options.precision}
+    record |= asdict(inference)
+    check_output(options.output, record)
+    todo = {name: path for name, path in found.items() if not finished(options.output, name, path)}
+    job = Job(options, device, trained, inference, short_side, found, todo, record)
+    try:  # a square shows what no picture can have: a tile or a scaled side that the model does not take
+        job.seen(*2 * (short_side or 10**6,))
+    except PictureError as error:
+        raise ValueError(f"--short-side, --size, --tile, --scales: even a large picture {error}") from error
+    return job
+
+
+def check_output(output: Path, record: Row) -> None:
+    """Raise ValueError where output is no folder, holds other files, or results of another record."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output must be a folder, got {output}, which is a file")
+    present = {path.name for path in output.iterdir() if not path.name.startswith(".")} if output.exists() else set()
+    foreign = sorted(present - {*pictures.KINDS, CLASSES, RECORD, INDEX})
+    if foreign or (present and RECORD not in present):
+        what = f"holds {', '.join(foreign[:5])}" if foreign else f"has no {RECORD}"
+        raise ValueError(f"--output must be new, empty or of this command, got {output}, which {what}")
+    if not present:
+        return
+    try:
+        there = dict(json.loads((output / RECORD).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{output / RECORD} must hold a JSON object ({error})") from error
+    now = json.loads(json.dumps(record))
+    if differing := [f"{key} {there.get(key)} there, {now[key]} now" for key in now if there.get(key) != now[key]]:
+        listing = "; ".join(differing)
+        raise ValueError(f"--output must be another folder, got {output}, which holds another prediction ({listing})")
+
+
+def finished(output: Path, name: str, picture: Path) -> bool:
+    """Whether the three files of a picture are there and none is older than its last change."""
+    results = [pictures.result(output, kind, name) for kind in pictures.KINDS]
+    if not all(os.path.isfile(path) for path in (picture, *results)):  # unlike Path's, False for a name that cannot be
+        return False
+    source = picture.stat()
+    changed = max(source.st_mtime_ns, source.st_ctime_ns)  # a copy may keep the time of what it is a copy of
+    return all(path.stat().st_mtime_ns >= changed for path in results)
+
+
+def predict(job: Job, on_picture: Callable[[], None]) -> dict[str, str]:
+    """Predict and write all pictures to do; returns the problems of those that cannot be, by name.
+
+    on_picture is called after each picture, written or failed. A picture that fails leaves no file behind.
+
+    Raises:
+        OSError: a result could not be written.
+    """
+    problems: dict[str, str] = {}
+
+    def fail(name: str, error: PictureError) -> None:
+        problems[name] = str(error)
+        for path in (pictures.result(job.options.output, kind, name) for kind in pictures.KINDS):
+            if os.path.lexists(path):  # of an earlier state of the picture
+                path.unlink()
+        on_picture()
+
+    for batch in _batches(job, fail):
+        images = torch.stack([seen for _, _, seen in batch]).to(job.device)
+        planes = probabilities(job.trained.model, images, job.inference, precision=job.options.precision)
+        for (name, picture, _), plane in zip(batch, planes, strict=True):
+            try:
+                ids, confidence = pictures.full_resolution(plane, picture.height, picture.width)
+                pictures.write_results(job.options.output, name, picture, ids, confidence, job.trained.colors[:-1])
+            except PictureError as error:
+                fail(name, error)
+            else:
+                on_picture()
+    return problems
+
+
+def _batches(job: Job, fail: Callable[[str, PictureError], None]) -> Iterator[list[tuple[str, Image.Image, Tensor]]]:
+    """Names, pictures and what the model sees of them, (3, h, w) uint8: at most batch_size of one size at a time."""
+    batch: list[tuple[str, Image.Image, Tensor]] = []
+    classes = len(job.trained.class_names)
+    for name in sorted(job.todo, key=lambda name: (pictures.stored_size(job.todo[name]), name)):
+        try:
+            picture = pictures.read_picture(job.todo[name])
+            height, width = job.seen(picture.height, picture.width)
+            needed = 8 * classes * height * width  # logits and probabilities; a GPU says itself when it has no more
+            if job.device.type == "cpu" and needed > available_memory():
+                raise PictureError(f"needs {needed / 1e9:.1f} GB as the model sees it, {height}x{width}: too much here")
+        except PictureError as error:
+            fail(name, error)
+            continue
+        # Resized as folders of training data are; a size that is right already changes nothing.
+        scaled = np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
+        seen = torch.from_numpy(scaled).permute(2, 0, 1)
+        fitting = max(1, BATCH_VALUES // (classes * height * width))
+        if batch and (batch[0][2].shape != seen.shape or len(batch) >= min(job.options.batch_size, fitting)):
+            yield batch
+            batch = []
+        batch.append((name, picture, seen))
+    if batch:
+        yield batch

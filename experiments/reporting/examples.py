@@ -1,0 +1,107 @@
+"""Pictures for reports: example images with their truth, what a model predicts for them, and its worst and best images.
+
+Classes have the colours of the set. Nothing is named after an image: names are in data.json.
+"""
+
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from experiments.counts import ImageCounts
+from experiments.data import SegmentationData
+from experiments.files import write_whole
+from experiments.inference import probabilities
+from experiments.options import Inference
+from experiments.reporting.load import Data, extremes
+
+EXAMPLES = 5
+# Longer sides are shrunk to this, so that the page does not grow with the images.
+MOST_SIDE = 512
+
+
+def chosen(data: SegmentationData) -> list[int]:
+    """Indices of the example images: evenly spaced in the test split, not chosen for their looks."""
+    count = len(data.test.images)
+    shown = min(EXAMPLES, count)
+    return [(2 * i + 1) * count // (2 * shown) for i in range(shown)]
+
+
+def save_examples(output: Path, data: SegmentationData) -> None:
+    """Write data.json and examples/NN_{image,truth}.png into a runs folder."""
+    indices = chosen(data)
+    told = Data(
+        name=data.name,
+        class_names=data.class_names,
+        note=data.note,
+        colors=data.colors,
+        thin_classes=data.thin_classes,
+        images={name: len(getattr(data, name).images) for name in ("train", "val", "test")},
+        height=data.test.images.shape[-2],
+        width=data.test.images.shape[-1],
+        examples=tuple(data.test.names[i] for i in indices),
+        left_out=data.left_out,
+    )
+    for number, index in enumerate(indices):
+        _save(output / "examples" / f"{number:02}_image.png", _image(data.test.images[index]))
+        _save(output / "examples" / f"{number:02}_truth.png", _colored(data.test.masks[index], data))
+    write_whole(output / "data.json", json.dumps(asdict(told), indent=1))
+
+
+def save_predictions(
+    folder: Path,
+    model: nn.Module,
+    data: SegmentationData,
+    device: torch.device,
+    *,
+    inference: Inference,
+    precision: str,
+    counts: ImageCounts,
+) -> None:
+    """Write into the folder of a run what model predicts for the test images that reports show.
+
+    NN.png are the examples; extreme_{worst,best}{1,2}.png (see extremes, of counts) are strips of image, truth and
+    prediction.
+    """
+    model.eval()
+
+    def predicted(index: int) -> Image.Image:
+        image = data.test.images[index : index + 1].to(device)
+        return _colored(probabilities(model, image, inference, precision=precision)[0].argmax(0).cpu(), data)
+
+    for number, index in enumerate(chosen(data)):
+        _save(folder / f"{number:02}.png", predicted(index))
+    for name, index, _ in extremes(counts):
+        parts = [_image(data.test.images[index]), _colored(data.test.masks[index], data), predicted(index)]
+        width, height = parts[0].size
+        strip = Image.new("RGB", (3 * width, height))
+        for number, part in enumerate(parts):
+            strip.paste(part.convert("RGB"), (number * width, 0))
+        _save(folder / f"{name}.png", strip)
+
+
+def _image(pixels: Tensor) -> Image.Image:
+    """A picture of bytes (3, H, W)."""
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    image.thumbnail((MOST_SIDE, MOST_SIDE))
+    return image
+
+
+def _colored(ids: Tensor, data: SegmentationData) -> Image.Image:
+    """A palette picture of class ids (H, W); ignored pixels have the last colour."""
+    pixels = ids.where(ids != data.ignore_index, len(data.class_names)).numpy().astype(numpy.uint8)
+    image = Image.fromarray(pixels)
+    image.putpalette([channel for color in data.colors for channel in color])
+    image.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.NEAREST)
+    return image
+
+
+def _save(path: Path, image: Image.Image) -> None:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    write_whole(path, buffer.getvalue())

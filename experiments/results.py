@@ -1,0 +1,239 @@
+"""Rows of results: one JSON object per line, appended whole or not at all, checked when read, and where they come from.
+
+The rows of a JSON Lines file are the truth of an experiment; reports are rendered from them and never parsed back.
+A file may come from a stranger: what becomes a path must be a plain name, and every field that is used has its type.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy
+import segmentation_models_pytorch as smp
+import timm
+import torch
+
+import swinx
+from experiments.files import PLAIN_NAME
+from experiments.grid import Run
+
+Row = dict[str, Any]
+
+RESULTS = "results.jsonl"
+STATUSES = ("ok", "diverged", "not applicable")
+# Fields of a row that hold a number or None: percentages, costs and what training used.
+SCORES = (
+    *("test_miou", "val_miou", "thin_miou", "test_f1", "pixel_accuracy", "ece"),
+    *("params_m", "gflops", "latency_ms_p20", "latency_ms_p50", "latency_ms_p80", "peak_memory_mb"),
+    *("images_seen", "train_minutes", "best_val_miou", "best_step", "stopped_step"),
+)
+# Fields that hold an object of numbers or None.
+TABLES = ("class_iou", "boundary_f1", "thin_boundary_f1", "corruption_miou")
+# None in a row that has no results.
+RESULT_FIELDS = (*SCORES, *TABLES, "peak_memory_scope", "latency_sitting")
+
+
+def append_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Append rows, each as one line: after a crash at any moment the file holds all of them, or a torn last line.
+
+    The lines go out in a single write under an exclusive lock, so that several processes may share a file, and are
+    flushed to the disk. A torn last line, left by a writer that was killed, is removed first.
+
+    Raises:
+        ValueError: a value is not JSON, or not finite (write None instead).
+        OSError: the lines could not be written whole; the file is as it was before.
+    """
+    lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        size = _drop_torn_line(descriptor)
+        try:
+            written = os.write(descriptor, lines)
+            if written != len(lines):
+                raise OSError(f"{path}: only {written} of {len(lines)} bytes could be written, is the disk full?")
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _drop_torn_line(descriptor: int) -> int:
+    """Cut the file back to the end of its last whole line and return that size. The caller holds the lock."""
+    size = os.fstat(descriptor).st_size
+    if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":
+        return size
+    whole = os.pread(descriptor, size, 0).rfind(b"\n") + 1
+    os.ftruncate(descriptor, whole)
+    return whole
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file, in order; none where there is no file. Those of kind "segmentation" are checked.
+
+    A last line without its line end was torn by an interruption: it is left out, with a warning that says so.
+
+    Raises:
+        ValueError: a line is not a JSON object, a field has the wrong type, a name is not plain, or two rows are of the
+            same run, step and inference; the message names the file and the line.
+    """
+    if not path.exists():
+        return []
+    *lines, tail = path.read_bytes().split(b"\n")
+    if tail:
+        warnings.warn(f"{path}: the last line is torn (an interrupted write) and is left out", stacklevel=2)
+    rows: list[Row] = []
+    seen: dict[tuple[object, ...], int] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
+        if row.get("kind") == "segmentation":
+            try:
+                check_row(row)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+            first = seen.setdefault(identity(row), number)
+            if first != number:
+                raise ValueError(
+                    f"{path}, line {number}: {row['run']} at step {row['step']} is in line {first} already"
+                )
+        rows.append(row)
+    return rows
+
+
+def run_of(row: Row) -> Run:
+    """The run that a row is about."""
+    return Run(**{part.name: row.get(part.name, part.default) for part in fields(Run)})
+
+
+def identity(row: Row) -> tuple[object, ...]:
+    """What no two rows of a file share: run, step, how images were predicted and scored, and whose weights it was."""
+    source = row.get("source") or {}
+    way = json.dumps([row.get(key) for key in ("tile", "overlap", "flip", "scales", "score_at")])
+    return row["run"], row.get("step"), way, source.get("run"), source.get("time")
+
+
+def check_row(row: Row) -> None:
+    """Raise ValueError, naming field, rule and value, where a row of kind "segmentation" cannot be used."""
+    for name in ("run", "encoder", "decoder"):
+        _check(row, name, isinstance(row.get(name), str), "text")
+    for name in ("stem", "dilation", "alignment"):
+        _check(row, name, isinstance(row.get(name), str | None), "text or null")
+    for name in ("output_stride", "seed"):
+        _check(row, name, _whole(row.get(name)), "a whole number from 0")
+    for name in ("window", "step"):
+        _check(row, name, row.get(name) is None or _whole(row[name]), "a whole number from 0, or null")
+    _check(row, "status", row.get("status") in STATUSES, f"one of {', '.join(STATUSES)}")
+    _check(row, "run", row["run"] == run_of(row).id and _is_plain(row["run"]), "the plain name of its run")
+    for name in SCORES:
+        _check(row, name, _number(row.get(name)), "a number or null")
+    for name in TABLES:
+        value = row.get(name)
+        good = value is None or (isinstance(value, dict) and all(map(_number, value.values())))
+        _check(row, name, good, "an object of numbers, or null")
+    source = row.get("source")
+    good = source is None or (isinstance(source, dict) and _is_plain(source.get("run")))
+    _check(row, "source", good, "an object with the plain name of a run, or null")
+
+
+def _check(row: Row, name: str, good: bool, rule: str) -> None:
+    if not good:
+        raise ValueError(f"{name} must be {rule}, got {str(row.get(name))[:80]!r}")
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str) and PLAIN_NAME.fullmatch(value) is not None
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _number(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (number and abs(value) <= sys.float_info.max)  # also of whole numbers that no float holds
+
+
+def provenance(device: torch.device) -> Row:
+    """What every row carries: the code, the command, the machine and the versions.
+
+    commit and dirty are None where this file is not tracked by git. time is UTC, ISO 8601. host names the processor or
+    GPU that did the work, and the cores in sight; cpu_capability is the instruction set that torch uses: scores differ
+    in the last bits between them.
+    """
+    commit, dirty = _git_state(Path(__file__).resolve())
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "time": now(),
+        **machine(device),
+    }
+
+
+def machine(device: torch.device) -> Row:
+    """The part of provenance() that is this machine's."""
+    return {
+        "host": host_name(device),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "smp": smp.__version__,
+        "timm": timm.__version__,
+        "numpy": numpy.__version__,
+        "swinx": swinx.__version__,
+    }
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def host_name(device: torch.device) -> str:
+    """Name of the GPU or processor, with the cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+    return f"{name}, {cores} CPU cores"
+
+
+def _processor_name() -> str:
+    """Marketing name of the processor where Linux tells it, otherwise the architecture."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git_state(here: Path) -> tuple[str | None, bool | None]:
+    """Commit of the checkout that tracks a file, and whether it has uncommitted changes; (None, None) otherwise."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        # An installed copy may lie inside some other project's checkout, whose commit says nothing about this code.
+        git("ls-files", "--error-unmatch", here.name)
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None

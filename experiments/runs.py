@@ -1,0 +1,322 @@
+"""One run from start to rows: build, train, evaluate, write what belongs to it; and trained weights evaluated again."""
+
+import json
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from experiments import cost, metrics
+from experiments.counts import Arrays, ImageCounts, pack
+from experiments.data import SegmentationData
+from experiments.files import plain_file, write_whole
+from experiments.grid import NotApplicable, Run
+from experiments.models import Segmenter, build_model
+from experiments.options import PLAIN, Settings
+from experiments.reporting.examples import save_predictions
+from experiments.results import RESULT_FIELDS, RESULTS, Row, now, read_rows, run_of
+from experiments.train import CHECKPOINT, Processes, Training, fit, processes
+from experiments.weights import Trained, load_weights, save_weights
+
+# Points kept of a loss curve, so that a long run does not swell the report.
+CURVE_POINTS = 500
+# Latencies are compared only where one process measured them.
+SITTING = secrets.token_hex(4)
+# What a row says of the finished run whose weights it began with or evaluates.
+TOLD = ("run", "step", "commit", "time", "command", "host", "precision")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A finished run: its row, and the file of its weights."""
+
+    row: Row
+    weights: Path
+
+    @property
+    def told(self) -> Row:
+        """What rows of its weights say of it."""
+        return {name: self.row.get(name) for name in TOLD}
+
+
+def find_source(folder: Path, run: Run, rows: Iterable[Row] | None = None) -> Source:
+    """The one finished run of a folder whose weights fit run, with its seed.
+
+    Raises:
+        ValueError, FileNotFoundError: there is none, or several; or its weights are gone.
+    """
+    rows = read_rows(folder / RESULTS) if rows is None else rows
+    finished = {row["run"]: row for row in rows if row.get("status") == "ok" and row.get("trained", True)}
+    fitting = [row for row in finished.values() if run_of(row).weights_fit(run)]
+    exact = [row for row in fitting if row["run"] == run.id]
+    fitting = exact or fitting
+    if len(fitting) != 1:
+        found = ", ".join(row["run"] for row in fitting) or f"none among {', '.join(finished) or 'none'}"
+        raise ValueError(f"{folder} must have one finished run whose weights fit {run.id}, got {found}")
+    (row,) = fitting
+    weights = folder / "runs" / row["run"] / f"{row.get('select', 'last')}.pt"
+    if not plain_file(weights, folder):
+        raise FileNotFoundError(f"{weights}: no such file; the weights of a finished run are needed")
+    return Source(row, weights)
+
+
+def execute(
+    run: Run,
+    data: SegmentationData,
+    settings: Settings,
+    output: Path,
+    origin: Row,
+    on_step: Callable[[float, float], None] = lambda share, loss: None,
+) -> list[Row]:
+    """Train and evaluate one run, write its files below output/runs and return its rows, the last one of its end.
+
+    Goes on from the run's training checkpoint where there is one; finish() removes it, once the rows are safe. status
+    is "ok", or "diverged" where the loss stopped being finite; then error says so and the results are None. Among
+    processes that train together, the first evaluates, writes and returns the rows; the others return none.
+    """
+    together = processes()
+    device = torch.device("cuda", together.local_rank) if settings.device == "cuda" else torch.device("cpu")
+    folder = output / "runs" / run.id
+    folder.mkdir(parents=True, exist_ok=True)
+    memory = cost.PeakMemory(device)
+    torch.manual_seed(run.seed)
+    model, source = _start(run, data, settings)
+    model.to(device)
+    common: dict[str, Any] = {"batch_size": _at_once(settings, together), "device": device}
+    common["precision"] = settings.precision
+    classes = len(data.class_names), data.ignore_index
+    crop = settings.recipe.crop
+
+    def evaluate(average: torch.nn.Module, step: int) -> None:
+        if step != settings.steps and together.rank == 0:
+            assert isinstance(average, Segmenter)
+            results, counts = measure(average, data, settings, **common)
+            write_whole(folder / f"step{step}.npz", pack(counts.arrays()))
+            write_whole(folder / f"step{step}.json", json.dumps(results))
+
+    def keep_best(average: torch.nn.Module, step: int, miou: float) -> None:
+        assert isinstance(average, Segmenter)
+        save_weights(folder / "best.pt", average, run, data, step=step, val_miou=miou, crop=crop)
+
+    head = {**_head(run, settings, origin), "threads": torch.get_num_threads(), "world_size": together.world}
+    head["source"] = source
+    results: Row = {"status": "ok", "error": None, **dict.fromkeys(RESULT_FIELDS)}
+    step = None
+    try:
+        training = fit(
+            model,
+            data,
+            settings,
+            seed=run.seed,
+            folder=folder,
+            device=device,
+            validate=lambda average: metrics.miou(average, data.val, *classes, **common),
+            on_best=keep_best,
+            evaluate=evaluate,
+            on_step=on_step,
+        )
+        if together.rank > 0:
+            return []
+        step = training.steps
+        model.to(device).eval()
+        known = training.validations[-1][1] if training.validations and training.validations[-1][0] == step else None
+        save_weights(folder / "last.pt", model, run, data, step=step, val_miou=known, crop=crop)
+        if settings.recipe.select == "best":
+            if training.best is None:
+                raise ValueError("--select best needs labelled pixels in the validation split, got none")
+            known = training.best[1]
+            model = load_weights(folder / "best.pt", device).model
+        measured, counts = measure(model, data, settings, val_miou=known, **common)
+        results |= measured | _told(training)
+        results |= {"peak_memory_mb": round(memory.megabytes(), 1), "peak_memory_scope": memory.scope}
+        save_predictions(
+            folder, model, data, device, inference=settings.inference, precision=settings.precision, counts=counts
+        )
+        write_whole(folder / f"step{step}.npz", pack({**counts.arrays(), **curves(training)}))
+    except FloatingPointError as error:  # of training, or of predictions that are not finite
+        results |= {"status": "diverged", "error": str(error)}
+    if together.rank > 0:
+        return []
+    return [*_earlier(folder, head, settings), {**head, "time": now(), "step": step, **results}]
+
+
+def _start(run: Run, data: SegmentationData, settings: Settings) -> tuple[Segmenter, Row | None]:
+    """The model that training begins with, and what is told of the finished run whose weights it has, if any."""
+    if settings.start is None:
+        return Segmenter(build_model(run, len(data.class_names), settings.recipe.weights)), None
+    source = find_source(Path(settings.start), run)
+    return _as_run(_checked(source, data), run), source.told
+
+
+def _checked(source: Source, data: SegmentationData) -> Trained:
+    """The trained run of a source, on the CPU.
+
+    Raises:
+        ValueError, OSError: the weights cannot be read, or are those of another run or for other data.
+    """
+    trained = load_weights(source.weights, "cpu")
+    if trained.run.id != source.row["run"]:
+        raise ValueError(f"{source.weights} holds weights of {trained.run.id}, not of {source.row['run']}")
+    if trained.class_names != data.class_names:
+        raise ValueError(f"{source.weights} is for classes {', '.join(trained.class_names)}, not those of the data")
+    return trained
+
+
+def _as_run(trained: Trained, run: Run) -> Segmenter:
+    """The trained weights as the model of run."""
+    if run == trained.run:
+        return trained.model
+    return Segmenter(build_model(run, len(trained.class_names), state=trained.model.model.state_dict()))
+
+
+def reevaluate(run: Run, source: Source, data: SegmentationData, settings: Settings, output: Path, origin: Row) -> Row:
+    """Evaluate the weights of source as the model of run, write files below output/runs and return the row.
+
+    The two differ in output stride, dilation rule and alignment alone. The row has the fields of a trained run's, those
+    of training empty, and source. status is "diverged" where predictions are not finite.
+
+    Raises:
+        ValueError, OSError: the weights cannot be read, or are those of another run or for other classes.
+    """
+    device = torch.device(settings.device)
+    folder = output / "runs" / run.id
+    folder.mkdir(parents=True, exist_ok=True)
+    memory = cost.PeakMemory(device)
+    model = _as_run(_checked(source, data), run).to(device).eval()
+    # As many images at once as the process had that evaluated after training.
+    batch_size = max(1, settings.batch_size // (source.row.get("world_size") or 1))
+    step = source.row["step"]
+    results: Row = {"status": "ok", "error": None, **dict.fromkeys(RESULT_FIELDS)}
+    try:
+        measured, counts = measure(
+            model, data, settings, batch_size=batch_size, device=device, precision=settings.precision
+        )
+        scope = f"{memory.scope}, without training"
+        results |= {**measured, "peak_memory_mb": round(memory.megabytes(), 1), "peak_memory_scope": scope}
+        save_predictions(
+            folder, model, data, device, inference=settings.inference, precision=settings.precision, counts=counts
+        )
+        write_whole(folder / f"step{step}.npz", pack(counts.arrays()))
+    except FloatingPointError as error:
+        results |= {"status": "diverged", "error": str(error)}
+    told = {"threads": torch.get_num_threads(), "world_size": 1, "source": source.told, "trained": False}
+    return {**_head(run, settings, origin), **told, "step": step, **results}
+
+
+def finish(run_id: str, output: Path) -> None:
+    """Remove what only a resumed run needs; its rows are in the results."""
+    folder = output / "runs" / run_id
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    for path in folder.glob("step*.json"):
+        path.unlink()
+
+
+def not_applicable_row(missing: NotApplicable, settings: Settings, origin: Row) -> Row:
+    """The row of a run that cannot exist: status "not applicable", the rule as error, no results."""
+    told = {"threads": None, "world_size": None, "source": None, "step": None}
+    status = {"status": "not applicable", "error": missing.rule}
+    return {**_head(missing.run, settings, origin), **told, **status, **dict.fromkeys(RESULT_FIELDS)}
+
+
+def measure(
+    model: Segmenter,
+    data: SegmentationData,
+    settings: Settings,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    val_miou: float | None = None,
+) -> tuple[Row, ImageCounts]:
+    """Accuracy and cost of a model by fields of a row, and the counts of each test image.
+
+    val_miou: mean IoU (percent) of these weights by plain inference on the validation split, where it is known.
+    """
+    common: dict[str, Any] = {"batch_size": batch_size, "device": device, "precision": precision}
+    common["inference"] = settings.inference
+    native = settings.scoring.score_at == "native"
+    if settings.inference != PLAIN or val_miou is None:
+        val_miou = metrics.evaluate(model, data.val, data, **common).miou
+    test = metrics.evaluate(model, data.test, data, native=native, **common)
+    corrupted = {
+        kind: _rounded(metrics.evaluate(model, data.test, data, native=native, corruption=kind, **common).miou)
+        for kind in settings.scoring.corruptions
+    }
+    image = data.test.images[:1].to(device)
+    p20, p50, p80 = cost.latency(model, image, precision)
+    row = {
+        "val_miou": _rounded(val_miou),
+        "test_miou": _rounded(test.miou),
+        "thin_miou": _rounded(test.thin_miou),
+        "test_f1": _rounded(test.f1),
+        "pixel_accuracy": _rounded(test.pixel_accuracy),
+        "ece": _rounded(test.ece),
+        "class_iou": {name: _rounded(value) for name, value in test.class_iou.items()},
+        "boundary_f1": {band: _rounded(value) for band, value in test.boundary_f1.items()},
+        "thin_boundary_f1": {band: _rounded(value) for band, value in test.thin_boundary_f1.items()},
+        "corruption_miou": corrupted or None,
+        "params_m": round(cost.parameters(model) / 1e6, 4),
+        "gflops": round(cost.flops(model, image) / 1e9, 4),
+        "latency_ms_p20": round(p20, 3),
+        "latency_ms_p50": round(p50, 3),
+        "latency_ms_p80": round(p80, 3),
+        "latency_sitting": SITTING,
+    }
+    return row, test.counts
+
+
+def curves(training: Training) -> Arrays:
+    """At most CURVE_POINTS means of neighbouring losses, each with its middle step from 1; and every validation."""
+    losses = training.losses
+    width = max(1, -(-len(losses) // CURVE_POINTS))
+    chunks = [losses[i : i + width] for i in range(0, len(losses), width)]
+    values: dict[str, Sequence[float | None]] = {
+        "loss_step": [i * width + (len(chunk) + 1) / 2 for i, chunk in enumerate(chunks)],
+        "loss": [sum(chunk) / len(chunk) for chunk in chunks],
+        "val_step": [step for step, _ in training.validations],
+        "val_miou": [miou for _, miou in training.validations],
+    }
+    return {name: numpy.array(points, dtype=numpy.float64) for name, points in values.items()}
+
+
+def _head(run: Run, settings: Settings, origin: Row) -> Row:
+    """What every row of a run begins with; origin is that of provenance()."""
+    return {"kind": "segmentation", "run": run.id, **asdict(run), **settings.as_row(), **origin, "time": now()}
+
+
+def _earlier(folder: Path, head: Row, settings: Settings) -> list[Row]:
+    """The rows of the evaluations before the end, of those steps that training reached."""
+    rows = []
+    for step in settings.evaluate_at:
+        path = folder / f"step{step}.json"
+        if path.exists():
+            told = json.loads(path.read_text(encoding="utf-8"))
+            results = {**dict.fromkeys(RESULT_FIELDS), **told}
+            rows.append({**head, "step": step, "status": "ok", "error": None, **results})
+    return rows
+
+
+def _told(training: Training) -> Row:
+    """What training says of itself."""
+    best_step, best = training.best if training.best is not None else (None, None)
+    return {
+        "images_seen": training.images_seen,
+        "train_minutes": round(training.minutes, 3),
+        "best_val_miou": _rounded(best),
+        "best_step": best_step,
+        "stopped_step": training.steps,
+    }
+
+
+def _at_once(settings: Settings, together: Processes) -> int:
+    """Images of a batch in evaluation: one process does it, and has the memory for its own share of a batch."""
+    return max(1, settings.batch_size // together.world)
+
+
+def _rounded(value: float | None) -> float | None:
+    """A score as rows have it."""
+    return None if value is None else round(value, 3)

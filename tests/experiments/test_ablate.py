@@ -1,0 +1,107 @@
+"""Every ablation as a user runs it, for two steps, and the grid and the contrasts that it stands for."""
+
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.ablate import ABLATIONS, main
+from experiments.grid import Axes, Run, grid
+from experiments.models import build_model
+from experiments.options import Settings
+from experiments.prepare import check_contrasts
+from experiments.results import read_rows
+
+SEEDS = (0, 1, 2)
+SETTINGS = Settings("scenes", "0", 128, 160, 250, None, 8, "32", "cpu")
+
+
+def intended(name: str) -> set[Run]:
+    """The runs of each design, one after the other."""
+
+    def run(decoder: str, seed: int, output_stride: int = 32, stem: str = "inline", **parts: object) -> Run:
+        return Run("swinx_n", stem, decoder, output_stride, seed, **parts)  # type: ignore[arg-type]
+
+    if name == "stem":
+        stems = ("none", "shared", "branch", "inline")
+        return {run(decoder, seed, stem=stem) for seed in SEEDS for decoder in ("Unet", "FPN") for stem in stems}
+    if name == "window":
+        return {run("FPN", seed, window=window) for seed in SEEDS for window in (4, 7, None, 12)}
+    values = {"dilation": ("exact", "dense", "enlarged"), "alignment": ("none", "centred")}[name]
+    both = [(seed, decoder) for seed in SEEDS for decoder in ("Unet", "Segformer")]
+    found = {
+        run(decoder, seed, stride, **{name: value}) for seed, decoder in both for stride in (16, 8) for value in values
+    }
+    return found | ({run(decoder, seed) for seed, decoder in both} if name == "dilation" else set())
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_grid_and_contrasts_are_those_of_the_design(name: str) -> None:
+    options = asdict(ABLATIONS[name].options)
+    runs, missing = grid(Axes(**{part.name: options[part.name] for part in fields(Axes)}))
+    assert missing == []
+    assert len(runs) == len(set(runs))
+    assert set(runs) == intended(name)
+    assert options["contrasts"]
+    check_contrasts(options["contrasts"], runs, SETTINGS)
+    with pytest.raises(ValueError, match="--contrasts exact-naive@os8: 'naive' is no value"):
+        check_contrasts(["exact-naive@os8"], runs, SETTINGS)
+
+
+@pytest.mark.usefixtures("tiny_scenes")
+@pytest.mark.parametrize(
+    ("name", "arguments", "ids"),
+    [
+        ("stem", ["--decoders", "Unet", "--stems", "none", "branch"], ["none-Unet-os32", "branch-Unet-os32"]),
+        (
+            "dilation",
+            ["--decoders", "Segformer", "--output-strides", "16", "--dilations", "dense", "enlarged"],
+            ["inline-Segformer-os16-dense", "inline-Segformer-os16-enlarged"],
+        ),
+        (
+            "alignment",
+            ["--decoders", "Segformer", "--output-strides", "8", "--alignments", "centred"],
+            ["inline-Segformer-os8-centred"],
+        ),
+        ("window", ["--windows", "4"], ["inline-FPN-os32-w4"]),
+    ],
+)
+def test_two_steps(name: str, arguments: list[str], ids: list[str]) -> None:
+    """A changed grid lacks runs that contrasts of the ablation name: it is made all the same."""
+    assert main([name, *arguments, "--seeds", "0", "--steps", "2", "--batch-size", "2", "--device", "cpu"]) == 0
+    rows = read_rows(Path("runs") / f"ablate_{name}" / "results.jsonl")
+    assert [(row["run"], row["status"], row["images_seen"]) for row in rows] == [
+        (f"swinx_n-{each}-seed0", "ok", 4) for each in ids
+    ]
+
+
+def test_names_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    for arguments in ([], ["nothing"]):
+        assert main(arguments) == 2
+        told = capsys.readouterr().err
+        assert f"NAME must be one of these, got {' '.join(arguments) or 'none'}" in told
+        assert all(f"{name} " in told and f"{name} " in listed for name in ABLATIONS)
+    for name, ablation in ABLATIONS.items():
+        with pytest.raises(SystemExit) as caught:
+            main([name, "--help"])
+        assert caught.value.code == 0
+        text = capsys.readouterr().out
+        assert f"usage: python -m experiments.ablate {name}" in text
+        assert ablation.question in " ".join(text.split())
+
+
+def test_under_the_control_none_and_shared_are_one_network() -> None:
+    """What the design of the stem ablation says of FPN: the same random numbers, the same logits."""
+    image = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    logits = {}
+    for stem in ("none", "shared", "branch", "inline"):
+        torch.manual_seed(0)
+        model = build_model(Run("swinx_n", stem, "FPN", 32, 0), 3)
+        torch.manual_seed(0)  # of stochastic depth and dropout
+        logits[stem] = model(image)
+    assert torch.equal(logits["none"], logits["shared"])
+    assert not torch.allclose(logits["none"], logits["branch"])
+    assert not torch.allclose(logits["none"], logits["inline"])

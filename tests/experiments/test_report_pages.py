@@ -1,0 +1,260 @@
+"""The files of a report: readable anywhere, whatever names there are, and nothing taken from outside the folder."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy
+import pandas
+import pytest
+from matplotlib.figure import Figure
+from report_folder import folder, image_counts, row
+
+from experiments.counts import pack
+from experiments.reporting import FILES, plots, tables, write_report
+from experiments.reporting.load import extremes, read, write_merged
+from experiments.results import Row
+
+NASTY = ("$<b>|&%", "=1+1", "_x_ `#` ~^\\{}", "名 <script>alert(1)</script>", "a\n| b | c\n")
+
+
+class Page(HTMLParser):
+    """Collects tags, ids, and what a browser would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "poster")]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+
+
+@pytest.fixture(scope="module")
+def nasty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report whose classes, note, command and example names are markup everywhere."""
+    output = tmp_path_factory.mktemp("nasty")
+    iou = dict.fromkeys(NASTY, 40.0)
+    rows = [
+        row(d, s, 40.0 + s, class_iou=iou, command="</pre>```\n" + NASTY[3], params_m=c, latency_ms_p50=c)
+        for d, c in (("Unet", 4.0), ("FPN", 5.0))
+        for s in range(2)
+    ]
+    folder(output, rows)
+    data = json.loads((output / "data.json").read_text(encoding="utf-8"))
+    data |= {"note": NASTY[3], "name": NASTY[0], "examples": list(NASTY[:2]), "left_out": [NASTY[2]]}
+    (output / "data.json").write_text(json.dumps(data), encoding="utf-8-sig")
+    write_report(output)
+    return output
+
+
+def test_page_needs_nothing_else_and_names_are_no_markup(nasty: Path) -> None:
+    text = (nasty / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert all(link.startswith(("data:image/png;base64,", "data:image/svg+xml;base64,")) for link in page.links)
+    assert not re.search(r"https?://(?!www\.w3\.org)|@import|url\(", text)
+    assert page.tags.count("script") == 1
+    assert "b" not in page.tags
+    assert len(page.ids) == len(set(page.ids))
+    assert page.tags.count("img") == 6 + 4 + 2 * (2 + 2)  # plots, worst and best, two examples
+    assert "prefers-color-scheme: dark" in text
+    for link in page.links:
+        if "svg" in link:
+            svg = base64.b64decode(link.partition(",")[2]).decode()
+            assert "<script" not in svg
+            assert "<b>" not in svg
+
+
+def test_plots_are_legible_on_a_narrow_page(nasty: Path) -> None:
+    page = Page((nasty / "report.html").read_text(encoding="utf-8"))
+    for link in page.links:
+        if "svg" in link:
+            svg = base64.b64decode(link.partition(",")[2]).decode()
+            assert float(re.search(r'width="([\d.]+)pt"', svg)[1]) <= 5.4 * 72
+            assert min(float(size) for size in re.findall(r"font-size: ([\d.]+)px", svg)) >= 10
+
+
+def test_markdown_of_names_keeps_its_tables(nasty: Path) -> None:
+    text = (nasty / "report.md").read_text(encoding="utf-8")
+    assert not re.search(r"<[a-z/]", re.sub(r"^    .*$", "", text, flags=re.MULTILINE))
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1, table
+    header = next(line for line in text.splitlines() if line.startswith("| configuration"))
+    assert [cell.strip() for cell in re.split(r"(?<!\\)\|", header)][2:5] == [
+        r"\$&lt;b&gt;\|&amp;%",
+        "=1+1",
+        r"\_x\_ \`#\` \~^\\{}",
+    ]
+    assert tables.markdown_text("swinx_n *a* [b]") == r"swinx_n \*a\* \[b\]"
+
+
+def test_latex_of_names_is_plain_text(nasty: Path) -> None:
+    text = (nasty / "report.tex").read_text(encoding="utf-8")
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 3
+    assert r"\$\textless{}b\textgreater{}\textbar{}\&\%" in text
+    assert r"\_x\_ `\#` \textasciitilde " in text
+    assert r"\(\pm\)" in text
+    body = text.split("\n", 1)[1]
+    assert not re.search(r"(?<!\\)[%$#_^]|[<>|±–†−]", body.replace(r"\(", "").replace(r"\)", ""))
+    for part in text.split(r"\begin{tabular}{")[1:]:
+        columns, lines = part.split("}", 1)[0], re.findall(r"^(?!\\).* \\\\$", part, flags=re.MULTILINE)
+        assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in lines} == {len(columns)}
+
+
+def test_csv_holds_no_formulas_and_numbers_stay_numbers(nasty: Path) -> None:
+    classes = pandas.read_csv(nasty / "class_iou.csv")
+    assert list(classes)[:3] == ["configuration", "$<b>|&%", "'=1+1"]
+    assert classes["$<b>|&%"].tolist() == [40.0, 40.0]
+    frame = pandas.DataFrame({"-x": ["@a", " +b", "c"], "n": [-1.5, 2.0, None]})
+    assert tables.to_csv(frame).splitlines() == ["'-x,n", "'@a,-1.5", "' +b,2.0", "c,"]
+
+
+def test_axes_do_not_blow_small_differences_up() -> None:
+    axes = Figure().subplots()
+    axes.plot([1.0, 2.0], [40.1, 40.4])
+    plots.widen(axes, "y")
+    low, high = axes.get_ylim()
+    assert high - low == pytest.approx(plots.LEAST_SPAN)
+    assert (low + high) / 2 == pytest.approx(40.25)
+    axes.set_ylim(0.2, 1.0)
+    plots.widen(axes, "y")
+    assert axes.get_ylim() == (0, plots.LEAST_SPAN), "no score is below 0"
+    axes.set_ylim(-0.2, 1.0)
+    plots.widen(axes, "y", -9)
+    assert axes.get_ylim() == pytest.approx((-2.1, 2.9)), "differences may be"
+    axes.set_ylim(10.0, 60.0)
+    before = axes.get_ylim()
+    plots.widen(axes, "y")
+    assert axes.get_ylim() == before
+
+
+def test_a_plot_is_the_same_every_time() -> None:
+    bars = [plots.Bar("a - $b$", 1.0, 0.5, 1.5, "significant"), plots.Bar("c", 0.2, None, None, "not tested")]
+    first = plots.forest(bars, "points", zero=True)
+    assert first == plots.forest(bars, "points", zero=True)
+    assert b"a - $b$" in first
+    assert b"not tested" in first
+
+
+def test_worst_and_best_images_are_by_their_own_score() -> None:
+    counts = image_counts(row("Unet"), images=7)
+    ious = [(counts.hits[n, :2] / counts.union[n, :2]).mean() * 100 for n in range(7)]
+    order = numpy.argsort(ious)
+    found = extremes(counts)
+    assert [(name, index) for name, index, _ in found] == [
+        ("extreme_worst1", order[0]),
+        ("extreme_worst2", order[1]),
+        ("extreme_best1", order[6]),
+        ("extreme_best2", order[5]),
+    ]
+    assert [score for _, _, score in found] == pytest.approx([ious[index] for _, index, _ in found])
+    assert [name for name, _, _ in extremes(image_counts(row("Unet"), images=3))] == ["extreme_worst1", "extreme_best1"]
+    assert extremes(image_counts(row("Unet"), images=1)) == []
+
+
+def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
+    output = folder(tmp_path, [row("Unet"), row("FPN")])
+    shutil.rmtree(output / "examples")
+    (output / "runs" / row("Unet")["run"] / "extreme_best1.png").unlink()
+    (output / "data.json").unlink()
+    (output / "runs" / row("FPN")["run"] / "step20.npz").unlink()
+    write_report(output)
+    page = Page((output / "report.html").read_text(encoding="utf-8"))
+    assert page.tags.count("img") == 3 + 3  # no differences
+    assert "Comparison on toy" in (output / "report.md").read_text(encoding="utf-8")
+
+
+def test_links_and_other_files_are_no_pictures(tmp_path: Path) -> None:
+    output, secret = folder(tmp_path / "run", [row("Unet")]), tmp_path / "secret.png"
+    shutil.copy(output / "examples" / "00_image.png", secret)
+    with secret.open("ab") as file:
+        file.write(b"SECRET")
+    own = output / "runs" / row("Unet")["run"]
+    for path in (output / "examples" / "00_image.png", own / "extreme_worst1.png"):
+        path.unlink()
+        os.symlink(secret, path)
+    (own / "01.png").write_bytes(b"SECRET")
+    os.rename(output / "data.json", tmp_path / "data.json")
+    os.symlink(tmp_path / "data.json", output / "data.json")
+    results = read([output])
+    assert results.data.class_names[:2] == ("road", "$<b>|&%"), "from the counts"
+    assert results.data.examples == ()
+    write_merged(results, tmp_path / "out")
+    write_report(tmp_path / "out")
+    copied = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not [path for path in copied if b"SECRET" in path.read_bytes()]
+    assert {path.name for path in (tmp_path / "out" / "examples").iterdir()} == {
+        *("00_truth.png", "01_image.png", "01_truth.png"),
+    }
+    os.rename(own, tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", own)
+    (item,) = read([output]).items
+    assert item.counts is None
+    assert item.picture("00.png") is None
+    os.rename(output / "results.jsonl", tmp_path / "rows.jsonl")
+    os.symlink(tmp_path / "rows.jsonl", output / "results.jsonl")
+    with pytest.raises(ValueError, match="holds no results"):
+        read([output])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d | {"colors": [["red;", 0, 0]] * 4}, "colors must be three numbers"),
+        (lambda d: d | {"colors": [[1, 2, 300]] * 4}, "colors must be three numbers"),
+        (lambda d: d | {"colors": [[1, 2, 3]]}, "must fit the 3 class_names"),
+        (lambda d: d | {"thin_classes": [7]}, "must fit the 3 class_names"),
+        (lambda d: d | {"class_names": "abc"}, "class_names must be a list of texts"),
+        (lambda d: d | {"examples": [["x"]]}, "examples must be a list of texts"),
+        (lambda d: d | {"images": {"test": "many"}}, "images must be whole numbers"),
+        (lambda d: d | {"height": "tall"}, "height must be a whole number"),
+        (lambda d: {}, "name must be text"),
+        (lambda d: [d], "expected a JSON object"),
+    ],
+)
+def test_data_of_other_types_is_refused(change: Callable[[Row], object], message: str, tmp_path: Path) -> None:
+    output = folder(tmp_path, [row("Unet")])
+    data = json.loads((output / "data.json").read_text(encoding="utf-8"))
+    (output / "data.json").write_text(json.dumps(change(data)), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read([output])
+
+
+def test_damaged_counts_are_refused(tmp_path: Path) -> None:
+    output = folder(tmp_path, [row("Unet")])
+    path = output / "runs" / row("Unet")["run"] / "step20.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"step20\.npz: is not an \.npz file"):
+        read([output])
+    numpy.savez(path, names=numpy.array(["a"]), hits=numpy.ones((1, 1)))
+    with pytest.raises(ValueError, match=f"arrays of {row('Unet')['run']} at step 20: lacks"):
+        read([output])
+
+
+def test_curves_of_other_shapes_are_refused(tmp_path: Path) -> None:
+    output = folder(tmp_path, [row("Unet")])
+    for curves in ({"loss": numpy.ones(3)}, {"val_step": numpy.array(["a"]), "val_miou": numpy.ones(1)}):
+        arrays = image_counts(row("Unet")).arrays() | curves
+        (output / "runs" / row("Unet")["run"] / "step20.npz").write_bytes(pack(arrays))
+        with pytest.raises(ValueError, match="must be numbers, as many of one as of the other"):
+            read([output])
+
+
+def test_values_of_any_type_make_a_report(tmp_path: Path) -> None:
+    """Settings and provenance are shown, not used: a stranger may have written anything there."""
+    odd = {"tile": "x", "scales": {"a": 1}, "crop": 3, "time": None, "host": ["\u2028"], "commit": 5, "command": None}
+    rows = [row("Unet", **odd, latency_sitting=[1]), row("FPN", losses={"a": [None]}, steps=sys.maxsize, step=20)]
+    folder(tmp_path, rows)
+    write_report(tmp_path)
+    assert all((tmp_path / name).exists() for name in FILES)

@@ -1,0 +1,173 @@
+"""How images and masks come to one size, masks at their own resolution, and that a set fits into memory.
+
+Shapes: H W pixels of the tensors, h w pixels of a file.
+"""
+
+import os
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from sets import H, W, labels, load_set, picture, tensor, write_pair, write_set
+from torch import Tensor
+
+from experiments.data import DataError, Placement, SegmentationData, available_memory, reading
+
+IGNORE = 255
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return write_set(tmp_path)
+
+
+def one(tree: Path, height: int, width: int, size: tuple[int, int], fit: str, native: bool = False) -> SegmentationData:
+    """The set whose test image has this height and width."""
+    write_pair(tree, 5, "test/d.png", height, width)
+    return load_set(tree, size=size, fit=fit, native=native)
+
+
+def shrunk(image: Image.Image, height: int, width: int) -> Tensor:
+    """(3, height, width) by torch's antialiased bilinear resizing."""
+    return F.interpolate(tensor(image)[None].double(), (height, width), mode="bilinear", antialias=True)[0]
+
+
+def assert_alike(image: Tensor, expected: Tensor) -> None:
+    """Equal but for rounding, in each of two passes."""
+    assert (image.double() - expected).abs().max() <= 1
+
+
+def test_pad_keeps_the_aspect_and_fills_below_with_the_mean_and_ignored_pixels(tree: Path) -> None:
+    """An image of 60 x 100 pixels in 40 x 50: at half its size, 30 x 50, and ten rows of padding."""
+    test = one(tree, 60, 100, (40, 50), "pad").test
+    assert_alike(test.images[0, :, :30], shrunk(picture(5, 60, 100), 30, 50))
+    mean = test.images[0, :, :30].double().mean((1, 2)).round()
+    assert (test.images[0, :, 30:] == mean[:, None, None]).all()
+    odd = labels(5, 60, 100).resize((50, 30), Image.Resampling.NEAREST)
+    assert torch.equal(test.masks[0], tensor(ImageOps.pad(odd, (50, 40), color=IGNORE, centering=(0, 0))))
+
+
+@pytest.mark.parametrize(("height", "width"), [(41, 97), (97, 41), (7, 200), (11, 12)])
+def test_pad_is_that_of_pillow(tree: Path, height: int, width: int) -> None:
+    test = one(tree, height, width, (40, 50), "pad").test
+    how = {"method": Image.Resampling.NEAREST, "color": IGNORE, "centering": (0, 0)}
+    assert torch.equal(test.masks[0], tensor(ImageOps.pad(labels(5, height, width), (50, 40), **how)))
+    how = {"method": Image.Resampling.BILINEAR, "centering": (0, 0)}
+    seen = torch.tensor(np.array(ImageOps.pad(Image.new("L", (width, height), 1), (50, 40), centering=(0, 0)))) == 1
+    assert torch.equal(
+        test.images[0][:, seen], tensor(ImageOps.pad(picture(5, height, width), (50, 40), **how))[:, seen]
+    )
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_crop_keeps_the_aspect_and_the_centre(tree: Path, turned: bool) -> None:
+    """At half its size an image of 80 x 160 covers 40 x 50 as 40 x 80, of which columns 15 to 64 are the centre."""
+    shape, size = ((160, 80), (50, 40)) if turned else ((80, 160), (40, 50))
+    test = one(tree, *shape, size, "crop").test
+    whole = shrunk(picture(5, *shape), shape[0] // 2, shape[1] // 2)
+    assert_alike(test.images[0], whole[:, 15:65] if turned else whole[:, :, 15:65])
+    mask = tensor(labels(5, *shape))[1::2, 1::2]  # nearest by half: the pixel that begins at the centre
+    assert torch.equal(test.masks[0], mask[15:65] if turned else mask[:, 15:65])
+
+
+def test_stretch_and_equal_aspects_resize_the_whole(tree: Path) -> None:
+    """114 x 150 scaled to fit into 38 x 50 fills it, and so does 115 x 150 by rounding: no fit pads or crops it."""
+    for height in (114, 115):
+        for fit in ("pad", "crop", "stretch"):
+            test = one(tree, height, 150, (38, 50), fit).test
+            assert_alike(test.images[0], shrunk(picture(5, height, 150), 38, 50))
+            assert torch.equal(test.masks[0], tensor(labels(5, height, 150).resize((50, 38), Image.Resampling.NEAREST)))
+    test = one(tree, 90, 30, (38, 50), "stretch").test
+    assert_alike(test.images[0], shrunk(picture(5, 90, 30), 38, 50))
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
+@pytest.mark.parametrize(("height", "width"), [(2, 60_000), (60_000, 2), (1, 1)])
+def test_extreme_images(tree: Path, fit: str, height: int, width: int) -> None:
+    data = one(tree, height, width, (40, 50), fit)
+    assert data.test.images.shape == (1, 3, 40, 50)
+    assert (data.test.masks != IGNORE).any() or fit != "pad" or height == width
+
+
+def test_several_sizes_need_size(tree: Path) -> None:
+    write_pair(tree, 5, "test/d.png", 40, 30)
+    with pytest.raises(DataError) as caught:
+        load_set(tree)
+    assert caught.value.problems == (
+        "images have 2 sizes; --size H W brings them to one, as --fit says: "
+        "23x37 (3, first images/train/a.png), 40x30 (1, first images/test/d.png)",
+    )
+    for number in range(30):
+        write_pair(tree, number, f"val/{number}.png", 10 + number, 9)
+    with pytest.raises(DataError, match=r"images have 32 sizes.*10x9.*and 12 more"):
+        load_set(tree)
+
+
+@pytest.mark.parametrize(("fit", "placement"), [("pad", Placement(0, 0, 30, 50)), ("stretch", Placement(0, 0, 40, 50))])
+def test_native_masks_and_where_their_images_lie(tree: Path, fit: str, placement: Placement) -> None:
+    """A mask shrunk to its placement is the mask of the tensor."""
+    write_pair(tree, 6, "test/e.png", 120, 150)
+    data = one(tree, 60, 100, (40, 50), fit, native=True)
+    assert data.test.placements == (placement, Placement(0, 0, 40, 50))
+    assert [tuple(mask.shape) for mask in data.test.native_masks] == [(60, 100), (120, 150)]
+    assert torch.equal(data.test.native_masks[0], tensor(labels(5, 60, 100)))
+    for mask, native, at in zip(data.test.masks, data.test.native_masks, data.test.placements, strict=True):
+        small = Image.fromarray(native.numpy()).resize((at.width, at.height), Image.Resampling.NEAREST)
+        assert torch.equal(mask[: at.height, : at.width], tensor(small))
+        assert (mask[at.height :] == IGNORE).all()
+    assert data.train.native_masks is data.val.native_masks is None
+
+
+def test_native_masks_are_refused_for_crops_and_none_where_nothing_is_resized(tree: Path) -> None:
+    with pytest.raises(ValueError, match=r"--score-at native .* got --fit crop"):
+        load_set(tree, size=(16, 16), fit="crop", native=True)
+    assert load_set(tree, native=True).test.native_masks is None
+    assert load_set(tree, size=(16, 16)).test.native_masks is None
+
+
+def test_a_set_that_does_not_fit_is_refused_before_any_file_is_decoded(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three bytes of image and one of mask for each of 4 images; one byte short is too little."""
+
+    def refusal(memory: int, **options: object) -> str:
+        monkeypatch.setattr(reading, "available_memory", lambda: memory)
+        with monkeypatch.context() as patch:
+            patch.setattr(reading, "_decode", lambda *_: pytest.fail("a file was decoded"))
+            with pytest.raises(DataError) as caught:
+                load_set(tree, **options)
+        (problem,) = caught.value.problems
+        return problem
+
+    needed = 4 * 4 * H * W
+    monkeypatch.setattr(reading, "available_memory", lambda: needed)
+    assert load_set(tree, size=(H, W - 1)).test.masks.shape == (1, H, W - 1)
+    load_set(tree)
+    problem = refusal(needed - 1)
+    assert problem.startswith("4 images and masks need 0.0 GB of memory")
+    assert problem.endswith("give --size H W to read smaller images")
+    assert refusal(needed + H * W - 1, size=(H, W), native=True).endswith("or leave out --score-at native")
+    assert refusal(16_000_000_000, size=(40_000, 50_000)) == (
+        "4 images and masks need 32.0 GB of memory, of which 16.0 GB are available; lower --size, which is 40000 50000"
+    )
+
+
+def test_available_memory_lies_between_nothing_and_all() -> None:
+    assert 1e7 < available_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_a_set_is_held_once(tree: Path) -> None:
+    """Besides the tensors, which tracemalloc does not see, what is held at a time is a few images of 34."""
+    for number in range(30):
+        write_pair(tree, number, f"train/x{number}.png", 131, 97)
+    tracemalloc.start()
+    data = load_set(tree, size=(131, 97))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    size = sum(t.nbytes for s in (data.train, data.val, data.test) for t in (s.images, s.masks))
+    assert size == 4 * 34 * 131 * 97
+    assert peak < 0.3 * size
