@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments import compare_decoders
-from experiments.options import CompareOptions
+from experiments.records.options import CompareOptions
 
 SEEDS = (0, 1, 2)
 

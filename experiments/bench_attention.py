@@ -25,8 +25,8 @@ import tyro
 from torch import Tensor
 
 import swinx
-from experiments.files import write_whole
-from experiments.results import Row, append_rows, provenance, read_rows
+from experiments.records.files import write_whole
+from experiments.records.results import Row, append_rows, provenance, read_rows
 from swinx.attention import speed
 from swinx.windows import WindowGeometry, cyclic_shift
 

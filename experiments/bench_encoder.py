@@ -26,8 +26,8 @@ from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
 import swinx
-from experiments.files import write_whole
-from experiments.results import Row, append_rows, provenance, read_rows
+from experiments.records.files import write_whole
+from experiments.records.results import Row, append_rows, provenance, read_rows
 from swinx.attention import speed
 
 TIMM = {"swinx_t": "tu-swin_tiny_patch4_window7_224", "swinx_b": "tu-swin_base_patch4_window7_224"}

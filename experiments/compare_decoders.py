@@ -18,7 +18,7 @@ from functools import partial
 
 import tyro
 
-from experiments.options import CompareOptions
+from experiments.records.options import CompareOptions
 
 
 def main(
@@ -45,11 +45,11 @@ def _run(options: CompareOptions, *, strict: bool) -> int:
     # Not above: --help and a mistyped option need not wait for torch.
     from rich.console import Console
 
-    from experiments import comparison
-    from experiments.comparison import complain, say
-    from experiments.launch import run_on_ray
-    from experiments.prepare import prepare
-    from experiments.train import processes
+    from experiments.execution import comparison
+    from experiments.execution.comparison import complain, say
+    from experiments.execution.launch import run_on_ray
+    from experiments.execution.prepare import prepare
+    from experiments.training.train import processes
 
     console = Console(quiet=processes().rank > 0)
     try:

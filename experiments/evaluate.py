@@ -22,17 +22,18 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from experiments import comparison, data
-from experiments.comparison import OnStep, complain, say
+from experiments import data
 from experiments.data import SegmentationData
-from experiments.files import plain_file
-from experiments.grid import Axes, NotApplicable, Run, grid
-from experiments.options import DataOptions, Inference, Precision, Scoring, Settings, choose_device
-from experiments.prepare import check_contrasts, check_scoring
+from experiments.execution import comparison
+from experiments.execution.comparison import OnStep, complain, say
+from experiments.execution.prepare import check_contrasts, check_scoring
+from experiments.execution.runs import Source, reevaluate
+from experiments.records.files import plain_file
+from experiments.records.grid import Axes, NotApplicable, Run, grid
+from experiments.records.options import DataOptions, Inference, Precision, Scoring, Settings, choose_device
+from experiments.records.results import RESULTS, Row, read_rows, run_of
 from experiments.reporting.rows import conditions, matches
-from experiments.results import RESULTS, Row, read_rows, run_of
-from experiments.runs import Source, reevaluate
-from experiments.train import processes
+from experiments.training.train import processes
 
 
 @dataclass(frozen=True)

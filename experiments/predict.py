@@ -12,55 +12,16 @@ at the picture's own resolution. Where training saw crops, tiles have their size
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
 
 import tyro
 
-from experiments.options import PLAIN, Inference, Precision, Size
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to predict, by what and how. ValueError names the option whose value cannot be used."""
-
-    weights: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="WEIGHTS")]
-    """last.pt or best.pt of a run"""
-    images: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGES")]
-    """a picture, or a folder, searched with its sub-folders"""
-    output: Path
-    """folder for the results"""
-    short_side: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
-    """scale pictures to this shorter side in pixels (default: that of the training images)"""
-    size: Annotated[Size | None, tyro.conf.arg(metavar="HEIGHT WIDTH", help_behavior_hint="")] = None
-    """resize pictures to this height and width instead, whatever their aspect"""
-    native: bool = False
-    """leave pictures at their own size, and predict tiles"""
-    inference: tyro.conf.OmitArgPrefixes[Inference] = PLAIN
-    batch_size: int = 4
-    """most pictures at a time; they must be of one size after scaling"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Precision = "32"
-    """bf16 and 16 are mixed precision; 16 needs cuda"""
-
-    def __post_init__(self) -> None:
-        ways = {"--short-side": self.short_side, "--size": self.size, "--native": self.native or None}
-        given = [name for name, value in ways.items() if value is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} exclude each other: each says at what size a picture is seen")
-        if self.short_side is not None and self.short_side < 1:
-            raise ValueError(f"--short-side must be at least 1, got {self.short_side}")
-        if self.size is not None and min(self.size) < 1:
-            raise ValueError(f"--size must be height and width of at least 1, got {self.size[0]} {self.size[1]}")
-        if self.batch_size < 1:
-            raise ValueError(f"--batch-size must be at least 1, got {self.batch_size}")
+from experiments.prediction.options import Options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 where pictures failed, 2 for bad input, 130 when interrupted."""
     options = tyro.cli(Options, args=arguments, prog="python -m experiments.predict", description=__doc__)
-    from experiments.prediction import run  # not above: --help need not wait for torch
+    from experiments.prediction.prediction import run  # not above: --help need not wait for torch
 
     return run(options)
 

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 import tyro
 
-from experiments.files import write_whole
 from experiments.kernel_resources import DTYPES, SHARED_MEMORY, compile_kernel
-from experiments.results import append_rows, read_rows
+from experiments.records.files import write_whole
+from experiments.records.results import append_rows, read_rows
 from swinx.attention.speed import measure
 from swinx.attention.triton import operator, support
 from swinx.attention.triton import table as table_module

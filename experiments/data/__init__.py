@@ -9,7 +9,7 @@ from experiments.data.pet import ADVICE, PET, find_pet
 from experiments.data.reading import DataError, available_memory, printable, read_splits, shortened
 from experiments.data.scenes import make_scenes
 from experiments.data.street_scenes import SMALLEST
-from experiments.options import DataOptions
+from experiments.records.options import DataOptions
 
 __all__ = [
     "DataError",

@@ -23,7 +23,7 @@ PET = Labels(
     ids={1: 1, 2: 0, 3: 255},
     note="outlines are unlabelled and ignored: scores leave out the hardest pixels, and boundary scores say little",
 )
-ADVICE = "`python -m experiments.data.fetch_pet FOLDER` downloads Oxford-IIIT Pet (0.8 GB) into a FOLDER for --root"
+ADVICE = "`python -m experiments.fetch_pet FOLDER` downloads Oxford-IIIT Pet (0.8 GB) into a FOLDER for --root"
 FOLDERS, LISTS = ("images", "annotations/trimaps"), ("annotations/trainval.txt", "annotations/test.txt")
 MODES = {"train": "train", "val": "valid", "test": "test"}  # our names of the splits, and smp's
 

@@ -7,12 +7,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.contrasts import Contrast, pairs, planned, read_contrasts
-from experiments.counts import ImageCounts
+from experiments.records.counts import ImageCounts
+from experiments.records.results import Row
 from experiments.reporting.load import Data, Result, Results
 from experiments.reporting.rows import AND, MISSING, SETTINGS, fields_of, once, spelled
-from experiments.results import Row
-from experiments.significance import Comparison, Configured, Effect, Score, compare
+from experiments.statistics.contrasts import Contrast, pairs, planned, read_contrasts
+from experiments.statistics.significance import Comparison, Configured, Effect, Score, compare
 
 
 @dataclass(frozen=True, eq=False)

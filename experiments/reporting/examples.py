@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from experiments.counts import ImageCounts
 from experiments.data import SegmentationData
-from experiments.files import write_whole
-from experiments.inference import probabilities
-from experiments.options import Inference
+from experiments.evaluation.inference import probabilities
+from experiments.records.counts import ImageCounts
+from experiments.records.files import write_whole
+from experiments.records.options import Inference
 from experiments.reporting.load import Data, extremes
 
 EXAMPLES = 5

@@ -2,7 +2,7 @@
 
 A runs folder keeps the arrays of each row in runs/RUN/step{STEP}.npz. A merged set is NAME.jsonl with NAME.npz, whose
 keys are "{row}/{name}", rows counted from 0; a folder of experiments.report is one with the name results. All of it may
-come from a stranger: names in rows are plain (experiments.results), no link is followed, and texts lose their control
+come from a stranger: names in rows are plain (records.results), no link is followed, and texts lose their control
 characters, so that each stays one line.
 """
 
@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy
 
-from experiments.counts import MOST_BYTES, Arrays, ImageCounts, counts_of, miou, pack, unpack
-from experiments.files import plain_file, write_whole
-from experiments.results import RESULTS, Row, read_rows
+from experiments.records.counts import MOST_BYTES, Arrays, ImageCounts, counts_of, miou, pack, unpack
+from experiments.records.files import plain_file, write_whole
+from experiments.records.results import RESULTS, Row, read_rows
 
 MOST_PICTURE_BYTES = 20 * 1024**2
 EXTREMES = 2  # worst images of a run, and best ones

@@ -9,7 +9,7 @@ import jinja2
 import pandas
 from markupsafe import Markup
 
-from experiments.files import write_whole
+from experiments.records.files import write_whole
 from experiments.reporting import tables, text
 from experiments.reporting.content import Configuration, Content, gather
 from experiments.reporting.load import extremes, read, read_picture
@@ -22,7 +22,7 @@ Frame = pandas.DataFrame
 def write_report(output: Path, contrasts: Sequence[str] = (), *, strict: bool = False) -> None:
     """Write FILES into a runs folder or a folder with a merged set, from its rows and what belongs to them.
 
-    contrasts: planned ones, or files of them (experiments.contrasts); all pairs by default. What is missing is left
+    contrasts: planned ones, or files of them (statistics.contrasts); all pairs by default. What is missing is left
     out, and told. Each file is replaced whole.
 
     Raises:

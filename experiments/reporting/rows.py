@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from experiments.grid import own_window
-from experiments.options import PLAIN, Recipe
+from experiments.records.grid import own_window
+from experiments.records.options import PLAIN, Recipe
+from experiments.records.results import Row, run_of
 from experiments.reporting.load import Result, Results
-from experiments.results import Row, run_of
 
 AXES = ("decoder", "encoder", "stem", "output_stride", "dilation", "window", "alignment")
 # Settings that make another configuration where they differ. The rest of Settings is of the data, or changes no score.

@@ -17,7 +17,7 @@ from pandas.io.formats.style import Styler
 
 from experiments.reporting.content import Configuration, Content
 from experiments.reporting.rows import AXES, MISSING
-from experiments.significance import Effect, letters
+from experiments.statistics.significance import Effect, letters
 
 # More pairs than this are left to differences.csv, but for those with the best configuration.
 MOST_PAIRS = 10

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import pandas
 
+from experiments.records.results import Row
 from experiments.reporting import tables
 from experiments.reporting.content import Content
 from experiments.reporting.rows import SETTINGS, spelled
-from experiments.results import Row
 
 # Trainings of a configuration that are asked for, where there is one alone.
 SEEDS = 3

@@ -1,4 +1,4 @@
-"""How often experiments.significance errs, on simulated counts of which the truth is known.
+"""How often experiments.statistics.significance errs, on simulated counts of which the truth is known.
 
 python tests/benchmarks/simulate_significance.py --draws 2000 --output docs/benchmarks/significance-simulation
 
@@ -29,12 +29,12 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from experiments import significance
-from experiments.contrasts import Contrast, pairs
-from experiments.counts import ImageCounts
-from experiments.files import write_whole
-from experiments.results import Row, provenance
-from experiments.significance import Comparison, Configured, Spread, compare
+from experiments.records.counts import ImageCounts
+from experiments.records.files import write_whole
+from experiments.records.results import Row, provenance
+from experiments.statistics import significance
+from experiments.statistics.contrasts import Contrast, pairs
+from experiments.statistics.significance import Comparison, Configured, Spread, compare
 
 Floats = NDArray[numpy.float64]
 PIXELS = 192 * 256

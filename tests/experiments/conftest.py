@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from toy import toy_data
 
-from experiments import cost, data
+from experiments import data
 from experiments.data import SegmentationData
+from experiments.evaluation import cost
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from toy import toy_data
 
-from experiments import cost, data
+from experiments import data
 from experiments.compare_decoders import main
+from experiments.evaluation import cost
 
 ARGUMENTS = ["--decoders", "FPN", "DeepLabV3Plus", "--steps", "5", "--batch-size", "2", "--validate-every", "2"]
 

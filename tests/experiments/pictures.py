@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from experiments import prediction
-from experiments.grid import Run
-from experiments.weights import Trained
+from experiments.prediction import prediction
+from experiments.records.grid import Run
+from experiments.training.weights import Trained
 
 RUN = Run("swinx_n", "inline", "FPN", 32, 0)
 COLORS = ((20, 20, 90), (90, 160, 90), (240, 220, 90), (0, 0, 0))

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy
 from PIL import Image
 
-from experiments.counts import ImageCounts, pack
-from experiments.grid import Run
-from experiments.options import Settings
-from experiments.results import RESULT_FIELDS, Row, append_rows
+from experiments.records.counts import ImageCounts, pack
+from experiments.records.grid import Run
+from experiments.records.options import Settings
+from experiments.records.results import RESULT_FIELDS, Row, append_rows
 
 CLASSES = ("road", "$<b>|&%", "rare")
 BANDS = ("1", "2", "3", "0.75%")

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from experiments.data import SegmentationData, load
-from experiments.options import DataOptions
+from experiments.records.options import DataOptions
 
 NAMES = ("land", "water", "kelp")
 H, W = 23, 37

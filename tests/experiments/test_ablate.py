@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from experiments.ablate import ABLATIONS, main
-from experiments.grid import Axes, Run, grid
-from experiments.models import build_model
-from experiments.options import Settings
-from experiments.prepare import check_contrasts
-from experiments.results import read_rows
+from experiments.execution.prepare import check_contrasts
+from experiments.records.grid import Axes, Run, grid
+from experiments.records.options import Settings
+from experiments.records.results import read_rows
+from experiments.training.models import build_model
 
 SEEDS = (0, 1, 2)
 SETTINGS = Settings("scenes", "0", 128, 160, 250, None, 8, "32", "cpu")

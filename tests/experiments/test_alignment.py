@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from test_dilation import image, randomise
 
 import swinx
-from experiments.dilation_rules import centre_levels, shifted_back
+from experiments.training.dilation_rules import centre_levels, shifted_back
 from swinx.config import STEMS, VARIANTS, SwinConfig
 
 SIZE = (89, 131)

@@ -5,8 +5,8 @@ import torch
 from torchvision import tv_tensors
 from toy import IGNORE, color_coded
 
-from experiments.batches import Batches, ScaleCrop, augmentation, check_crop
 from experiments.data import Split
+from experiments.training.batches import Batches, ScaleCrop, augmentation, check_crop
 
 
 def batches_of(split: Split, batch_size: int, seed: int, **share: int) -> Batches:

@@ -7,7 +7,7 @@ import torch
 from scipy.ndimage import binary_erosion, distance_transform_edt
 from torch import Tensor
 
-from experiments.boundary import BANDS, boundary_f1, radius
+from experiments.evaluation.boundary import BANDS, boundary_f1, radius
 
 IGNORE = 255
 PIXELS = torch.arange(1, 6)  # of all bands but the last

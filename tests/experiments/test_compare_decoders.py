@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 from toy import FAST, ONE
 
-from experiments import comparison, data, metrics, runs
+from experiments import data
 from experiments.compare_decoders import main
-from experiments.counts import counts_of, unpack
-from experiments.models import Segmenter
-from experiments.options import EXECUTION, Inference, Recipe, Scoring, Settings
+from experiments.evaluation import metrics
+from experiments.execution import comparison, runs
+from experiments.records.counts import counts_of, unpack
+from experiments.records.options import EXECUTION, Inference, Recipe, Scoring, Settings
+from experiments.records.results import RESULT_FIELDS, read_rows
 from experiments.reporting import FILES
-from experiments.results import RESULT_FIELDS, read_rows
-from experiments.weights import load_weights
+from experiments.training.models import Segmenter
+from experiments.training.weights import load_weights
 
 FOLDER = {"results.jsonl", "settings.json", "data.json", "examples", "runs", ".lock", *FILES}
 RUN_FILES = {*(f"{number:02}.png" for number in range(5)), "last.pt", "best.pt", "log"}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.contrasts import Contrast, pairs, planned, read_contrasts
+from experiments.statistics.contrasts import Contrast, pairs, planned, read_contrasts
 
 SWIN, TIMM = "swinx_n", "tu-swin_tiny_patch4_window7_224"
 

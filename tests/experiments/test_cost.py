@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 import swinx
-from experiments.cost import PeakMemory, flops, latency, parameters
-from experiments.grid import Run
-from experiments.models import Segmenter, build_model
+from experiments.evaluation.cost import PeakMemory, flops, latency, parameters
+from experiments.records.grid import Run
+from experiments.training.models import Segmenter, build_model
 
 
 def test_operations_and_parameters_by_hand() -> None:

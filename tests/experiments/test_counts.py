@@ -9,8 +9,8 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
-from experiments import counts
-from experiments.counts import ImageCounts, counts_of, miou, pack, unpack
+from experiments.records import counts
+from experiments.records.counts import ImageCounts, counts_of, miou, pack, unpack
 
 
 def made(**changes: Any) -> ImageCounts:

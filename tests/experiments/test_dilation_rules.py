@@ -10,8 +10,8 @@ from test_dilation import image, randomise, relative_error
 from torch import Tensor
 
 import swinx
-from experiments.dilation_rules import enlarged_table, set_rule
-from experiments.grid import DILATIONS
+from experiments.records.grid import DILATIONS
+from experiments.training.dilation_rules import enlarged_table, set_rule
 from swinx.config import VARIANTS, SwinConfig
 
 WINDOW = (3, 4)

@@ -14,7 +14,7 @@ from toy import save_folder
 import experiments
 from experiments.compare_decoders import main
 from experiments.data import SegmentationData
-from experiments.results import read_rows
+from experiments.records.results import read_rows
 
 ROOT = Path(experiments.__file__).parent.parent
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -11,18 +11,20 @@ import torch
 from torch.nn import functional
 from toy import ONE, save_folder, toy_data
 
-from experiments import compare_decoders, cost, data, evaluate, metrics, runs
-from experiments.counts import ImageCounts, counts_of, unpack
+from experiments import compare_decoders, data, evaluate
 from experiments.data import SegmentationData
-from experiments.dilation_rules import enlarged_table, set_rule
-from experiments.grid import DILATIONS, Run
-from experiments.models import Segmenter, build_model
-from experiments.options import Settings
+from experiments.evaluation import cost, metrics
+from experiments.execution import runs
+from experiments.records.counts import ImageCounts, counts_of, unpack
+from experiments.records.grid import DILATIONS, Run
+from experiments.records.options import Settings
+from experiments.records.results import RESULT_FIELDS, Row, append_rows, read_rows
 from experiments.reporting.content import _models, configure
 from experiments.reporting.load import read
-from experiments.results import RESULT_FIELDS, Row, append_rows, read_rows
-from experiments.significance import Configured
-from experiments.weights import load_weights, save_weights
+from experiments.statistics.significance import Configured
+from experiments.training.dilation_rules import enlarged_table, set_rule
+from experiments.training.models import Segmenter, build_model
+from experiments.training.weights import load_weights, save_weights
 
 OF_TRAINING = {"images_seen", "train_minutes", "best_val_miou", "best_step", "stopped_step"}
 MEASURED = set(RESULT_FIELDS) - OF_TRAINING - {name for name in RESULT_FIELDS if name.startswith(("latency", "peak"))}

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import files
-from experiments.files import PLAIN_NAME, locked, plain_file, remove_torn, write_whole
+from experiments.records import files
+from experiments.records.files import PLAIN_NAME, locked, plain_file, remove_torn, write_whole
 
 
 def test_write_whole_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from sets import NAMES, H, W, labels, load_set, picture, tensor, write_pair, write_set
 
 from experiments.data import DataError, data_id, load
-from experiments.options import DataOptions
+from experiments.records.options import DataOptions
 
 
 @pytest.fixture

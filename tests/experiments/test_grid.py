@@ -8,7 +8,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
-from experiments.grid import (
+from experiments.records.grid import (
     ALIGNMENTS,
     DECODERS,
     DILATIONS,
@@ -21,7 +21,7 @@ from experiments.grid import (
     own_window,
     size_rule,
 )
-from experiments.models import build_model
+from experiments.training.models import build_model
 from swinx.config import STEMS, VARIANTS
 
 UNET = Axes(decoders=("Unet",), encoders=("swinx_n",), seeds=(0,))

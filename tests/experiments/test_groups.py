@@ -7,7 +7,7 @@ import pytest
 from sets import labels, load_set, picture, write_pair, write_set
 
 from experiments.data import load
-from experiments.options import DataOptions
+from experiments.records.options import DataOptions
 
 
 @pytest.fixture

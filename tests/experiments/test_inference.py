@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from experiments.inference import probabilities, tile_shares, tile_starts
-from experiments.options import Inference
+from experiments.evaluation.inference import probabilities, tile_shares, tile_starts
+from experiments.records.options import Inference
 
 CLASSES = 3
 

@@ -13,7 +13,7 @@ import killed_run
 import pytest
 import torch
 
-from experiments.results import read_rows
+from experiments.records.results import read_rows
 
 VOLATILE = {"time", "train_minutes", "latency_ms_p20", "latency_ms_p50", "latency_ms_p80", "peak_memory_mb"} | {
     "latency_sitting"

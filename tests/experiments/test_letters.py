@@ -6,8 +6,8 @@ from itertools import combinations
 import numpy
 import pytest
 
-from experiments.contrasts import pairs
-from experiments.significance import Comparison, Effect, Score, letters
+from experiments.statistics.contrasts import pairs
+from experiments.statistics.significance import Comparison, Effect, Score, letters
 
 
 def compared(order: str, significant: Sequence[str], untested: str = "") -> Comparison:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from toy import IGNORE
 
-from experiments.losses import MAX_CLASS_WEIGHT, Objective, class_weights
+from experiments.training.losses import MAX_CLASS_WEIGHT, Objective, class_weights
 
 
 @pytest.mark.parametrize("ignore", [255, 3])

@@ -19,12 +19,12 @@ from torchmetrics.classification import (
     MulticlassJaccardIndex,
 )
 
-from experiments.boundary import BANDS, boundary_f1
-from experiments.corruptions import corrupted
 from experiments.data.dataset import Placement, SegmentationData, Split
-from experiments.inference import probabilities
-from experiments.metrics import BINS, Evaluation, calibration_gaps, evaluate, miou
-from experiments.options import PLAIN, Inference
+from experiments.evaluation.boundary import BANDS, boundary_f1
+from experiments.evaluation.corruptions import corrupted
+from experiments.evaluation.inference import probabilities
+from experiments.evaluation.metrics import BINS, Evaluation, calibration_gaps, evaluate, miou
+from experiments.records.options import PLAIN, Inference
 
 IGNORE = 255
 COMMON: dict[str, Any] = {"device": torch.device("cpu"), "precision": "32"}

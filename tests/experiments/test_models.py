@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import swinx
-from experiments import models
-from experiments.grid import ALIGNMENTS, DECODERS, DILATIONS, NotApplicable, Run
-from experiments.models import applicable, build_model
+from experiments.records.grid import ALIGNMENTS, DECODERS, DILATIONS, NotApplicable, Run
+from experiments.training import models
+from experiments.training.models import applicable, build_model
 
 
 def test_models_have_what_their_runs_say() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from experiments.options import EXECUTION, Inference, RayResources, Recipe, Scoring, Settings
+from experiments.records.options import EXECUTION, Inference, RayResources, Recipe, Scoring, Settings
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from PIL import Image
 from segmentation_models_pytorch.datasets import OxfordPetDataset
 from torchvision.datasets import OxfordIIITPet
 
-from experiments.data import DataError, SegmentationData, data_id, fetch_pet, load
-from experiments.options import DataOptions
+from experiments import fetch_pet
+from experiments.data import DataError, SegmentationData, data_id, load
+from experiments.records.options import DataOptions
 
 H, W = 23, 37
 TRAINVAL = [f"Bengal_{i}" for i in range(12)]
@@ -89,7 +90,7 @@ def test_a_gif_named_jpg_is_read(pets: Path) -> None:
 def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path, pets: Path) -> None:
     problem, advice = problems_of(tmp_path / "nowhere")
     assert problem == "the folder does not exist"
-    assert "experiments.data.fetch_pet" in advice
+    assert "experiments.fetch_pet" in advice
     (pets / "annotations/test.txt").unlink()
     os.mkfifo(pets / "annotations/test.txt")
     assert problems_of(pets) == ("annotations/test.txt is missing", advice)

@@ -12,12 +12,13 @@ from pictures import COLORS, KINDS, RUN, Pixelwise, arguments, fill, picture, re
 from PIL import Image
 from toy import toy_data
 
-from experiments import data, prediction
+from experiments import data
 from experiments.data import SegmentationData
-from experiments.models import Segmenter, build_model
-from experiments.options import DataOptions
 from experiments.predict import main
-from experiments.weights import load_weights, save_weights
+from experiments.prediction import prediction
+from experiments.records.options import DataOptions
+from experiments.training.models import Segmenter, build_model
+from experiments.training.weights import load_weights, save_weights
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import torch
 from pictures import KINDS, Pixelwise, arguments, fill, picture, read, stand_in
 from PIL import Image
 
-from experiments import pictures as pictures_of
-from experiments import prediction
-from experiments.grid import Run
 from experiments.predict import main
+from experiments.prediction import pictures as pictures_of
+from experiments.prediction import prediction
+from experiments.records.grid import Run
 
 
 @pytest.fixture

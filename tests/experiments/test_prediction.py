@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.pictures import (
+from experiments.prediction.pictures import (
     PictureError,
     enlarged,
     find_pictures,

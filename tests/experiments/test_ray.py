@@ -15,13 +15,13 @@ import pytest
 import torch
 from toy import toy_data
 
-import experiments
-from experiments import launch
-from experiments.files import locked, remove_torn
-from experiments.grid import Run
-from experiments.options import RayResources, Recipe, Settings
-from experiments.results import Row, provenance
-from experiments.runs import execute as execute_here
+import experiments.execution
+from experiments.execution import launch
+from experiments.execution.runs import execute as execute_here
+from experiments.records.files import locked, remove_torn
+from experiments.records.grid import Run
+from experiments.records.options import RayResources, Recipe, Settings
+from experiments.records.results import Row, provenance
 
 pytest.importorskip("ray")
 
@@ -49,7 +49,7 @@ def test_runs_die_fail_and_are_interrupted(tmp_path: Path, monkeypatch: pytest.M
     expected = execute_here(KILLED, toy_data(), SETTINGS, tmp_path / "local", provenance(torch.device("cpu")))
 
     def execute(run: Run, data: Any, settings: Settings, output: Path, origin: Row) -> list[Row]:
-        from experiments import launch, runs
+        from experiments.execution import launch, runs
 
         folder = output / "runs" / run.id
         if run.seed == 1:
@@ -72,8 +72,8 @@ def test_runs_die_fail_and_are_interrupted(tmp_path: Path, monkeypatch: pytest.M
         return [{**row, "code": launch.__file__, "memory": memory, "steps_here": len(steps)} for row in rows]
 
     stand_in = SimpleNamespace(execute=execute)  # a function inside another travels to tasks by value
-    monkeypatch.setitem(sys.modules, "experiments.runs", stand_in)
-    monkeypatch.setattr(experiments, "runs", stand_in)
+    monkeypatch.setitem(sys.modules, "experiments.execution.runs", stand_in)
+    monkeypatch.setattr(experiments.execution, "runs", stand_in)
     rows: list[Row] = []
     failed: list[tuple[Run, BaseException]] = []
     hanging = tmp_path / "hanging"

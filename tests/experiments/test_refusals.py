@@ -7,10 +7,11 @@ import pytest
 import torch
 from toy import ONE
 
-from experiments import data, runs
+from experiments import data
 from experiments.compare_decoders import main
 from experiments.data import SegmentationData, Split
-from experiments.results import read_rows
+from experiments.execution import runs
+from experiments.records.results import read_rows
 
 pytestmark = pytest.mark.usefixtures("tiny_scenes")
 

@@ -9,13 +9,13 @@ import pandas
 import pytest
 from report_folder import CLASSES, again, folder, image_counts, row
 
-from experiments.counts import ImageCounts
-from experiments.grid import Run
+from experiments.records.counts import ImageCounts
+from experiments.records.grid import Run
+from experiments.records.results import RESULT_FIELDS, Row
 from experiments.reporting import pages, tables, text, write_report
 from experiments.reporting.content import Content, gather, labels
 from experiments.reporting.load import read
 from experiments.reporting.rows import SETTINGS, fields_of
-from experiments.results import RESULT_FIELDS, Row
 
 
 @pytest.fixture(autouse=True)

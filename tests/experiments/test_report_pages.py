@@ -16,10 +16,10 @@ import pytest
 from matplotlib.figure import Figure
 from report_folder import folder, image_counts, row
 
-from experiments.counts import pack
+from experiments.records.counts import pack
+from experiments.records.results import Row
 from experiments.reporting import FILES, plots, tables, write_report
 from experiments.reporting.load import extremes, read, write_merged
-from experiments.results import Row
 
 NASTY = ("$<b>|&%", "=1+1", "_x_ `#` ~^\\{}", "名 <script>alert(1)</script>", "a\n| b | c\n")
 

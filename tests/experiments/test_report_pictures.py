@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from experiments.counts import ImageCounts
 from experiments.data import SegmentationData, Split
-from experiments.options import PLAIN, Inference
+from experiments.records.counts import ImageCounts
+from experiments.records.options import PLAIN, Inference
 from experiments.reporting.examples import save_examples, save_predictions
 from experiments.reporting.load import extremes
 

@@ -10,11 +10,11 @@ import pandas
 import pytest
 from report_folder import again, folder, picture, row
 
+from experiments.records.results import Row, read_rows
 from experiments.report import main
 from experiments.reporting import pages
 from experiments.reporting.content import gather
 from experiments.reporting.load import read
-from experiments.results import Row, read_rows
 
 
 @pytest.fixture(autouse=True)

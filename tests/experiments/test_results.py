@@ -13,8 +13,8 @@ import timm
 import torch
 
 import swinx
-from experiments import results
-from experiments.results import Row, append_rows, provenance, read_rows
+from experiments.records import results
+from experiments.records.results import Row, append_rows, provenance, read_rows
 
 
 def test_rows_come_back_in_order(tmp_path: Path) -> None:

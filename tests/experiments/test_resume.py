@@ -12,13 +12,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from toy import toy_data, toy_settings
 
-from experiments import files
 from experiments.data import SegmentationData
-from experiments.grid import Run
-from experiments.models import Segmenter, build_model
-from experiments.optim import learning_rate_factor
-from experiments.options import Recipe
-from experiments.train import Training, fit
+from experiments.records import files
+from experiments.records.grid import Run
+from experiments.records.options import Recipe
+from experiments.training.models import Segmenter, build_model
+from experiments.training.optim import learning_rate_factor
+from experiments.training.train import Training, fit
 
 
 class CutOffError(Exception):
@@ -220,7 +220,7 @@ def test_nothing_stops_early_by_default_and_workers_change_nothing(toy: Segmenta
 def test_a_worker_that_dies_ends_the_run_with_a_sentence(
     toy: SegmentationData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("experiments.batches.Batches.indices", lambda self, number: __import__("os")._exit(1))
+    monkeypatch.setattr("experiments.training.batches.Batches.indices", lambda self, number: __import__("os")._exit(1))
     with pytest.raises(RuntimeError, match=r"DataLoader worker .* exited unexpectedly"):
         train(toy, tmp_path, Recipe(), workers=1)
 

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from experiments import significance
-from experiments.contrasts import Contrast, pairs
-from experiments.counts import ImageCounts, miou
-from experiments.significance import Configured, Effect, compare
+from experiments.records.counts import ImageCounts, miou
+from experiments.statistics import significance
+from experiments.statistics.contrasts import Contrast, pairs
+from experiments.statistics.significance import Configured, Effect, compare
 
 Floats = NDArray[numpy.float64]
 PIXELS = 10**8

@@ -10,7 +10,7 @@ import torch
 import swinx
 from experiments import bench_attention, bench_encoder, tune_attention
 from experiments.bench_attention import COMPARED, HEADLINE, SMALL, Case
-from experiments.results import read_rows
+from experiments.records.results import read_rows
 from swinx.attention.triton import parameters, table
 
 CPU = torch.device("cpu")

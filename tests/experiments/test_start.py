@@ -9,9 +9,9 @@ from toy import ONE, save_folder, toy_data
 
 from experiments import data
 from experiments.compare_decoders import main
-from experiments.counts import counts_of, unpack
-from experiments.results import Row, read_rows
-from experiments.weights import load_weights
+from experiments.records.counts import counts_of, unpack
+from experiments.records.results import Row, read_rows
+from experiments.training.weights import load_weights
 
 SEGFORMER = "swinx_n-inline-Segformer-os32-seed0"
 COMMON = [*ONE[2:], "--decoders", "Segformer"]

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from toy import toy_settings
 
-from experiments.batches import Batches, augmentation
 from experiments.data import SegmentationData, Split
-from experiments.grid import Run
-from experiments.models import Segmenter, build_model
-from experiments.optim import learning_rate_factor, update_average
-from experiments.options import Recipe, Settings
-from experiments.train import DivergedError, Processes, Training, fit, processes
+from experiments.records.grid import Run
+from experiments.records.options import Recipe, Settings
+from experiments.training.batches import Batches, augmentation
+from experiments.training.models import Segmenter, build_model
+from experiments.training.optim import learning_rate_factor, update_average
+from experiments.training.train import DivergedError, Processes, Training, fit, processes
 
 
 class Pixelwise(nn.Module):

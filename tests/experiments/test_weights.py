@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from experiments.data import SegmentationData
-from experiments.grid import Run
-from experiments.models import Segmenter, build_model
-from experiments.weights import FORMAT, load_weights, save_weights
+from experiments.records.grid import Run
+from experiments.training.models import Segmenter, build_model
+from experiments.training.weights import FORMAT, load_weights, save_weights
 
 RUN = Run("swinx_n", "shared", "Unet", 16, 3, "exact", 5, "none")
 

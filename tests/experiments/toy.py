@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from experiments.data import SegmentationData, Split
-from experiments.options import Recipe, Settings
+from experiments.records.options import Recipe, Settings
 
 HEIGHT, WIDTH, IGNORE = 64, 64, 255
 # Grey level of each class; any blend or brightness change keeps the order.

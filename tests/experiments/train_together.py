@@ -17,10 +17,10 @@ from torch import nn
 from toy import toy_data, toy_settings
 
 import swinx
-from experiments.grid import Run
-from experiments.models import Segmenter, build_model
-from experiments.options import Recipe
-from experiments.train import DivergedError, Training, fit, processes
+from experiments.records.grid import Run
+from experiments.records.options import Recipe
+from experiments.training.models import Segmenter, build_model
+from experiments.training.train import DivergedError, Training, fit, processes
 
 # Their levels are read by the decoder all, and in part: parameters without a gradient must not stop a run.
 OTHERS = [("Unet", "branch"), ("PSPNet", "inline")]

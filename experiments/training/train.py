@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 
-from experiments.batches import Batches, augmentation, mixed_seed
 from experiments.data import SegmentationData
-from experiments.files import write_whole
-from experiments.losses import Objective, class_weights
-from experiments.models import Segmenter
-from experiments.optim import Learner, learning_rate_factor
-from experiments.options import Settings
+from experiments.records.files import write_whole
+from experiments.records.options import Settings
+from experiments.training.batches import Batches, augmentation, mixed_seed
+from experiments.training.losses import Objective, class_weights
+from experiments.training.models import Segmenter
+from experiments.training.optim import Learner, learning_rate_factor
 
 CHECKPOINT = "training.ckpt"
 # A run that is killed loses at most the steps since its last checkpoint: one is written after each validation, and

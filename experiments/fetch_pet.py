@@ -1,6 +1,6 @@
 """Download Oxford-IIIT Pet (0.8 GB; CC BY-SA 4.0).
 
-    python -m experiments.data.fetch_pet FOLDER
+    python -m experiments.fetch_pet FOLDER
 
 Then: python -m experiments.compare_decoders --data pet --root FOLDER --size H W
 """
@@ -35,7 +35,7 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, or 2 with a message if the set is not there in the end."""
-    folder = tyro.cli(Options, args=arguments, prog="python -m experiments.data.fetch_pet").folder
+    folder = tyro.cli(Options, args=arguments, prog="python -m experiments.fetch_pet").folder
     try:
         if _lacking(folder):
             for name, md5 in ARCHIVES.items():

@@ -28,7 +28,7 @@ class DataOptions:
 
     data: Literal["scenes", "camvid", "folder", "pet"] = "scenes"
     """scenes: generated; camvid, folder: images/ and masks/ by split under --root; pet: Oxford-IIIT Pet, which
-    python -m experiments.data.fetch_pet downloads"""
+    python -m experiments.fetch_pet downloads"""
     root: Annotated[Path | None, _unset("PATH")] = None
     """folder of the data, for all but scenes"""
     classes: Annotated[Path | None, _unset("PATH")] = None

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.grid import DILATIONS
+from experiments.records.grid import DILATIONS
 from swinx import SwinXEncoder
 from swinx.layers import WindowAttention
 from swinx.stage import SwinStage

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.cost import autocast
-from experiments.options import Inference, Size
+from experiments.evaluation.cost import autocast
+from experiments.records.options import Inference, Size
 
 
 @torch.inference_mode()

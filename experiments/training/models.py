@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import swinx
-from experiments.dilation_rules import centre_levels, set_rule
-from experiments.grid import DECODERS, NotApplicable, Run, own_stem, padded, size_rule
+from experiments.records.grid import DECODERS, NotApplicable, Run, own_stem, padded, size_rule
+from experiments.training.dilation_rules import centre_levels, set_rule
 
 # ImageNet's statistics, which pretrained encoders expect and which do no harm to others.
 MEAN = (0.485, 0.456, 0.406)
@@ -88,7 +88,7 @@ def _encoder_name(run: Run) -> str:
 def applicable(runs: Sequence[Run], height: int, width: int, classes: int) -> tuple[list[Run], list[NotApplicable]]:
     """Split runs into those that can train on images of height x width pixels, and those that cannot, with the rule.
 
-    Sizes that a decoder refuses are known (`experiments.grid`). Beyond that each distinct model is built untrained
+    Sizes that a decoder refuses are known (`records.grid`). Beyond that each distinct model is built untrained
     and run on one blank image in evaluation: encoders of other libraries fail there in their own ways, and the rule is
     then the type and first line of their error.
 

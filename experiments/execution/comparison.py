@@ -15,15 +15,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from experiments.data import SegmentationData
-from experiments.files import locked, remove_torn, write_whole
-from experiments.grid import NotApplicable, Run
-from experiments.models import applicable
-from experiments.options import Settings
+from experiments.execution.runs import execute, finish, not_applicable_row
+from experiments.records.files import locked, remove_torn, write_whole
+from experiments.records.grid import NotApplicable, Run
+from experiments.records.options import Settings
+from experiments.records.results import RESULTS, Row, append_rows, provenance, read_rows
 from experiments.reporting import write_report
 from experiments.reporting.examples import save_examples
-from experiments.results import RESULTS, Row, append_rows, provenance, read_rows
-from experiments.runs import execute, finish, not_applicable_row
-from experiments.train import processes
+from experiments.training.models import applicable
+from experiments.training.train import processes
 
 # Written before the first run trains: its checkpoints must not go on under other settings.
 SETTINGS = "settings.json"

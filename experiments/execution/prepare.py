@@ -7,18 +7,27 @@ import segmentation_models_pytorch as smp
 import torch
 from rich.console import Console
 
-from experiments import comparison, data
-from experiments.batches import check_crop
-from experiments.contrasts import planned, read_contrasts
+from experiments import data
 from experiments.data import SegmentationData
-from experiments.grid import Axes, NotApplicable, Run, grid
-from experiments.launch import check_ray
-from experiments.losses import class_weights
-from experiments.options import CompareOptions, RayResources, Recipe, Scoring, Settings, check_precision, choose_device
+from experiments.execution import comparison
+from experiments.execution.launch import check_ray
+from experiments.execution.runs import find_source
+from experiments.records.grid import Axes, NotApplicable, Run, grid
+from experiments.records.options import (
+    CompareOptions,
+    RayResources,
+    Recipe,
+    Scoring,
+    Settings,
+    check_precision,
+    choose_device,
+)
+from experiments.records.results import RESULTS, Row, read_rows, run_of
 from experiments.reporting.rows import MISSING, fields_of
-from experiments.results import RESULTS, Row, read_rows, run_of
-from experiments.runs import find_source
-from experiments.train import processes
+from experiments.statistics.contrasts import planned, read_contrasts
+from experiments.training.batches import check_crop
+from experiments.training.losses import class_weights
+from experiments.training.train import processes
 from swinx.config import VARIANTS
 
 # Steps of the default budget: one to two minutes for each default decoder on scenes, on two CPU cores.

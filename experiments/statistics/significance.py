@@ -25,8 +25,8 @@ from scipy.optimize import brentq
 from scipy.special import stdtrit
 from statsmodels.stats.multitest import multipletests
 
-from experiments.contrasts import Contrast
-from experiments.counts import Floats, ImageCounts, miou
+from experiments.records.counts import Floats, ImageCounts, miou
+from experiments.statistics.contrasts import Contrast
 
 LEVEL = 0.05
 POWER = 0.8

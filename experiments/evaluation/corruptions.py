@@ -15,7 +15,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from experiments.options import Corruption
+from experiments.records.options import Corruption
 
 
 def corrupted(image: Tensor, kind: Corruption, seed: int) -> Tensor:

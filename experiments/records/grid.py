@@ -13,7 +13,7 @@ import timm
 
 from swinx.config import OUTPUT_STRIDES, STEMS, VARIANTS
 
-# How a stage beyond the output stride attends, and where the tokens of a dilated level stand: see experiments.models.
+# How a stage beyond the output stride attends, and where the tokens of a dilated level stand: see training.models.
 DILATIONS = ("exact", "dense", "enlarged")
 ALIGNMENTS = ("none", "centred")
 # Images are padded to multiples of this, whatever the decoder, so that all see the same pixels.

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from experiments.data import SegmentationData
-from experiments.files import write_whole
-from experiments.grid import ALIGNMENTS, DECODERS, DILATIONS, Run, check_encoder
-from experiments.models import Segmenter, build_model
+from experiments.records.files import write_whole
+from experiments.records.grid import ALIGNMENTS, DECODERS, DILATIONS, Run, check_encoder
+from experiments.training.models import Segmenter, build_model
 from swinx.checkpoint_files import RefusedFileError, read_checkpoint
 from swinx.config import OUTPUT_STRIDES, STEMS
 

@@ -10,17 +10,17 @@ from typing import Any
 import numpy
 import torch
 
-from experiments import cost, metrics
-from experiments.counts import Arrays, ImageCounts, pack
 from experiments.data import SegmentationData
-from experiments.files import plain_file, write_whole
-from experiments.grid import NotApplicable, Run
-from experiments.models import Segmenter, build_model
-from experiments.options import PLAIN, Settings
+from experiments.evaluation import cost, metrics
+from experiments.records.counts import Arrays, ImageCounts, pack
+from experiments.records.files import plain_file, write_whole
+from experiments.records.grid import NotApplicable, Run
+from experiments.records.options import PLAIN, Settings
+from experiments.records.results import RESULT_FIELDS, RESULTS, Row, now, read_rows, run_of
 from experiments.reporting.examples import save_predictions
-from experiments.results import RESULT_FIELDS, RESULTS, Row, now, read_rows, run_of
-from experiments.train import CHECKPOINT, Processes, Training, fit, processes
-from experiments.weights import Trained, load_weights, save_weights
+from experiments.training.models import Segmenter, build_model
+from experiments.training.train import CHECKPOINT, Processes, Training, fit, processes
+from experiments.training.weights import Trained, load_weights, save_weights
 
 # Points kept of a loss curve, so that a long run does not swell the report.
 CURVE_POINTS = 500

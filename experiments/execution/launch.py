@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from experiments.data import SegmentationData
-from experiments.files import locked
-from experiments.grid import Run
-from experiments.options import RayResources, Settings
-from experiments.results import Row, machine
+from experiments.records.files import locked
+from experiments.records.grid import Run
+from experiments.records.options import RayResources, Settings
+from experiments.records.results import Row, machine
 
 # For a port to answer, and for an execution that lost its connection to notice that Ray is gone: it holds its run.
 PORT_SECONDS, LOCK_SECONDS = 5.0, 600.0
@@ -66,7 +66,7 @@ def run_on_ray(
     Raises:
         ValueError: no run fits on this machine. ConnectionError: the Ray at the address does not take this machine.
     """
-    from experiments.runs import execute
+    from experiments.execution.runs import execute
 
     ray = _import_ray(resources)
     running: dict[Any, Run] = {}
@@ -122,7 +122,7 @@ def _import_ray(resources: RayResources) -> Any:
 
 def _connect(ray: Any, resources: RayResources, say: Callable[[str], None]) -> None:
     """Connect to a Ray that has room for a run, now or later, and send it the two packages."""
-    checkout = Path(__file__).resolve().parents[1]
+    checkout = Path(__file__).resolve().parents[2]
     others = [f"/{path.name}" for path in checkout.iterdir() if path.name not in ("experiments", "swinx")]
     options: dict[str, Any] = {"runtime_env": {"working_dir": str(checkout), "excludes": others}}
     options |= {"address": "local", "include_dashboard": False} if resources.address is None else {}

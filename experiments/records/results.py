@@ -25,8 +25,8 @@ import timm
 import torch
 
 import swinx
-from experiments.files import PLAIN_NAME
-from experiments.grid import Run
+from experiments.records.files import PLAIN_NAME
+from experiments.records.grid import Run
 
 Row = dict[str, Any]
 

@@ -17,10 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import swinx
-from experiments.cost import autocast
-from experiments.losses import Objective
-from experiments.models import Segmenter
-from experiments.options import Settings
+from experiments.evaluation.cost import autocast
+from experiments.records.options import Settings
+from experiments.training.losses import Objective
+from experiments.training.models import Segmenter
 
 
 def learning_rate_factor(share: float, warmup: float) -> float:

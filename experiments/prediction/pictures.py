@@ -21,8 +21,8 @@ from torch.nn import functional
 
 from experiments.data.folder import IMAGES
 from experiments.data.reading import FORMATS, printable
-from experiments.files import write_whole
-from experiments.options import Size
+from experiments.records.files import write_whole
+from experiments.records.options import Size
 
 KINDS = ("masks", "overlays", "confidence")
 # The most pixels that a picture may be enlarged to: a few rows that are very long would become an enormous image.

@@ -24,16 +24,16 @@ from PIL import Image
 from rich.progress import Progress
 from torch import Tensor
 
-from experiments import pictures
 from experiments.data.reading import available_memory, printable, shortened
-from experiments.files import write_whole
-from experiments.grid import size_rule
-from experiments.inference import probabilities
-from experiments.options import PLAIN, Inference, Size, choose_device
-from experiments.pictures import PictureError
-from experiments.predict import Options
-from experiments.results import Row, provenance
-from experiments.weights import Trained, load_weights
+from experiments.evaluation.inference import probabilities
+from experiments.prediction import pictures
+from experiments.prediction.options import Options
+from experiments.prediction.pictures import PictureError
+from experiments.records.files import write_whole
+from experiments.records.grid import size_rule
+from experiments.records.options import PLAIN, Inference, Size, choose_device
+from experiments.records.results import Row, provenance
+from experiments.training.weights import Trained, load_weights
 
 CLASSES, RECORD, INDEX = "classes.json", "prediction.json", "index.html"
 # Probabilities held at once, 1 GiB of float32: batches of large pictures are cut to fit.

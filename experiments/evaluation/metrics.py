@@ -11,14 +11,14 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from experiments import counts
-from experiments.boundary import BANDS, boundary_f1
-from experiments.corruptions import corrupted
-from experiments.cost import autocast
-from experiments.counts import ImageCounts
 from experiments.data.dataset import SegmentationData, Split
-from experiments.inference import probabilities, resized
-from experiments.options import PLAIN, Corruption, Inference
+from experiments.evaluation.boundary import BANDS, boundary_f1
+from experiments.evaluation.corruptions import corrupted
+from experiments.evaluation.cost import autocast
+from experiments.evaluation.inference import probabilities, resized
+from experiments.records import counts
+from experiments.records.counts import ImageCounts
+from experiments.records.options import PLAIN, Corruption, Inference
 
 # Bins of confidence for the calibration error, as many as in its paper.
 BINS = 15

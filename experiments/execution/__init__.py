@@ -1,0 +1,1 @@
+"""A grid of runs, from its options to its rows, here or on Ray."""

@@ -1,0 +1,1 @@
+"""Which differences between configurations are significant, and how large they may be."""

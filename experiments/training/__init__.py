@@ -1,0 +1,1 @@
+"""From a run and data to trained weights."""
