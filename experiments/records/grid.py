@@ -27,7 +27,8 @@ class DecoderRule:
     strides: accepted output strides. default: the stride where none is asked for. by_argument: whether the constructor
     takes encoder_output_stride; otherwise the built encoder is dilated. min_side: shortest image side that works, for
     the strides that need one. deepest: nominal stride of the deepest level that is read; output strides from there on
-    are one and the same network.
+    are one and the same network. rates: of DeepLabV3Plus's atrous convolutions at output stride 8, halved at 16 and
+    again at 32, so that they reach as many pixels at every stride; None for smp's own, which are equal at all strides.
     """
 
     strides: tuple[int, ...]
@@ -35,12 +36,14 @@ class DecoderRule:
     by_argument: bool = False
     min_side: tuple[tuple[int, int], ...] = ()
     deepest: int = 32
+    rates: tuple[int, int, int] | None = None
 
 
 # PSPNet stays at smp's default depth of 3.
 DECODERS: dict[str, DecoderRule] = {
     "DeepLabV3": DecoderRule((8, 16), 8, by_argument=True),
     "DeepLabV3Plus": DecoderRule((8, 16), 16, by_argument=True),
+    "DeepLabV3PlusScaled": DecoderRule((8, 16, 32), 16, rates=(12, 24, 36)),
     "FPN": DecoderRule((32,), 32),
     "Linknet": DecoderRule((32,), 32),
     "MAnet": DecoderRule((32,), 32),

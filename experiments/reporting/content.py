@@ -189,8 +189,11 @@ def _ways(inferences: Sequence[str]) -> list[list[str]]:
 
 
 def _models(items: Sequence[Result]) -> list[tuple[str, ImageCounts]]:
-    """Counts of each row, by what tells the training behind it from all others: the run, and when it finished."""
-    sources = [item.row if item.row.get("trained", True) else item.row["source"] for item in items]
+    """Counts of each row, by run and time of the training that it is of or that it began with.
+
+    So rows of the same weights, and of trainings that continued from the same weights, are compared source by source.
+    """
+    sources = [item.row.get("source") or item.row for item in items]
     return [(f"{s['run']} {s.get('time')}", item.counts) for s, item in zip(sources, items, strict=True) if item.counts]
 
 

@@ -4,8 +4,9 @@ The score of a configuration is the mean over its models (trainings that differ 
 test images. A contrast is a weighted sum of scores. It is uncertain for two reasons:
 
 - the test images are a sample: the variance over a bootstrap of groups of images, whose draws all models share;
-- the models are a sample. Configurations that are the same models, read out in several ways, are taken together model
-  by model, as in the paired t test; the variances of others add up, as in Welch's test.
+- the models are a sample. Configurations that are the same models, read out in several ways or trained further from
+  the same weights, are taken together model by model, as in the paired t test; the variances of others add up, as in
+  Welch's test.
 
 The half-widths of the two t intervals are added as squares. p is the level at which the interval reaches zero; Holm's
 method corrects it for all contrasts that are tested together.
@@ -48,7 +49,8 @@ Scores = Mapping[str, Mapping[str, float]]  # mIoU of each model by label and id
 
 @dataclass(frozen=True)
 class Configured:
-    """A configuration: its label, and the counts of each of its models by id. An equal id is the same trained model."""
+    """A configuration: its label, and the counts of each of its models by id. An equal id is the same
+    trained model, or one continued from the same weights."""
 
     label: str
     models: Mapping[str, ImageCounts]

@@ -5,6 +5,7 @@ Shapes: B images, K classes, H W pixels.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
@@ -57,11 +58,22 @@ def build_model(
         Exception: whatever smp or the encoder raises where the encoder does not support the decoder or the stride.
     """
     rule = DECODERS[run.decoder]
-    options = {"encoder_output_stride": run.output_stride} if rule.by_argument else {}
-    decoder = getattr(smp, run.decoder)
-    model: smp.base.SegmentationModel = decoder(_encoder_name(run), encoder_weights=weights, classes=classes, **options)
-    if run.output_stride != 32 and not rule.by_argument:
-        model.encoder.make_dilated(run.output_stride)
+    built: dict[str, Any] = {"encoder_name": _encoder_name(run), "encoder_weights": weights, "classes": classes}
+    if rule.rates is not None:
+        rates = [8 * rate // run.output_stride for rate in rule.rates]
+        stride = min(16, run.output_stride)  # smp's constructor takes no 32
+        model: smp.base.SegmentationModel = smp.DeepLabV3Plus(
+            **built, encoder_output_stride=stride, decoder_atrous_rates=rates
+        )
+        if run.output_stride > stride:
+            model.encoder.make_dilated(run.output_stride)
+            model.decoder.up.scale_factor = run.output_stride / 4  # up to level 2
+    elif rule.by_argument:
+        model = getattr(smp, run.decoder)(**built, encoder_output_stride=run.output_stride)
+    else:
+        model = getattr(smp, run.decoder)(**built)
+        if run.output_stride != 32:
+            model.encoder.make_dilated(run.output_stride)
     if state is not None:
         model.load_state_dict(state)
     if run.dilation is not None:

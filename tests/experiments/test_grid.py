@@ -42,6 +42,8 @@ def test_defaults_are_the_decoders_own_strides_and_the_encoders_own_parts() -> N
 
 def test_defaults_equal_those_of_smp() -> None:
     for name, rule in DECODERS.items():
+        if rule.rates is not None:  # a decoder of ours
+            continue
         parameter = inspect.signature(getattr(smp, name).__init__).parameters.get("encoder_output_stride")
         assert rule.by_argument == (parameter is not None), name
         if parameter is not None:

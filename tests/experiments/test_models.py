@@ -49,6 +49,22 @@ def test_every_accepted_stride_builds_and_keeps_the_image_size(decoder: str) -> 
         assert model.encoder.output_stride == min(output_stride, 2 ** (len(model.encoder.out_channels) - 1))
 
 
+def test_scaled_rates_reach_as_many_pixels_at_every_stride() -> None:
+    """One of DeepLabV3Plus's weights gives the features of stride 32 at the tokens that it shares with stride 8."""
+    models = {}
+    for stride in (8, 16, 32):
+        torch.manual_seed(0)
+        models[stride] = build_model(Run("swinx_n", "inline", "DeepLabV3PlusScaled", stride, 0), 3).eval()
+    assert models[8].state_dict().keys() == models[16].state_dict().keys() == models[32].state_dict().keys()
+    fine = torch.randn(1, 256, 28, 44, generator=torch.Generator().manual_seed(0))
+    for stride, step in ((16, 2), (32, 4)):
+        for branch in range(4):
+            dense = models[8].decoder.aspp[0].convs[branch](fine)
+            coarse = models[stride].decoder.aspp[0].convs[branch](fine[..., ::step, ::step])
+            torch.testing.assert_close(dense[..., ::step, ::step], coarse)
+    assert models[16].decoder.aspp[0].convs[1][0][0].dilation == (6, 6)  # DeepLab's own rate at stride 16
+
+
 def test_runs_that_cannot_run_are_told_apart_with_the_rule() -> None:
     runs = [
         Run("swinx_n", "inline", "PAN", 16, 0),
