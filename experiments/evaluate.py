@@ -27,7 +27,7 @@ from experiments.data import SegmentationData
 from experiments.execution import comparison
 from experiments.execution.comparison import OnStep, complain, say
 from experiments.execution.prepare import check_contrasts, check_scoring
-from experiments.execution.runs import Source, reevaluate
+from experiments.execution.runs import Source, execute
 from experiments.records.files import plain_file
 from experiments.records.grid import Axes, NotApplicable, Run, grid
 from experiments.records.options import DataOptions, Inference, Precision, Scoring, Settings, choose_device
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sources, missing, loaded, settings = prepare(options, console)
 
         def again(run: Run, origin: Row, on_step: OnStep) -> list[Row]:
-            return [reevaluate(run, sources[run], loaded, settings, options.output, origin)]
+            return execute(run, loaded, settings, options.output, origin, trained=sources[run])
 
         rows = comparison.make(
             list(sources),

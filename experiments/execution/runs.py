@@ -19,8 +19,8 @@ from experiments.records.options import PLAIN, Settings
 from experiments.records.results import RESULT_FIELDS, RESULTS, Row, now, read_rows, run_of
 from experiments.reporting.examples import save_predictions
 from experiments.training.models import Segmenter, build_model
-from experiments.training.train import CHECKPOINT, Processes, Training, fit, processes
-from experiments.training.weights import Trained, load_weights, save_weights
+from experiments.training.train import CHECKPOINT, Training, fit, processes
+from experiments.training.weights import load_weights, save_weights
 
 # Points kept of a loss curve, so that a long run does not swell the report.
 CURVE_POINTS = 500
@@ -71,12 +71,19 @@ def execute(
     output: Path,
     origin: Row,
     on_step: Callable[[float, float], None] = lambda share, loss: None,
+    *,
+    trained: Source | None = None,
 ) -> list[Row]:
     """Train and evaluate one run, write its files below output/runs and return its rows, the last one of its end.
 
-    Goes on from the run's training checkpoint where there is one; finish() removes it, once the rows are safe. status
-    is "ok", or "diverged" where the loss stopped being finite; then error says so and the results are None. Among
-    processes that train together, the first evaluates, writes and returns the rows; the others return none.
+    Goes on from the run's training checkpoint where there is one; finish() removes it, once the rows are safe. trained:
+    evaluate these weights as the model of run instead, without training; the two differ in output stride, dilation rule
+    and alignment alone. status is "ok", or "diverged" where the loss stopped being finite; then error says so and the
+    results are None. Among processes that train together, the first evaluates, writes and returns the rows; the others
+    return none.
+
+    Raises:
+        ValueError, OSError: weights to begin with cannot be read, or are those of another run or for other classes.
     """
     together = processes()
     device = torch.device("cuda", together.local_rank) if settings.device == "cuda" else torch.device("cpu")
@@ -84,59 +91,32 @@ def execute(
     folder.mkdir(parents=True, exist_ok=True)
     memory = cost.PeakMemory(device)
     torch.manual_seed(run.seed)
-    model, source = _start(run, data, settings)
-    model.to(device)
-    common: dict[str, Any] = {"batch_size": _at_once(settings, together), "device": device}
+    source = trained or (None if settings.start is None else find_source(Path(settings.start), run))
+    model = _initial(run, source, data, settings).to(device).eval()
+    # One process evaluates, and has the memory for its own share of a batch.
+    share = (trained.row.get("world_size") or 1) if trained else together.world
+    common: dict[str, Any] = {"batch_size": max(1, settings.batch_size // share), "device": device}
     common["precision"] = settings.precision
-    classes = len(data.class_names), data.ignore_index
-    crop = settings.recipe.crop
-
-    def evaluate(average: torch.nn.Module, step: int) -> None:
-        if step != settings.steps and together.rank == 0:
-            assert isinstance(average, Segmenter)
-            results, counts = measure(average, data, settings, **common)
-            write_whole(folder / f"step{step}.npz", pack(counts.arrays()))
-            write_whole(folder / f"step{step}.json", json.dumps(results))
-
-    def keep_best(average: torch.nn.Module, step: int, miou: float) -> None:
-        assert isinstance(average, Segmenter)
-        save_weights(folder / "best.pt", average, run, data, step=step, val_miou=miou, crop=crop)
-
     head = {**_head(run, settings, origin), "threads": torch.get_num_threads(), "world_size": together.world}
-    head["source"] = source
+    head |= {"source": source and source.told} | ({"trained": False} if trained else {})
     results: Row = {"status": "ok", "error": None, **dict.fromkeys(RESULT_FIELDS)}
-    step = None
+    step, known = trained and trained.row["step"], None
+    told: Row = {}
+    drawn: Arrays = {}
     try:
-        training = fit(
-            model,
-            data,
-            settings,
-            seed=run.seed,
-            folder=folder,
-            device=device,
-            validate=lambda average: metrics.miou(average, data.val, *classes, **common),
-            on_best=keep_best,
-            evaluate=evaluate,
-            on_step=on_step,
-        )
-        if together.rank > 0:
-            return []
-        step = training.steps
-        model.to(device).eval()
-        known = training.validations[-1][1] if training.validations and training.validations[-1][0] == step else None
-        save_weights(folder / "last.pt", model, run, data, step=step, val_miou=known, crop=crop)
-        if settings.recipe.select == "best":
-            if training.best is None:
-                raise ValueError("--select best needs labelled pixels in the validation split, got none")
-            known = training.best[1]
-            model = load_weights(folder / "best.pt", device).model
+        if trained is None:
+            training = _fit(model, run, data, settings, folder, on_step, common)
+            if together.rank > 0:
+                return []
+            step, drawn, told = training.steps, curves(training), _told(training)
+            model, known = _chosen(model, training, run, data, settings, folder)
         measured, counts = measure(model, data, settings, val_miou=known, **common)
-        results |= measured | _told(training)
-        results |= {"peak_memory_mb": round(memory.megabytes(), 1), "peak_memory_scope": memory.scope}
+        scope = memory.scope + (", without training" if trained else "")
+        results |= {**measured, **told, "peak_memory_mb": round(memory.megabytes(), 1), "peak_memory_scope": scope}
         save_predictions(
             folder, model, data, device, inference=settings.inference, precision=settings.precision, counts=counts
         )
-        write_whole(folder / f"step{step}.npz", pack({**counts.arrays(), **curves(training)}))
+        write_whole(folder / f"step{step}.npz", pack({**counts.arrays(), **drawn}))
     except FloatingPointError as error:  # of training, or of predictions that are not finite
         results |= {"status": "diverged", "error": str(error)}
     if together.rank > 0:
@@ -144,67 +124,73 @@ def execute(
     return [*_earlier(folder, head, settings), {**head, "time": now(), "step": step, **results}]
 
 
-def _start(run: Run, data: SegmentationData, settings: Settings) -> tuple[Segmenter, Row | None]:
-    """The model that training begins with, and what is told of the finished run whose weights it has, if any."""
-    if settings.start is None:
-        return Segmenter(build_model(run, len(data.class_names), settings.recipe.weights)), None
-    source = find_source(Path(settings.start), run)
-    return _as_run(_checked(source, data), run), source.told
-
-
-def _checked(source: Source, data: SegmentationData) -> Trained:
-    """The trained run of a source, on the CPU.
-
-    Raises:
-        ValueError, OSError: the weights cannot be read, or are those of another run or for other data.
-    """
+def _initial(run: Run, source: Source | None, data: SegmentationData, settings: Settings) -> Segmenter:
+    """The model of run on the CPU, untrained or with the weights of source."""
+    if source is None:
+        return Segmenter(build_model(run, len(data.class_names), settings.recipe.weights))
     trained = load_weights(source.weights, "cpu")
     if trained.run.id != source.row["run"]:
         raise ValueError(f"{source.weights} holds weights of {trained.run.id}, not of {source.row['run']}")
     if trained.class_names != data.class_names:
         raise ValueError(f"{source.weights} is for classes {', '.join(trained.class_names)}, not those of the data")
-    return trained
-
-
-def _as_run(trained: Trained, run: Run) -> Segmenter:
-    """The trained weights as the model of run."""
     if run == trained.run:
         return trained.model
     return Segmenter(build_model(run, len(trained.class_names), state=trained.model.model.state_dict()))
 
 
-def reevaluate(run: Run, source: Source, data: SegmentationData, settings: Settings, output: Path, origin: Row) -> Row:
-    """Evaluate the weights of source as the model of run, write files below output/runs and return the row.
+def _fit(
+    model: Segmenter,
+    run: Run,
+    data: SegmentationData,
+    settings: Settings,
+    folder: Path,
+    on_step: Callable[[float, float], None],
+    common: dict[str, Any],
+) -> Training:
+    """Train model, and write best.pt and what is measured on the way into the folder of the run."""
 
-    The two differ in output stride, dilation rule and alignment alone. The row has the fields of a trained run's, those
-    of training empty, and source. status is "diverged" where predictions are not finite.
+    def evaluate(average: torch.nn.Module, step: int) -> None:
+        if step != settings.steps and processes().rank == 0:
+            assert isinstance(average, Segmenter)
+            results, counts = measure(average, data, settings, **common)
+            write_whole(folder / f"step{step}.npz", pack(counts.arrays()))
+            write_whole(folder / f"step{step}.json", json.dumps(results))
 
-    Raises:
-        ValueError, OSError: the weights cannot be read, or are those of another run or for other classes.
-    """
-    device = torch.device(settings.device)
-    folder = output / "runs" / run.id
-    folder.mkdir(parents=True, exist_ok=True)
-    memory = cost.PeakMemory(device)
-    model = _as_run(_checked(source, data), run).to(device).eval()
-    # As many images at once as the process had that evaluated after training.
-    batch_size = max(1, settings.batch_size // (source.row.get("world_size") or 1))
-    step = source.row["step"]
-    results: Row = {"status": "ok", "error": None, **dict.fromkeys(RESULT_FIELDS)}
-    try:
-        measured, counts = measure(
-            model, data, settings, batch_size=batch_size, device=device, precision=settings.precision
-        )
-        scope = f"{memory.scope}, without training"
-        results |= {**measured, "peak_memory_mb": round(memory.megabytes(), 1), "peak_memory_scope": scope}
-        save_predictions(
-            folder, model, data, device, inference=settings.inference, precision=settings.precision, counts=counts
-        )
-        write_whole(folder / f"step{step}.npz", pack(counts.arrays()))
-    except FloatingPointError as error:
-        results |= {"status": "diverged", "error": str(error)}
-    told = {"threads": torch.get_num_threads(), "world_size": 1, "source": source.told, "trained": False}
-    return {**_head(run, settings, origin), **told, "step": step, **results}
+    def keep_best(average: torch.nn.Module, step: int, miou: float) -> None:
+        assert isinstance(average, Segmenter)
+        crop = settings.recipe.crop
+        save_weights(folder / "best.pt", average, run, data, step=step, val_miou=miou, crop=crop)
+
+    classes = len(data.class_names), data.ignore_index
+    return fit(
+        model,
+        data,
+        settings,
+        seed=run.seed,
+        folder=folder,
+        device=common["device"],
+        validate=lambda average: metrics.miou(average, data.val, *classes, **common),
+        on_best=keep_best,
+        evaluate=evaluate,
+        on_step=on_step,
+    )
+
+
+def _chosen(
+    model: Segmenter, training: Training, run: Run, data: SegmentationData, settings: Settings, folder: Path
+) -> tuple[Segmenter, float | None]:
+    """The model that is evaluated, with its validation mIoU where that is known. Writes last.pt."""
+    device = next(model.parameters()).device
+    model.eval()
+    last = training.validations[-1] if training.validations else None
+    known = last[1] if last and last[0] == training.steps else None
+    crop = settings.recipe.crop
+    save_weights(folder / "last.pt", model, run, data, step=training.steps, val_miou=known, crop=crop)
+    if settings.recipe.select == "last":
+        return model, known
+    if training.best is None:
+        raise ValueError("--select best needs labelled pixels in the validation split, got none")
+    return load_weights(folder / "best.pt", device).model, training.best[1]
 
 
 def finish(run_id: str, output: Path) -> None:
@@ -310,11 +296,6 @@ def _told(training: Training) -> Row:
         "best_step": best_step,
         "stopped_step": training.steps,
     }
-
-
-def _at_once(settings: Settings, together: Processes) -> int:
-    """Images of a batch in evaluation: one process does it, and has the memory for its own share of a batch."""
-    return max(1, settings.batch_size // together.world)
 
 
 def _rounded(value: float | None) -> float | None:

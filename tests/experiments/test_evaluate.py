@@ -168,8 +168,10 @@ def test_the_same_command_goes_on(trained: Path, tmp_path: Path, monkeypatch: py
     arguments = ["--where", "decoder=Segformer", "--output-strides"]
     assert evaluated(trained, tmp_path / "out", *arguments, "16")[0] == 0
     before = read_rows(tmp_path / "out" / "results.jsonl")
-    original, asked = evaluate.reevaluate, []
-    monkeypatch.setattr(evaluate, "reevaluate", lambda run, *rest: asked.append(run.id) or original(run, *rest))
+    original, asked = evaluate.execute, []
+    monkeypatch.setattr(
+        evaluate, "execute", lambda run, *rest, **by: asked.append(run.id) or original(run, *rest, **by)
+    )
     assert evaluated(trained, tmp_path / "out", *arguments, "16", "32")[0] == 0
     assert asked == [SEGFORMER]
     rows = read_rows(tmp_path / "out" / "results.jsonl")
@@ -217,7 +219,7 @@ def test_folders_that_were_begun_without_a_row_keep_their_kind(
 
     train = [*ONE[2:], "--decoders", "FPN", "Segformer", "--output"]
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "reevaluate", interrupt)
+        patch.setattr(evaluate, "execute", interrupt)
         assert evaluated(trained, tmp_path / "evaluated")[0] == 130
         patch.setattr(runs, "fit", interrupt)
         assert compare_decoders.main([*train, str(tmp_path / "training")]) == 130
