@@ -8,7 +8,7 @@ import segmentation_models_pytorch as smp
 import torch
 from decoders import DECODERS, STRIDES, build, image
 from timm.models import group_parameters
-from timm.optim import param_groups_layer_decay
+from timm.optim.optim_factory import param_groups_layer_decay
 from torch import Tensor, nn
 
 import swinx
