@@ -31,9 +31,8 @@ from experiments.records.results import RESULTS, Row, read_rows
 from swinx.attention import speed
 
 TIMM = {"swinx_t": "tu-swin_tiny_patch4_window7_224", "swinx_b": "tu-swin_base_patch4_window7_224"}
-COLUMNS = (
-    *("task", "attention", "output_stride", "ms_p50", "ms_p20", "ms_p80", "ratio", "images_per_s", "peak_memory_mb"),
-)
+TIMES = ("ms_p50", "ms_p20", "ms_p80", "ratio", "images_per_s")
+COLUMNS = ("task", "attention", "output_stride", "compiled", *TIMES, "peak_memory_mb")
 # Attention (timm for timm's encoder) and output stride of each network, the baseline first.
 NETWORKS = {
     "encoder": (("timm", 32), ("triton", 32), ("sdpa", 32), ("reference", 32)),
@@ -128,8 +127,8 @@ def measure(task: Task, rounds: int, device: torch.device) -> list[Row]:
     wait = torch.cuda.synchronize if gpu else lambda: None
     shape = (task.batch, 3, task.size, task.size)
     image = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device)
-    networks = [network for network in NETWORKS[task.model] if gpu or network[0] != "triton"]
-    networks = networks[: 2 if task.compiled else None]
+    networks = [(attention, stride) for attention, stride in NETWORKS[task.model] if gpu or attention != "triton"]
+    networks = networks[:2] if task.compiled else networks
     torch._dynamo.reset()
     calls = []
     for attention, stride in networks:

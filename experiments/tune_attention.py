@@ -36,9 +36,7 @@ CANDIDATES = Path("docs/benchmarks/kernel-candidates.jsonl")
 KERNELS: tuple[tuple[Kernel, int], ...] = (
     ("forward", 7), ("forward", 12), ("backward", 7), ("query", 12), ("key", 12),
 )  # fmt: skip
-# Of A100, H100 and B200: multiprocessors, and bytes of shared memory of each.
-MULTIPROCESSORS = {8: 108, 9: 132, 10: 148}
-SHARED = {8: 167936, 9: 233472, 10: 233472}
+MULTIPROCESSORS = {8: 108, 9: 132, 10: 148}  # of A100, H100 and B200
 SPILL = 4  # instructions that a spill counts as
 GIVEN_UP = 32  # registers that ptxas leaves a kernel with when it finds no way to keep what is needed
 
@@ -92,19 +90,20 @@ def by_instructions(key: Key, case: Case) -> Parameters:
             rows = limited if worst(limited, "spills") <= worst(rows, "spills") else rows
         candidates.append(rows)
     rows = min(candidates, key=lambda rows: worst(rows, "cost"))
-    warps, generation = rows[0]["warps"], key[-1]
+    warps = rows[0]["warps"]
     by_registers = 65536 // (32 * warps * 8 * -(-worst(rows, "registers") // 8))
-    by_memory = SHARED[generation] // (1024 + worst(rows, "shared_bytes"))
+    # A multiprocessor keeps 1 KiB for each program, and has 1 KiB more than a single program may use.
+    by_memory = (SHARED_MEMORY[case.capability] + 1024) // (worst(rows, "shared_bytes") + 1024)
     resident = max(1, min(4, by_registers, by_memory))
-    return warps, 3, rows[0]["limit"], resident * MULTIPROCESSORS[generation]
+    return warps, 3, rows[0]["limit"], resident * MULTIPROCESSORS[key[-1]]
 
 
 def by_time(key: Key, case: Case) -> Parameters:
     """The fastest candidate on the GPU, by 16 grids of 126 x 126 tokens, shifted, 128 channels."""
     window, device = case.window, torch.device("cuda")
     geometry = WindowGeometry(16, 126, 126, (window, window), (window // 2, window // 2), 1)
-    made = Trial(geometry, 128 // case.head_dim, case.head_dim).inputs(DTYPES[case.dtype], device)
-    inputs = [tensor.requires_grad_() for tensor in made if tensor is not None]
+    trial = Trial(geometry, 128 // case.head_dim, case.head_dim)
+    inputs = [tensor.requires_grad_() for tensor in trial.inputs(DTYPES[case.dtype], device) if tensor is not None]
     attention = speed.provider("triton", geometry, device)
     call = functools.partial(speed.run, attention, inputs, case.kernel != "forward")
     before, times = table.TABLE[key], {}
@@ -141,7 +140,7 @@ def main(options: Options) -> None:
     origins, entries = dict(table.ORIGINS), dict(table.TABLE)
     if options.compile:
         fit = [generation for generation in GENERATIONS if support.triton_too_old(generation) is None]
-        generations = [generation for generation in fit if "timed on" not in origins.get(generation, "")]
+        generations = [generation for generation in fit if not origins.get(generation, "").startswith("timed")]
     elif torch.cuda.is_available():
         generations = [torch.cuda.get_device_capability()[0]]
     else:
@@ -150,10 +149,11 @@ def main(options: Options) -> None:
         entries[key] = by_instructions(key, case) if options.compile else by_time(key, case)
         print(*key, "->", *entries[key], flush=True)
     for generation in generations:
-        rows = [row for row in read_rows(CANDIDATES) if row["capability"] == 10 * generation]
-        versions = " and ".join(sorted({row["triton"] for row in rows}))
-        origins[generation] = f"fewest instructions, Triton {versions}; not timed"
-        if not options.compile:
+        if options.compile:
+            rows = [row for row in read_rows(CANDIDATES) if row["capability"] == 10 * generation]
+            versions = " and ".join(sorted({row["triton"] for row in rows}))
+            origins[generation] = f"fewest instructions, Triton {versions}; not timed"
+        else:
             origins[generation] = f"timed on {torch.cuda.get_device_name()}, Triton {triton.__version__}"
     write_whole(Path(table.__file__), render(entries, origins))
 

@@ -63,7 +63,7 @@ def test_providers_equal_the_reference_or_say_why_not(
             bench_attention.build(name, GEOMETRY, phase, leaves())
         return
     attention = bench_attention.build(name, GEOMETRY, phase, leaves())
-    assert bench_attention.difference(attention, GEOMETRY, phase, leaves()) < 1e-5
+    assert TINY[0].excess(torch.float32, CPU, phase != "forward", attention) <= 1
 
 
 def test_a_wrong_provider_gets_no_time_and_one_that_raises_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
