@@ -13,8 +13,8 @@ class ImageError(ValueError):
     """An image that cannot be used; the message goes on after its name."""
 
 
-def read_image(path: Path, *, upright: bool = False) -> Image.Image:
-    """The image, in the mode of its file; turned as its EXIF orientation says if upright.
+def read_image(path: Path, *, mode: str | None = "RGB", upright: bool = False) -> Image.Image:
+    """The image in this mode of Pillow, None for that of its file; turned as its EXIF orientation says if upright.
 
     Raises:
         ImageError: no regular file, of none of FORMATS, damaged, of other than 8 bits a channel, or so large that
@@ -25,7 +25,8 @@ def read_image(path: Path, *, upright: bool = False) -> Image.Image:
             image.load()  # open() reads the header only: a truncated file shows itself here
             if image.mode.startswith(("I", "F")):
                 raise ImageError(f"must have 8 bits a channel, is mode {image.mode}")
-            return ImageOps.exif_transpose(image) if upright else image
+            turned = ImageOps.exif_transpose(image) if upright else image
+            return turned.convert(mode) if mode else turned
     except ImageError:
         raise
     except UnidentifiedImageError as error:

@@ -148,7 +148,7 @@ def _read_pair(pair: Pair, values: Mapping[int, int]) -> tuple[Image.Image, Imag
     """
     image = read_image(pair.image)
     try:
-        mask = read_image(pair.mask)
+        mask = read_image(pair.mask, mode=None)
     except ImageError as error:
         raise ImageError(f"has a mask that {error}") from error
     if image.size != mask.size:
@@ -164,7 +164,7 @@ def _read_pair(pair: Pair, values: Mapping[int, int]) -> tuple[Image.Image, Imag
         raise ImageError(f"has a mask with ids {', '.join(shortened(wrong))}; allowed are {allowed}")
     meaning = np.zeros(256, np.uint8)
     meaning[list(values)] = list(values.values())
-    return image.convert("RGB"), Image.fromarray(meaning[ids])
+    return image, Image.fromarray(meaning[ids])
 
 
 def _tensor(picture: Image.Image) -> Tensor:
