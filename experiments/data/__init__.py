@@ -2,7 +2,7 @@
 
 import hashlib
 
-from experiments.data.dataset import Placement, SegmentationData, Split
+from experiments.data.dataset import SegmentationData, Split
 from experiments.data.folder import CAMVID, find_pairs, labels_of
 from experiments.data.groups import camvid_group, finder, with_groups
 from experiments.data.pet import PET, find_pet
@@ -11,7 +11,7 @@ from experiments.data.scenes import make_scenes
 from experiments.data.street_scenes import SMALLEST
 from experiments.records.options import DataOptions
 
-__all__ = ["DataError", "Placement", "SegmentationData", "Split", "data_id", "load", "make_scenes"]
+__all__ = ["DataError", "SegmentationData", "Split", "data_id", "load", "make_scenes"]
 
 FILES = ("folder", "camvid", "pet")
 ONLY_FOR = {"root": FILES, "fit": FILES, "groups": FILES, "data_seed": ("scenes",)}

@@ -4,18 +4,8 @@ Shapes: N images, H W pixels, K classes; h w pixels of one image at its own reso
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor
-
-
-class Placement(NamedTuple):
-    """The rectangle of an (H, W) tensor that shows an image from edge to edge, in pixels; the rest is padding."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 @dataclass(frozen=True)
@@ -24,8 +14,9 @@ class Split:
 
     images: (N, 3, H, W) uint8, RGB. masks: (N, H, W) uint8, class ids. names: N names, each of them once. groups: what
     each image belongs to (a drive, a film, a patient): those of one group are not independent; empty where every image
-    stands for itself. native_masks: N masks (h, w) uint8 at the resolution of their files, and placements of the N
-    images in the tensors: of a test split, if asked for; None where nothing was resized.
+    stands for itself. Of a test split, if asked for and where images were resized: native_masks: N masks (h, w) uint8
+    at the resolution of their files; shown: rows and columns, at the top left of the tensors, that show each image from
+    edge to edge, the rest being padding.
     """
 
     images: Tensor
@@ -33,7 +24,7 @@ class Split:
     names: tuple[str, ...]
     groups: tuple[str, ...] = ()
     native_masks: tuple[Tensor, ...] | None = None
-    placements: tuple[Placement, ...] | None = None
+    shown: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps, ImageStat
 from torch import Tensor
 
-from experiments.data.dataset import Placement, Split
+from experiments.data.dataset import Split
 from experiments.data.images import ImageError, read_image, stored_size
 
 SPLITS = ("train", "val", "test")
@@ -113,15 +113,15 @@ def read_splits(
                 problems.append(f"{pair.image.relative_to(root).as_posix()} {error}")
                 continue
             mean = tuple(round(level) for level in ImageStat.Stat(image).mean)
-            images[i] = _tensor(_bring(image, shape, fit, Image.Resampling.BILINEAR, mean)).permute(2, 0, 1)
-            masks[i] = _tensor(_bring(mask, shape, fit, Image.Resampling.NEAREST, ignore_index))
+            images[i] = _resized(image, shape, fit, Image.Resampling.BILINEAR, mean).permute(2, 0, 1)
+            masks[i] = _resized(mask, shape, fit, Image.Resampling.NEAREST, ignore_index)
             if native and size and split == "test":
-                kept.append(_tensor(mask))
+                kept.append(torch.from_numpy(np.array(mask)))
         if not problems and (masks == ignore_index).all():
             problems.append(f"{split} has no labelled pixel: its masks hold {ignore_index} (ignored) everywhere")
         names = tuple(pair.name for pair in own)
-        placements = tuple(Placement(0, 0, *_shown(mask.shape[0], mask.shape[1], shape, fit)) for mask in kept)
-        splits.append(Split(images, masks, names, (), tuple(kept) or None, placements or None))
+        shown = tuple(_shown(mask.shape[0], mask.shape[1], shape, fit) for mask in kept)
+        splits.append(Split(images, masks, names, (), tuple(kept) or None, shown or None))
     if problems:
         raise DataError(root, problems)
     train, val, test = splits
@@ -167,24 +167,16 @@ def _read_pair(pair: Pair, values: Mapping[int, int]) -> tuple[Image.Image, Imag
     return image, Image.fromarray(meaning[ids])
 
 
-def _tensor(picture: Image.Image) -> Tensor:
-    """(h, w, 3) or (h, w) uint8."""
-    return torch.from_numpy(np.array(picture))
-
-
 def _shown(height: int, width: int, size: Size, fit: Fit) -> Size:
     """Rows and columns, at the top left of size = (H, W), that a whole picture of height x width is scaled to."""
     scale = min(size[0] / height, size[1] / width)
     return (max(1, round(scale * height)), max(1, round(scale * width))) if fit == "pad" else size
 
 
-def _bring(
-    picture: Image.Image, size: Size, fit: Fit, method: Image.Resampling, fill: int | tuple[int, ...]
-) -> Image.Image:
-    """The picture at size = (H, W); pad fills the bottom and the right."""
-    height, width = size
+def _resized(image: Image.Image, size: Size, fit: Fit, method: Image.Resampling, fill: int | tuple[int, ...]) -> Tensor:
+    """(H, W, 3) or (H, W) uint8 of an image brought to size = (H, W); pad fills the bottom and the right."""
     if fit == "crop":
-        return ImageOps.fit(picture, (width, height), method)
-    whole = Image.new(picture.mode, (width, height), fill)
-    whole.paste(picture.resize(_shown(picture.height, picture.width, size, fit)[::-1], method))
-    return whole
+        return torch.from_numpy(np.array(ImageOps.fit(image, size[::-1], method)))
+    whole = Image.new(image.mode, size[::-1], fill)
+    whole.paste(image.resize(_shown(image.height, image.width, size, fit)[::-1], method))
+    return torch.from_numpy(np.array(whole))

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from sets import H, W, labels, load_set, picture, tensor, write_pair, write_set
 from torch import Tensor
 
-from experiments.data import DataError, Placement, SegmentationData, reading
+from experiments.data import DataError, SegmentationData, reading
 
 IGNORE = 255
 
@@ -104,18 +104,18 @@ def test_several_sizes_need_size(tree: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("fit", "placement"), [("pad", Placement(0, 0, 30, 50)), ("stretch", Placement(0, 0, 40, 50))])
-def test_native_masks_and_where_their_images_lie(tree: Path, fit: str, placement: Placement) -> None:
-    """A mask shrunk to its placement is the mask of the tensor."""
+@pytest.mark.parametrize(("fit", "shown"), [("pad", (30, 50)), ("stretch", (40, 50))])
+def test_native_masks_and_where_their_images_lie(tree: Path, fit: str, shown: tuple[int, int]) -> None:
+    """A mask shrunk to what is shown of it is the mask of the tensor."""
     write_pair(tree, 6, "test/e.png", 120, 150)
     data = one(tree, 60, 100, (40, 50), fit, native=True)
-    assert data.test.placements == (placement, Placement(0, 0, 40, 50))
+    assert data.test.shown == (shown, (40, 50))
     assert [tuple(mask.shape) for mask in data.test.native_masks] == [(60, 100), (120, 150)]
     assert torch.equal(data.test.native_masks[0], tensor(labels(5, 60, 100)))
-    for mask, native, at in zip(data.test.masks, data.test.native_masks, data.test.placements, strict=True):
-        small = Image.fromarray(native.numpy()).resize((at.width, at.height), Image.Resampling.NEAREST)
-        assert torch.equal(mask[: at.height, : at.width], tensor(small))
-        assert (mask[at.height :] == IGNORE).all()
+    for mask, native, (rows, columns) in zip(data.test.masks, data.test.native_masks, data.test.shown, strict=True):
+        small = Image.fromarray(native.numpy()).resize((columns, rows), Image.Resampling.NEAREST)
+        assert torch.equal(mask[:rows, :columns], tensor(small))
+        assert (mask[rows:] == IGNORE).all()
     assert data.train.native_masks is data.val.native_masks is None
 
 
