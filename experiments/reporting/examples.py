@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from experiments.data import SegmentationData
 from experiments.evaluation.inference import probabilities
-from experiments.records.counts import ImageCounts
+from experiments.records.counts import ImageCounts, miou
 from experiments.records.files import write_whole
 from experiments.records.options import Inference
-from experiments.reporting.load import Data, extremes
+from experiments.reporting.load import Data
 
 EXAMPLES = 5
+EXTREMES = 2  # worst images of a run, and best ones
 # Longer sides are shrunk to this, so that the page does not grow with the images.
 MOST_SIDE = 512
 
@@ -32,25 +33,32 @@ def chosen(data: SegmentationData) -> list[int]:
     return [(2 * i + 1) * count // (2 * shown) for i in range(shown)]
 
 
+def extremes(counts: ImageCounts) -> list[tuple[str, int, float]]:
+    """Worst and best images by their own mIoU, EXTREMES of each and none twice: file stem, index, mIoU in percent."""
+    scores = miou(counts.hits, counts.union)
+    order = [int(i) for i in numpy.argsort(scores, kind="stable") if not numpy.isnan(scores[i])]
+    each = min(EXTREMES, len(order) // 2)
+    found = [(f"extreme_worst{n}", i) for n, i in enumerate(order[:each], start=1)]
+    found += [(f"extreme_best{n}", i) for n, i in enumerate(order[::-1][:each], start=1)]
+    return [(name, i, float(scores[i])) for name, i in found]
+
+
 def save_examples(output: Path, data: SegmentationData) -> None:
     """Write data.json and examples/NN_{image,truth}.png into a runs folder."""
     indices = chosen(data)
-    told = Data(
+    described = Data(
         name=data.name,
-        class_names=data.class_names,
         note=data.note,
-        colors=data.colors,
-        thin_classes=data.thin_classes,
-        images={name: len(getattr(data, name).images) for name in ("train", "val", "test")},
-        height=data.test.images.shape[-2],
-        width=data.test.images.shape[-1],
+        images=", ".join(f"{len(getattr(data, split).images)} {split}" for split in ("train", "val", "test")),
+        class_names=data.class_names,
+        colors=tuple(f"#{bytes(color).hex()}" for color in data.colors),
         examples=tuple(data.test.names[i] for i in indices),
         left_out=data.left_out,
     )
     for number, index in enumerate(indices):
         _save(output / "examples" / f"{number:02}_image.png", _image(data.test.images[index]))
         _save(output / "examples" / f"{number:02}_truth.png", _colored(data.test.masks[index], data))
-    write_whole(output / "data.json", json.dumps(asdict(told), indent=1))
+    write_whole(output / "data.json", json.dumps(asdict(described), indent=1))
 
 
 def save_predictions(
@@ -78,11 +86,8 @@ def save_predictions(
         _save(folder / f"{number:02}.png", predicted(index))
     for name, index, _ in extremes(counts):
         parts = [_image(data.test.images[index]), _colored(data.test.masks[index], data), predicted(index)]
-        width, height = parts[0].size
-        strip = Image.new("RGB", (3 * width, height))
-        for number, part in enumerate(parts):
-            strip.paste(part.convert("RGB"), (number * width, 0))
-        _save(folder / f"{name}.png", strip)
+        strip = numpy.concatenate([numpy.asarray(part.convert("RGB")) for part in parts], axis=1)
+        _save(folder / f"{name}.png", Image.fromarray(strip))
 
 
 def _image(pixels: Tensor) -> Image.Image:

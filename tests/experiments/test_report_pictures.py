@@ -7,13 +7,13 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from report_folder import image_counts, row
 from torch import Tensor, nn
 
 from experiments.data import SegmentationData, Split
 from experiments.records.counts import ImageCounts
 from experiments.records.options import PLAIN, Inference
-from experiments.reporting.examples import save_examples, save_predictions
-from experiments.reporting.load import extremes
+from experiments.reporting.examples import extremes, save_examples, save_predictions
 
 CPU = torch.device("cpu")
 COLORS = ((20, 20, 90), (90, 160, 90), (240, 220, 90), (1, 2, 3))
@@ -57,8 +57,8 @@ def test_example_images_are_evenly_spaced_with_their_names(data: SegmentationDat
     told = json.loads((tmp_path / "data.json").read_text(encoding="utf-8"))
     assert told["examples"] == [f"name 12 {n}" for n in (1, 3, 6, 8, 10)]
     assert told["class_names"] == ["a", "b", "<c>"]
-    assert told["images"] == {"train": 2, "val": 3, "test": 12}
-    assert (told["height"], told["width"], told["thin_classes"]) == (32, 48, [1])
+    assert told["images"] == "2 train, 3 val, 12 test"
+    assert told["colors"] == ["#14145a", "#5aa05a", "#f0dc5a", "#010203"]
     truth = Image.open(tmp_path / "examples" / "02_truth.png").convert("RGB")
     assert truth.getpixel((0, 0)) == COLORS[-1], "ignored"
     assert truth.getpixel((40, 30)) == COLORS[int(data.test.masks[6, 30, 40])]
@@ -94,3 +94,15 @@ def test_large_images_are_shrunk_and_keep_their_classes(tmp_path: Path) -> None:
     truth = Image.open(tmp_path / "examples" / "00_truth.png")
     assert truth.size == (512, 8)
     assert {color for _, color in truth.convert("RGB").getcolors()} <= set(COLORS)
+
+
+def test_worst_and_best_images_are_by_their_own_score() -> None:
+    counts = image_counts(row("Unet"), images=7)
+    ious = (counts.hits[:, :2] / counts.union[:, :2]).mean(1) * 100
+    order = numpy.argsort(ious)
+    names, indices, scores = zip(*extremes(counts), strict=True)
+    assert names == ("extreme_worst1", "extreme_worst2", "extreme_best1", "extreme_best2")
+    assert indices == (order[0], order[1], order[6], order[5])
+    assert scores == pytest.approx(ious[list(indices)])
+    assert [name for name, _, _ in extremes(image_counts(row("Unet"), images=3))] == ["extreme_worst1", "extreme_best1"]
+    assert extremes(image_counts(row("Unet"), images=1)) == []
