@@ -133,9 +133,7 @@ def execute(
         measured, counts = measure(model, data, settings, val_miou=known, **common)
         results |= measured | _told(training)
         results |= {"peak_memory_mb": round(memory.megabytes(), 1), "peak_memory_scope": memory.scope}
-        save_predictions(
-            folder, model, data, device, inference=settings.inference, precision=settings.precision, counts=counts
-        )
+        save_predictions(folder, model, data, device, settings, counts)
         write_whole(folder / f"step{step}.npz", pack({**counts.arrays(), **curves(training)}))
     except FloatingPointError as error:  # of training, or of predictions that are not finite
         results |= {"status": "diverged", "error": str(error)}
@@ -197,9 +195,7 @@ def reevaluate(run: Run, source: Source, data: SegmentationData, settings: Setti
         )
         scope = f"{memory.scope}, without training"
         results |= {**measured, "peak_memory_mb": round(memory.megabytes(), 1), "peak_memory_scope": scope}
-        save_predictions(
-            folder, model, data, device, inference=settings.inference, precision=settings.precision, counts=counts
-        )
+        save_predictions(folder, model, data, device, settings, counts)
         write_whole(folder / f"step{step}.npz", pack(counts.arrays()))
     except FloatingPointError as error:
         results |= {"status": "diverged", "error": str(error)}

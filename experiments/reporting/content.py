@@ -13,6 +13,8 @@ from experiments.reporting.rows import AXES, SETTINGS, axes_of, model_of, once, 
 from experiments.statistics.contrasts import Contrast, pairs, planned, read_contrasts
 from experiments.statistics.significance import Comparison, Configured, Effect, Score, compare, letters
 
+STEP = " \N{MIDDLE DOT} step "  # in labels, between a configuration and how far it was trained
+
 
 @dataclass(frozen=True, eq=False)
 class Configuration:
@@ -24,8 +26,7 @@ class Configuration:
 
     def models(self) -> Configured:
         """Counts of each model. Raises ValueError where two results are of the same one."""
-        counted = [(model_of(item.row), item.counts) for item in self.results]
-        return Configured.of(self.label, [(name, counts) for name, counts in counted if counts is not None])
+        return Configured.of(self.label, [(model_of(item.row), item.counts) for item in self.results if item.counts])
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +125,7 @@ def configure(items: Iterable[Result]) -> tuple[list[Configuration], list[Config
         by_step = [tuple(items) for _, items in part.groupby("step")["item"] if len(items) == len(ends)]
         for items in by_step if len(by_step) > 1 else ():
             step = items[0].row["step"]
-            over.append(Configuration(f"{label} \N{MIDDLE DOT} step {step}", {**fields, "step": step}, items))
+            over.append(Configuration(f"{label}{STEP}{step}", {**fields, "step": step}, items))
     return last, over
 
 
@@ -139,12 +140,13 @@ def labels(configurations: Sequence[Mapping[str, Any]]) -> list[str]:
     base = ["decoder", "encoder"] if frame["encoder"].nunique() > 1 else ["decoder"]
     varied = frame.groupby(base).nunique().max() > 1
     shown = [name for name in frame if name in base or name not in AXES or varied[name]]
-    spelling = {"decoder": "{}", "encoder": "{}", "dilation": "{}", "output_stride": "OS {}"}
-    texts = [
-        [spelling.get(name, f"{name.replace('_', ' ')} {{}}").format(line[name]) for name in shown if line[name] != ""]
-        for line in frame.to_dict("records")
+    prefix = {"decoder": "", "encoder": "", "dilation": "", "output_stride": "OS "}
+    prefix = {name: prefix.get(name, f"{name.replace('_', ' ')} ") for name in shown}
+    lines = frame[shown].to_dict("records")
+    return [
+        " \N{MIDDLE DOT} ".join(prefix[name] + str(value) for name, value in line.items() if value != "")
+        for line in lines
     ]
-    return [" \N{MIDDLE DOT} ".join(parts) for parts in texts]
 
 
 def summary(

@@ -17,7 +17,7 @@ from experiments.data import SegmentationData
 from experiments.evaluation.inference import probabilities
 from experiments.records.counts import ImageCounts, miou
 from experiments.records.files import write_whole
-from experiments.records.options import Inference
+from experiments.records.options import Settings
 from experiments.reporting.load import Data
 
 EXAMPLES = 5
@@ -47,13 +47,10 @@ def save_examples(output: Path, data: SegmentationData) -> None:
     """Write data.json and examples/NN_{image,truth}.png into a runs folder."""
     indices = chosen(data)
     described = Data(
-        name=data.name,
-        note=data.note,
         images=", ".join(f"{len(getattr(data, split).images)} {split}" for split in ("train", "val", "test")),
-        class_names=data.class_names,
         colors=tuple(f"#{bytes(color).hex()}" for color in data.colors),
         examples=tuple(data.test.names[i] for i in indices),
-        left_out=data.left_out,
+        **{name: getattr(data, name) for name in ("name", "note", "class_names", "left_out")},
     )
     for number, index in enumerate(indices):
         _save(output / "examples" / f"{number:02}_image.png", _image(data.test.images[index]))
@@ -66,9 +63,7 @@ def save_predictions(
     model: nn.Module,
     data: SegmentationData,
     device: torch.device,
-    *,
-    inference: Inference,
-    precision: str,
+    settings: Settings,
     counts: ImageCounts,
 ) -> None:
     """Write into the folder of a run what model predicts for the test images that reports show.
@@ -80,7 +75,8 @@ def save_predictions(
 
     def predicted(index: int) -> Image.Image:
         image = data.test.images[index : index + 1].to(device)
-        return _colored(probabilities(model, image, inference, precision=precision)[0].argmax(0).cpu(), data)
+        found = probabilities(model, image, settings.inference, precision=settings.precision)
+        return _colored(found[0].argmax(0).cpu(), data)
 
     for number, index in enumerate(chosen(data)):
         _save(folder / f"{number:02}.png", predicted(index))

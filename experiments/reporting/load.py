@@ -15,8 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy
-
 from experiments.records.counts import MOST_BYTES, Arrays, ImageCounts, counts_of, pack, unpack
 from experiments.records.files import plain_file, write_whole
 from experiments.records.results import RESULTS, Row, read_rows
@@ -74,41 +72,39 @@ def read(paths: Sequence[Path]) -> Results:
     """
     if not paths:
         raise ValueError("at least one folder or file of rows is needed, got none")
-    found = [(path, _read(path)) for path in paths]
-    digests = {str(i.row["data_id"]): path for path, part in found for i in part.items if i.row.get("data_id")}
+    found = {path: _read(path) for path in paths}
+    digests = {str(i.row["data_id"]): path for path in paths for i in found[path].items if i.row.get("data_id")}
     if len(digests) > 1:
         listing = ", ".join(f"{digest} in {path}" for digest, path in digests.items())
         raise ValueError(f"all must be of the same data, got data_id {listing}")
-    return replace(found[0][1], items=tuple(item for _, part in found for item in part.items))
+    return replace(found[paths[0]], items=tuple(item for part in found.values() for item in part.items))
 
 
 def _read(path: Path) -> Results:
     root, file = (path, path / RESULTS) if path.is_dir() else (path.parent, path)
+    arrays_file = file.with_suffix(".npz")
+    merged = file.name != RESULTS or plain_file(arrays_file, root)
     together: dict[str, Arrays] = defaultdict(dict)
-    for key, array in _arrays(file.with_suffix(".npz"), root).items():
+    for key, array in _arrays(arrays_file, root).items():
         number, _, name = key.partition("/")
         together[number][name] = array
     items = []
     for number, row in enumerate(read_rows(file) if plain_file(file, root) else []):
         if row.get("kind") != "segmentation":
             continue
-        own = root / "runs" / row["run"]
-        if together or file.name != RESULTS:
-            item = Result(one_line(row), together[str(number)], _pictures(root / "pictures" / str(number), root))
-        else:
-            item = Result(one_line(row), _arrays(own / f"step{row['step']}.npz", root), _pictures(own, root))
+        own = root / "pictures" / str(number) if merged else root / "runs" / row["run"]
+        arrays = together[str(number)] if merged else _arrays(own / f"step{row['step']}.npz", root)
+        items.append(Result(one_line(row), arrays, _pictures(own, root)))
         try:
-            _ = item.counts
-            _check_curves(item.arrays)
+            _ = items[-1].counts
+            _check_curves(arrays)
         except ValueError as error:
             raise ValueError(f"{path}, arrays of {row['run']} at step {row['step']}: {error}") from error
-        items.append(item)
     if not items:
         raise ValueError(f"{path} holds no results: rows of kind segmentation are needed in {RESULTS} or NAME.jsonl")
-    if file.name == RESULTS and plain_file(root / "data.json", root):
-        data = _data(root / "data.json")
-    else:
-        data = Data(str(items[0].row.get("data", Data.name)))
+    described = root / "data.json"
+    known = file.name == RESULTS and plain_file(described, root)
+    data = _data(described) if known else Data(str(items[0].row.get("data")))
     return Results(data, _pictures(root / "examples", root), tuple(items))
 
 
@@ -125,22 +121,20 @@ def _arrays(path: Path, root: Path) -> Arrays:
 
 def _check_curves(arrays: Arrays) -> None:
     for x, y in (("loss_step", "loss"), ("val_step", "val_miou")):
-        points = [arrays.get(name, numpy.zeros(0)) for name in (x, y)]
-        if any(array.ndim != 1 or array.dtype.kind not in "fiu" for array in points) or len({*map(len, points)}) > 1:
+        points = [arrays[name] for name in (x, y) if name in arrays]
+        good = all(array.ndim == 1 and array.dtype.kind in "fiu" for array in points)
+        if points and (len(points) < 2 or not good or len(points[0]) != len(points[1])):
             raise ValueError(f"{x} and {y} must be numbers, as many of one as of the other")
 
 
 def _pictures(folder: Path, root: Path) -> Pictures:
     """The PNG files of a folder; none that is a link, leads out of root, or makes them too large together."""
     found: Pictures = {}
-    left = MOST_PICTURE_BYTES
     for path in sorted(folder.glob("*.png")):
-        if plain_file(path, root) and path.stat().st_size <= left:
-            content = path.read_bytes()
-            if content.startswith(b"\x89PNG\r\n\x1a\n"):
-                found[path.name] = content
-                left -= len(content)
-    return found
+        room = MOST_PICTURE_BYTES - sum(map(len, found.values()))
+        if plain_file(path, root) and path.stat().st_size <= room:
+            found[path.name] = path.read_bytes()
+    return {name: content for name, content in found.items() if content.startswith(b"\x89PNG\r\n\x1a\n")}
 
 
 def _data(path: Path) -> Data:
@@ -150,25 +144,26 @@ def _data(path: Path) -> Data:
         raise ValueError(f"{path}: not JSON ({error})") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}")
-    values: dict[str, Any] = {part.name: found.get(part.name, part.default) for part in fields(Data)}
-    for part in fields(Data):
-        value, rule = values[part.name], "text" if isinstance(part.default, str) else "a list of texts"
-        texts = [value] if rule == "text" else value
-        if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{path}: {part.name} must be {rule}, got {str(value)[:80]!r}")
-        values[part.name] = value if rule == "text" else tuple(value)
-    if not all(re.fullmatch("#[0-9a-f]{6}", color) for color in values["colors"]):
-        raise ValueError(f"{path}: colors must be of the form #rrggbb, got {', '.join(values['colors'])[:80]}")
-    return Data(**values)
+    known = {part.name: found[part.name] for part in fields(Data) if part.name in found}
+    for name, value in known.items():
+        if not isinstance(value, str) if isinstance(getattr(Data, name), str) else not _texts(value):
+            raise ValueError(f"{path}: {name} must be text, or a list of texts, got {str(value)[:80]!r}")
+    if not all(re.fullmatch("#[0-9a-f]{6}", color) for color in known.get("colors", ())):
+        raise ValueError(f"{path}: colors must be of the form #rrggbb, got {', '.join(known['colors'])[:80]}")
+    return Data(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def one_line(value: Any) -> Any:
-    """A value of JSON, or a tuple of texts, with every run of control characters in its texts as one space."""
+    """A value of JSON with every run of control characters in its texts as one space."""
     if isinstance(value, str):
         return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", value)
     if isinstance(value, dict):
         return {one_line(key): one_line(part) for key, part in value.items()}
-    return type(value)(map(one_line, value)) if isinstance(value, list | tuple) else value
+    return list(map(one_line, value)) if isinstance(value, list) else value
 
 
 def write_merged(results: Results, output: Path) -> None:

@@ -5,6 +5,7 @@ Texts come from data and rows, and may hold what is markup there: every function
 
 import html
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import pandas
@@ -19,7 +20,6 @@ LATEX = {
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"\(\pm\)", "·": r"\textperiodcentered{}",
     MISSING: "--", "\N{MINUS SIGN}": r"\(-\)",
 }  # fmt: skip
-LATEX_HEAD = "% Needs \\usepackage{booktabs}, and \\usepackage[T1]{fontenc} for names beyond ASCII.\n\n"
 
 
 def to_html(frame: pandas.DataFrame, name: str) -> str:
@@ -58,10 +58,13 @@ def to_csv(frame: pandas.DataFrame) -> str:
     return frame.map(plain).rename(columns=plain).to_csv(index=False)
 
 
-def to_latex(frame: pandas.DataFrame, caption: str) -> str:
-    """A floating table for documents that begin with LATEX_HEAD."""
-    styler = Styler(frame).hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-    aligned = "".join("l" if column in LEFT else "r" for column in frame)
-    text: str = styler.to_latex(hrules=True, column_format=aligned, caption=f"{caption}.", position_float="centering")
-    text = text.replace("\\centering", "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}")
-    return text.translate(str.maketrans(LATEX)) + "\n"
+def to_latex(captioned: Mapping[str, pandas.DataFrame]) -> str:
+    """Floating tables by their captions."""
+    parts = ["% Needs \\usepackage{booktabs}, and \\usepackage[T1]{fontenc} for names beyond ASCII.\n"]
+    for caption, frame in captioned.items():
+        styler = Styler(frame).hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+        aligned = "".join("l" if column in LEFT else "r" for column in frame)
+        text = styler.to_latex(hrules=True, column_format=aligned, caption=caption, position_float="centering")
+        text = text.replace("\\centering", "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}")
+        parts.append(text.translate(str.maketrans(LATEX)))
+    return "\n".join(parts)

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from experiments.records.files import write_whole
 from experiments.reporting import markup, plots, tables, text
-from experiments.reporting.content import Content, gather
+from experiments.reporting.content import STEP, Content, gather
 from experiments.reporting.examples import extremes
 from experiments.reporting.load import read
 
@@ -42,22 +42,16 @@ def write_report(output: Path, contrasts: Sequence[str] = ()) -> None:
 def render(content: Content, output: Path) -> None:
     """Write FILES into output, each replaced whole."""
     rows, classes = [item.row for item in content.results.items], tables.classes(content.table)
-    by_class = classes.map(tables.number).reset_index()
-    every = {
+    by_class, contrasts = classes.map(tables.number).reset_index(), tables.differences(content)
+    results = {
         "ranking": Section("Ranking by test mIoU", text.on_ranking(content), (), tables.ranking(content.table)),
+        "differences": Section("Differences", text.on_differences(content), text.advice(content), contrasts),
         "classes": Section("Test IoU by class, percent", "Means over seeds.", (), by_class),
-        "differences": Section(
-            "Differences", text.on_differences(content), text.advice(content), tables.differences(content)
-        ),
-        "unfinished": Section("Runs without a result", "", (), tables.unfinished(content)),
-        "facts": Section("Where it comes from", "", text.commands(rows), text.facts(content)),
     }
-    sections = {name: section for name, section in every.items() if len(section.table)}
-    latex = [
-        markup.to_latex(part.table, part.heading)
-        for name, part in sections.items()
-        if name in ("ranking", "differences", "classes")
-    ]
+    results = {name: section for name, section in results.items() if len(section.table)}
+    sections = results | {"facts": Section("Where it comes from", "", text.commands(rows), text.facts(content))}
+    if len(unfinished := tables.unfinished(content)):
+        sections["unfinished"] = Section("Runs without a result", "", (), unfinished)
     loader = jinja2.PackageLoader("experiments.reporting", "")
     page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     page.filters |= {"html": lambda table, name: Markup(markup.to_html(table, name)), "uri": _uri}
@@ -68,13 +62,13 @@ def render(content: Content, output: Path) -> None:
         sections=sections,
         heat_map=Markup(markup.heat_map(classes)) if len(classes) else "",
         plots=_figures(content),
-        extremes=_extremes(content),
+        strips=_strips(content),
         examples=_examples(content),
     )
     write_whole(output / "summary.csv", markup.to_csv(content.table))
     write_whole(output / "differences.csv", markup.to_csv(tables.effects(content)))
     write_whole(output / "report.md", _markdown(content, sections.values()))
-    write_whole(output / "report.tex", markup.LATEX_HEAD + "".join(latex))
+    write_whole(output / "report.tex", markup.to_latex({part.heading: part.table for part in results.values()}))
     write_whole(output / "report.html", html)
 
 
@@ -100,9 +94,8 @@ def _figures(content: Content) -> list[tuple[str, bytes]]:
         return []
     names = table["rank"].astype(str) + " " + table["label"]
     bars = table.assign(name=names, value=table["test_miou"], filled=True)
-    whiskers = "whiskers: 95 % interval over images and seeds"
-    about = whiskers if table["low"].notna().any() else "no intervals: too few seeds or images"
-    found = [("Scores", plots.forest(bars, f"test mIoU %\n{about}"))]
+    about = "test mIoU %; whiskers: 95 % interval over images\nand seeds, none with too few of them"
+    found = [("Scores", plots.forest(bars, about))]
     if effects := tables.shown_effects(content):
         lines = [(e.name, e.points, e.low, e.high, e.significant is True) for e in effects]
         bars = tables.Frame(lines, columns=["name", "value", "low", "high", "filled"])
@@ -118,42 +111,36 @@ def _figures(content: Content) -> list[tuple[str, bytes]]:
     return found
 
 
-def _learning(content: Content) -> dict[str, list[plots.Curve]]:
+def _learning(content: Content) -> dict[str, list[tuple[str, tables.Frame]]]:
     """Curves by heading: loss and validation of each seed, test score of each configuration."""
-    found: dict[str, list[plots.Curve]] = {"loss": [], "validation mIoU %": [], "test mIoU %": []}
-    for n, configuration in enumerate(content.configurations[: plots.MOST_CURVES]):
-        label = configuration.label
-        for arrays in (item.arrays for item in configuration.results):
-            for heading, x, y in (("loss", "loss_step", "loss"), ("validation mIoU %", "val_step", "val_miou")):
-                if len(arrays.get(y, ())):
-                    found[heading].append(plots.Curve(label, n, arrays[x], arrays[y]))
-        if points := [
-            (c.fields["step"], score)
-            for c, score in content.steps
-            if c.label.startswith(f"{label} \N{MIDDLE DOT} step ")
-        ]:
-            steps, scores = zip(*points, strict=True)
-            low, high = zip(*(score.interval or (math.nan, math.nan) for score in scores), strict=True)
-            found["test mIoU %"].append(plots.Curve(label, n, steps, [score.miou for score in scores], low, high))
+    shown = content.configurations[: plots.MOST_CURVES]
+    found: dict[str, list[tuple[str, tables.Frame]]] = {}
+    for heading, x, y in (("loss", "loss_step", "loss"), ("validation mIoU %", "val_step", "val_miou")):
+        arrays = [(c.label, item.arrays) for c in shown for item in c.results if len(item.arrays.get(y, ()))]
+        found[heading] = [(label, tables.Frame({"step": one[x], "value": one[y]})) for label, one in arrays]
+    points = [
+        (c.label.rpartition(STEP)[0], c.fields["step"], score.miou, *(score.interval or (math.nan, math.nan)))
+        for c, score in content.steps
+    ]
+    tested = tables.Frame(points, columns=["label", "step", "value", "low", "high"]).groupby("label")
+    found["test mIoU %"] = [(c.label, tested.get_group(c.label)) for c in shown if c.label in tested.groups]
     return found
 
 
-def _extremes(content: Content) -> list[tuple[str, bytes]]:
+def _strips(content: Content) -> list[tuple[str, bytes | None]]:
     """Caption and picture of the worst and best test images of the best configuration's first seed."""
-    if not content.configurations or (counts := content.configurations[0].results[0].counts) is None:
-        return []
-    found = [(f"{n.split('_')[1][:-1]}: {counts.names[i]}, mIoU {miou:.1f} %", n) for n, i, miou in extremes(counts)]
-    pictures = content.configurations[0].results[0].pictures
-    return [(caption, pictures[f"{name}.png"]) for caption, name in found if f"{name}.png" in pictures]
+    best = [c.results[0] for c in content.configurations[:1]]
+    return [
+        (f"{name[8:-1]}: {item.counts.names[index]}, mIoU {miou:.1f} %", item.pictures.get(f"{name}.png"))
+        for item in best if item.counts for name, index, miou in extremes(item.counts)
+    ]  # fmt: skip
 
 
 def _examples(content: Content) -> list[tuple[str, list[tuple[str, bytes | None]]]]:
     """For each example image its name, and captions with pictures: image, truth and what configurations predict."""
-    examples = content.results.examples
-    best = content.configurations[: plots.MOST_CURVES]
+    examples, best = content.results.examples, content.configurations[: plots.MOST_CURVES]
     found = []
     for number, name in enumerate(content.results.data.examples):
         shown = [(kind, examples.get(f"{number:02}_{kind}.png")) for kind in ("image", "truth")]
-        shown += [(c.label, c.results[0].pictures.get(f"{number:02}.png")) for c in best]
-        found.append((name, shown))
+        found.append((name, [*shown, *((c.label, c.results[0].pictures.get(f"{number:02}.png")) for c in best)]))
     return found

@@ -7,14 +7,12 @@ import io
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from numpy.typing import ArrayLike
 
 WIDTH = 5.4
 # An axis of mIoU in percent never shows less than this: small differences shall look small.
@@ -25,21 +23,10 @@ COLORS = ("#2563c9", "#c2570c", "#14804a", "#b62a6f", "#6b46c1", "#0b7285", "#85
 MARKERS = "osD^vPXh"
 LETTERS = 30  # of a name, before its line is broken
 STYLE: dict[Any, Any] = {
-    **{"svg.fonttype": "none", "svg.hashsalt": "swinx", "text.parse_math": False, "axes.grid": True},
-    **{"axes.axisbelow": True, "axes.edgecolor": "#dfe3ea", "grid.color": "#dfe3ea", "legend.frameon": False},
-    **{"axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 10},
+    **{"svg.fonttype": "none", "svg.hashsalt": "swinx", "text.parse_math": False, "legend.frameon": False},
+    **{"axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False},
+    **{"axes.edgecolor": "#dfe3ea", "grid.color": "#dfe3ea", "lines.markersize": 4, "legend.fontsize": 10},
 }
-
-
-class Curve(NamedTuple):
-    """Points of a configuration; number: of its colour; low and high of their intervals, or None."""
-
-    name: str
-    number: int
-    x: ArrayLike
-    y: ArrayLike
-    low: ArrayLike | None = None
-    high: ArrayLike | None = None
 
 
 def forest(bars: pandas.DataFrame, label: str, lowest: float = 0) -> bytes:
@@ -52,7 +39,7 @@ def forest(bars: pandas.DataFrame, label: str, lowest: float = 0) -> bytes:
 
     def draw(axes: Axes) -> None:
         lines = range(len(bars))
-        axes.plot(bars[["low", "high"]].astype(float).T, [lines, lines], color=COLORS[0], marker="|")
+        axes.plot(bars[["low", "high"]].astype(float).T, [lines, lines], color=COLORS[0], marker="|", markersize=7)
         colors = bars["filled"].map({True: COLORS[0], False: "white"})
         axes.scatter(bars["value"], lines, c=colors, edgecolors=COLORS[0], zorder=3)
         axes.set_yticks(lines, names)
@@ -76,11 +63,6 @@ def trade_off(points: pandas.DataFrame, cost: str, label: str) -> bytes:
         for rank, x, y in points[["rank", cost, "test_miou"]].iloc[::-1].itertuples(index=False):
             axes.plot(x, y, "o", color=COLORS[0], markersize=15, markeredgecolor="white")
             axes.annotate(str(rank), (x, y), color="white", ha="center", va="center")
-        if points[cost].max() > 8 * points[cost].min() > 0:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         axes.margins(0.1, 0.12)
         widen(axes, "y")
         axes.set(xlabel=label, ylabel="test mIoU %")
@@ -89,23 +71,24 @@ def trade_off(points: pandas.DataFrame, cost: str, label: str) -> bytes:
     return render(draw, 3.6)
 
 
-def curves(panels: Mapping[str, Sequence[Curve]]) -> bytes:
-    """One panel for each heading, below each other, over the same training steps."""
-    lines: dict[str, Line2D] = {}
+def curves(panels: Mapping[str, Sequence[tuple[str, pandas.DataFrame]]]) -> bytes:
+    """One panel for each heading, of named curves: columns step, value, and low and high of intervals, if known."""
+    names = list(dict.fromkeys(name for drawn in panels.values() for name, _ in drawn))
+    lines = {}
 
     def draw(*every: Axes) -> None:
         for axes, (heading, drawn) in zip(every, panels.items(), strict=True):
-            for name, n, x, y, low, high in drawn:
-                (line,) = axes.plot(x, y, color=COLORS[n], marker=MARKERS[n], markersize=4, markevery=0.2)
+            for name, curve in drawn:
+                color, marker = COLORS[names.index(name)], MARKERS[names.index(name)]
+                (line,) = axes.plot(curve["step"], curve["value"], color=color, marker=marker, markevery=0.2)
                 lines.setdefault(textwrap.shorten(name, 60), line)
-                if low is not None and high is not None:
-                    axes.vlines(x, low, high, color=COLORS[n])
+                if "low" in curve:
+                    axes.vlines(curve["step"], curve["low"], curve["high"], color=color)
             axes.set_ylabel(heading)
             widen(axes, "y")
         every[-1].set_xlabel("training step")
         every[0].legend(lines.values(), lines.keys(), loc="lower left", bbox_to_anchor=(0, 1))
 
-    names = {curve.name for drawn in panels.values() for curve in drawn}
     return render(draw, 2.2 * len(panels) + 0.6 + 0.2 * len(names), len(panels))
 
 

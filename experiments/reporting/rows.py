@@ -70,12 +70,9 @@ def once(items: Iterable[Result]) -> tuple[Result, ...]:
         ValueError: a run comes twice with one step and the same settings, and these are two trainings.
     """
     kept: dict[str, Result] = {}
-    for item in items:
+    for item in sorted(items, key=lambda item: not item.row.get("trained", True)):
         row = item.row
         key = spelled([row["run"], row["step"], *(spelled(row.get(name)) for name in SETTINGS)])
-        other = kept.setdefault(key, item)
-        if model_of(row) != model_of(other.row):
+        if model_of(kept.setdefault(key, item).row) != model_of(row):
             raise ValueError(f"a run may come once with the same step and settings, got {row['run']} at {row['step']}")
-        if row.get("trained", True):
-            kept[key] = item
     return tuple(kept.values())

@@ -187,9 +187,9 @@ def test_links_and_other_files_are_no_pictures(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda d: d | {"colors": ["red;"] * 4}, "colors must be of the form"),
-        (lambda d: d | {"colors": [[1, 2, 3]] * 4}, "colors must be a list of texts"),
-        (lambda d: d | {"class_names": "abc"}, "class_names must be a list of texts"),
-        (lambda d: d | {"examples": [["x"]]}, "examples must be a list of texts"),
+        (lambda d: d | {"colors": [[1, 2, 3]] * 4}, "colors must be text, or a list"),
+        (lambda d: d | {"class_names": "abc"}, "class_names must be text, or a list"),
+        (lambda d: d | {"examples": [["x"]]}, "examples must be text, or a list"),
         (lambda d: d | {"images": 5}, "images must be text"),
         (lambda d: [d], "expected a JSON object"),
     ],

@@ -1,6 +1,7 @@
 """The pictures that reports show, in the colours of the set."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 from experiments.data import SegmentationData, Split
 from experiments.records.counts import ImageCounts
-from experiments.records.options import PLAIN, Inference
+from experiments.records.options import PLAIN, Inference, Settings
 from experiments.reporting.examples import extremes, save_examples, save_predictions
 
 CPU = torch.device("cpu")
+SETTINGS = Settings("toy", "x", 32, 48, 2, None, 2, "32", "cpu")
 COLORS = ((20, 20, 90), (90, 160, 90), (240, 220, 90), (1, 2, 3))
 
 
@@ -70,7 +72,7 @@ def test_example_images_are_evenly_spaced_with_their_names(data: SegmentationDat
 def test_predictions_are_those_that_are_scored(
     data: SegmentationData, counts: ImageCounts, inference: Inference, right: int, tmp_path: Path
 ) -> None:
-    save_predictions(tmp_path, Sided(), data, CPU, inference=inference, precision="32", counts=counts)
+    save_predictions(tmp_path, Sided(), data, CPU, replace(SETTINGS, inference=inference), counts)
     assert len(list(tmp_path.glob("0?.png"))) == 5
     predicted = Image.open(tmp_path / "04.png").convert("RGB")
     assert predicted.getpixel((0, 0)) == COLORS[0]
@@ -78,7 +80,7 @@ def test_predictions_are_those_that_are_scored(
 
 
 def test_strips_show_image_truth_and_prediction(data: SegmentationData, counts: ImageCounts, tmp_path: Path) -> None:
-    save_predictions(tmp_path, Sided(), data, CPU, inference=PLAIN, precision="32", counts=counts)
+    save_predictions(tmp_path, Sided(), data, CPU, SETTINGS, counts)
     for name, index, _ in extremes(counts):
         assert index == {"worst1": 0, "worst2": 1, "best1": 11, "best2": 10}[name.removeprefix("extreme_")]
         strip = Image.open(tmp_path / f"{name}.png").convert("RGB")
