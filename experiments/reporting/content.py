@@ -34,26 +34,18 @@ class Content:
     """Everything that a report is rendered from.
 
     configurations: best test mIoU first; table: a line for each (see summary). comparison: of those that have counts of
-    each test image, None without any; its effects are planned, or else all pairs. steps: configurations after each of
-    several steps of training, with their scores. gaps: what could not be compared, and why.
+    each test image, None without any; its effects are planned, or else of all pairs. steps: configurations after each
+    of several steps of training, with their scores. gaps: what could not be compared, and why.
     """
 
     results: Results
     configurations: list[Configuration]
     table: pandas.DataFrame
     comparison: Comparison | None
+    effects: Sequence[Effect]
     planned: bool
     steps: list[tuple[Configuration, Score]]
     gaps: list[str]
-
-    @property
-    def effects(self) -> Sequence[Effect]:
-        """All effects, in the order of the contrasts."""
-        return self.comparison.effects if self.comparison else ()
-
-    def effect(self, first: str, second: str) -> Effect | None:
-        """The effect that is the difference of two configurations, None where it is not among the contrasts."""
-        return next((effect for effect in self.effects if set(effect.contrast.weights) == {first, second}), None)
 
 
 def gather(results: Results, contrasts: Sequence[str] = (), *, strict: bool = False) -> Content:
@@ -90,7 +82,8 @@ def gather(results: Results, contrasts: Sequence[str] = (), *, strict: bool = Fa
     groups = letters(comparison) if comparison and not contrasts else {}
     table = summary(configurations, scores, groups)
     over = [(c, scores[c.label]) for c in steps if c.label in scores]
-    return Content(results, configurations, table, comparison, bool(contrasts), over, gaps)
+    effects = comparison.effects if comparison else ()
+    return Content(results, configurations, table, comparison, effects, bool(contrasts), over, gaps)
 
 
 def _counted(configurations: Iterable[Configuration]) -> list[Configuration]:
@@ -143,10 +136,7 @@ def labels(configurations: Sequence[Mapping[str, Any]]) -> list[str]:
     prefix = {"decoder": "", "encoder": "", "dilation": "", "output_stride": "OS "}
     prefix = {name: prefix.get(name, f"{name.replace('_', ' ')} ") for name in shown}
     lines = frame[shown].to_dict("records")
-    return [
-        " \N{MIDDLE DOT} ".join(prefix[name] + str(value) for name, value in line.items() if value != "")
-        for line in lines
-    ]
+    return [" \N{MIDDLE DOT} ".join(prefix[n] + str(v) for n, v in line.items() if v != "") for line in lines]
 
 
 def summary(

@@ -50,9 +50,8 @@ class Result:
     @cached_property
     def counts(self) -> ImageCounts | None:
         """Counts of each test image without their confusion matrices; None where they are missing."""
-        names = {part.name for part in fields(ImageCounts)} - {"confusion"}
-        found = {name: array for name, array in self.arrays.items() if name in names}
-        return counts_of(found) if found else None
+        found = {name: array for name, array in self.arrays.items() if name != "confusion"}
+        return counts_of(found) if "hits" in found else None
 
 
 @dataclass(frozen=True)
@@ -128,13 +127,12 @@ def _check_curves(arrays: Arrays) -> None:
 
 
 def _pictures(folder: Path, root: Path) -> Pictures:
-    """The PNG files of a folder; none that is a link, leads out of root, or makes them too large together."""
-    found: Pictures = {}
-    for path in sorted(folder.glob("*.png")):
-        room = MOST_PICTURE_BYTES - sum(map(len, found.values()))
-        if plain_file(path, root) and path.stat().st_size <= room:
-            found[path.name] = path.read_bytes()
-    return {name: content for name, content in found.items() if content.startswith(b"\x89PNG\r\n\x1a\n")}
+    """The PNG files of a folder, but for those that are links or lead out of root."""
+    found = [path for path in sorted(folder.glob("*.png")) if plain_file(path, root)]
+    if sum(path.stat().st_size for path in found) > MOST_PICTURE_BYTES:
+        raise ValueError(f"{folder}: pictures must not take more than {MOST_PICTURE_BYTES} bytes together")
+    contents = {path.name: path.read_bytes() for path in found}
+    return {name: content for name, content in contents.items() if content.startswith(b"\x89PNG\r\n\x1a\n")}
 
 
 def _data(path: Path) -> Data:
@@ -146,15 +144,12 @@ def _data(path: Path) -> Data:
         raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}")
     known = {part.name: found[part.name] for part in fields(Data) if part.name in found}
     for name, value in known.items():
-        if not isinstance(value, str) if isinstance(getattr(Data, name), str) else not _texts(value):
+        texts = [value] if isinstance(getattr(Data, name), str) else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{path}: {name} must be text, or a list of texts, got {str(value)[:80]!r}")
     if not all(re.fullmatch("#[0-9a-f]{6}", color) for color in known.get("colors", ())):
         raise ValueError(f"{path}: colors must be of the form #rrggbb, got {', '.join(known['colors'])[:80]}")
     return Data(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def one_line(value: Any) -> Any:

@@ -32,9 +32,10 @@ def to_html(frame: pandas.DataFrame, name: str) -> str:
 def heat_map(frame: pandas.DataFrame) -> str:
     """Percentages as a table with a darker background the higher they are; both axes carry names."""
     light = LinearSegmentedColormap.from_list("light", ["#ffffff", "#74a9e0"])  # dark letters are legible on all of it
-    styler = Styler(frame, uuid="heat").format("{:.0f}", na_rep=MISSING).highlight_null(color="#dddddd")
-    styler = styler.background_gradient(light, vmin=0, vmax=100, axis=None).set_properties(color="#1d2433")
-    return styler.format_index(escape="html", axis=0).format_index(escape="html", axis=1).to_html()
+    styler = Styler(frame, uuid="heat").format("{:.0f}", na_rep=MISSING)
+    styler = styler.background_gradient(light, vmin=0, vmax=100, axis=None).highlight_null(color="#dddddd")
+    styler = styler.set_properties(color="#1d2433").format_index(escape="html", axis=0)
+    return styler.format_index(escape="html", axis=1).to_html()
 
 
 def to_markdown(frame: pandas.DataFrame) -> str:

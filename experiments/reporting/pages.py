@@ -123,7 +123,9 @@ def _learning(content: Content) -> dict[str, list[tuple[str, tables.Frame]]]:
         for c, score in content.steps
     ]
     tested = tables.Frame(points, columns=["label", "step", "value", "low", "high"]).groupby("label")
-    found["test mIoU %"] = [(c.label, tested.get_group(c.label)) for c in shown if c.label in tested.groups]
+    found["test mIoU %\nand 95 % interval"] = [
+        (c.label, tested.get_group(c.label)) for c in shown if c.label in tested.groups
+    ]
     return found
 
 

@@ -41,9 +41,9 @@ def forest(bars: pandas.DataFrame, label: str, lowest: float = 0) -> bytes:
         lines = range(len(bars))
         axes.plot(bars[["low", "high"]].astype(float).T, [lines, lines], color=COLORS[0], marker="|", markersize=7)
         colors = bars["filled"].map({True: COLORS[0], False: "white"})
-        axes.scatter(bars["value"], lines, c=colors, edgecolors=COLORS[0], zorder=3)
+        axes.scatter(bars["value"], lines, c=colors, edgecolors=COLORS[0], s=45, zorder=3)
         axes.set_yticks(lines, names)
-        axes.invert_yaxis()
+        axes.set_ylim(len(bars) - 0.5, -0.5)
         axes.grid(False, axis="y")
         widen(axes, "x", lowest)
         if lowest < 0:
@@ -85,7 +85,10 @@ def curves(panels: Mapping[str, Sequence[tuple[str, pandas.DataFrame]]]) -> byte
                 if "low" in curve:
                     axes.vlines(curve["step"], curve["low"], curve["high"], color=color)
             axes.set_ylabel(heading)
-            widen(axes, "y")
+            if "mIoU" in heading:
+                widen(axes, "y")
+            else:
+                axes.set_ylim(bottom=0)
         every[-1].set_xlabel("training step")
         every[0].legend(lines.values(), lines.keys(), loc="lower left", bbox_to_anchor=(0, 1))
 

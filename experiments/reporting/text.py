@@ -16,15 +16,13 @@ SEEDS = 3
 def headline(content: Content) -> str:
     """The best configuration, its score, and what may be said of its lead."""
     scored = content.table.dropna(subset="test_miou")
-    if not len(content.table):
-        return "No configuration has finished."
     if not len(scored):
-        return "No class occurs in the test images, so there is nothing to rank."
+        return "No configuration has finished with a score."
     (best, *others), (miou, *less) = scored["label"], scored["test_miou"]
-    text = f"{best} reaches {number(miou)} % test mIoU"
     if not others:
-        return f"{text}."
-    return f"{text}, {number(miou - less[0])} points above {others[0]}: {verdict(content.effect(best, others[0]))}."
+        return f"{best} reaches {number(miou)} % test mIoU."
+    found = verdict(next((e for e in content.effects if set(e.contrast.weights) == {best, others[0]}), None))
+    return f"{best} reaches {number(miou)} % test mIoU, {number(miou - less[0])} points above {others[0]}: {found}."
 
 
 def notes(content: Content) -> list[str]:
