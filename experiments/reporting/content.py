@@ -13,6 +13,7 @@ from experiments.reporting.rows import AXES, SETTINGS, axes_of, model_of, once, 
 from experiments.statistics.contrasts import Contrast, pairs, planned, read_contrasts
 from experiments.statistics.significance import Comparison, Configured, Effect, Score, compare, letters
 
+Frame = pandas.DataFrame
 STEP = " \N{MIDDLE DOT} step "  # in labels, between a configuration and how far it was trained
 
 
@@ -23,10 +24,6 @@ class Configuration:
     label: str
     fields: Mapping[str, Any]
     results: tuple[Result, ...]
-
-    def models(self) -> Configured:
-        """Counts of each model. Raises ValueError where two results are of the same one."""
-        return Configured.of(self.label, [(model_of(item.row), item.counts) for item in self.results if item.counts])
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +37,7 @@ class Content:
 
     results: Results
     configurations: list[Configuration]
-    table: pandas.DataFrame
+    table: Frame
     comparison: Comparison | None
     effects: Sequence[Effect]
     planned: bool
@@ -74,7 +71,8 @@ def gather(results: Results, contrasts: Sequence[str] = (), *, strict: bool = Fa
     comparison, scores = None, {}
     try:
         if counted:
-            comparison = compare([c.models() for c in (*counted, *steps)], chosen)
+            models = [(c.label, [(model_of(i.row), i.counts) for i in c.results]) for c in (*counted, *steps)]
+            comparison = compare([Configured.of(label, found) for label, found in models], chosen)
             scores = {score.label: score for score in comparison.scores}
             comparison = replace(comparison, scores=comparison.scores[: len(counted)])
     except ValueError as error:
@@ -98,13 +96,12 @@ def configure(items: Iterable[Result]) -> tuple[list[Configuration], list[Config
     """
     ran = [item for item in items if item.row["status"] != "not applicable"]
     lines = [axes_of(i.row) | {name: spelled(i.row[name]) for name in SETTINGS if name in i.row} for i in ran]
-    frame = pandas.DataFrame(lines, columns=[*AXES, *SETTINGS], dtype=object)
+    frame = Frame(lines, columns=[*AXES, *SETTINGS], dtype=object)
     names = [*AXES, *(name for name in SETTINGS if frame[name].nunique() > 1)]
-    # The end of a run that diverged has no step, and comes last.
-    steps = [math.inf if item.row["step"] is None else item.row["step"] for item in ran]
-    frame = frame[names].fillna("").assign(seed=[item.row["seed"] for item in ran], step=steps, item=ran)
+    seeds, steps = [item.row["seed"] for item in ran], [item.row["step"] for item in ran]
+    frame = frame[names].fillna("").assign(seed=seeds, step=steps, item=ran)
     found = []
-    for values, part in frame.sort_values("step").groupby(names, sort=False):
+    for values, part in frame.sort_values("step").groupby(names, sort=False):  # no step, of a run that diverged: last
         ends = part.groupby("seed")["item"].last()
         ends = ends[[item.row["status"] == "ok" for item in ends]]
         fields = {name: None if value == "" else value for name, value in zip(names, values, strict=True)}
@@ -129,7 +126,7 @@ def labels(configurations: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     if not configurations:
         return []
-    frame = pandas.DataFrame(configurations, dtype=object).fillna("")
+    frame = Frame(configurations, dtype=object).fillna("")
     base = ["decoder", "encoder"] if frame["encoder"].nunique() > 1 else ["decoder"]
     varied = frame.groupby(base).nunique().max() > 1
     shown = [name for name in frame if name in base or name not in AXES or varied[name]]
@@ -139,9 +136,7 @@ def labels(configurations: Sequence[Mapping[str, Any]]) -> list[str]:
     return [" \N{MIDDLE DOT} ".join(prefix[n] + str(v) for n, v in line.items() if v != "") for line in lines]
 
 
-def summary(
-    configurations: Sequence[Configuration], scores: Mapping[str, Score], groups: Mapping[str, str]
-) -> pandas.DataFrame:
+def summary(configurations: Sequence[Configuration], scores: Mapping[str, Score], groups: Mapping[str, str]) -> Frame:
     """One line for each configuration, best first.
 
     rank, label, fields, seeds, low and high of the 95 % interval of test mIoU, letters of groups; and means over seeds
@@ -149,7 +144,7 @@ def summary(
     """
     if not configurations:
         columns = ["rank", "label", "seeds", "low", "high", "letters", *SCORES, *(f"sd of {name}" for name in SCORES)]
-        return pandas.DataFrame(columns=columns)
+        return Frame(columns=columns)
     lines, rows = [], []
     for rank, one in enumerate(configurations, start=1):
         score = scores.get(one.label)
@@ -167,4 +162,4 @@ def summary(
     numbers.loc[sittings != shared, [name for name in SCORES if name.startswith("latency")]] = math.nan
     by = numbers.groupby("rank")
     means = pandas.concat([by.mean(), by.std().add_prefix("sd of ")], axis=1)
-    return pandas.DataFrame(lines).join(means, on="rank")
+    return Frame(lines).join(means, on="rank")

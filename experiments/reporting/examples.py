@@ -38,9 +38,8 @@ def extremes(counts: ImageCounts) -> list[tuple[str, int, float]]:
     scores = miou(counts.hits, counts.union)
     order = [int(i) for i in numpy.argsort(scores, kind="stable") if not numpy.isnan(scores[i])]
     each = min(EXTREMES, len(order) // 2)
-    found = [(f"extreme_worst{n}", i) for n, i in enumerate(order[:each], start=1)]
-    found += [(f"extreme_best{n}", i) for n, i in enumerate(order[::-1][:each], start=1)]
-    return [(name, i, float(scores[i])) for name, i in found]
+    ends = {"worst": order[:each], "best": order[::-1][:each]}
+    return [(f"extreme_{kind}{n}", i, float(scores[i])) for kind in ends for n, i in enumerate(ends[kind], start=1)]
 
 
 def save_examples(output: Path, data: SegmentationData) -> None:

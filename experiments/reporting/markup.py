@@ -8,28 +8,27 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import pandas
 from matplotlib.colors import LinearSegmentedColormap
 from pandas.io.formats.style import Styler
 
-from experiments.reporting.tables import MISSING
+from experiments.reporting.tables import MISSING, Frame
 
 # Columns of texts; all others are of numbers, and set right.
-LEFT = ("configuration", "groups", "contrast", "result", "made of", "run", "status", "reason", "name", "value")
+LEFT = ("configuration", "groups", "contrast", "result", "made of", "run", "status", "error", "name", "value")
 LATEX = {
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"\(\pm\)", "·": r"\textperiodcentered{}",
     MISSING: "--", "\N{MINUS SIGN}": r"\(-\)",
 }  # fmt: skip
 
 
-def to_html(frame: pandas.DataFrame, name: str) -> str:
+def to_html(frame: Frame, name: str) -> str:
     """A table; name: its id, which no other of the page has."""
     styler = Styler(frame, uuid=name, cell_ids=False).hide(axis="index").format(escape="html")
     left: Any = {column: [{"selector": "", "props": "text-align: left"}] for column in frame if column in LEFT}
     return styler.set_table_styles(left).format_index(escape="html", axis=1).to_html()
 
 
-def heat_map(frame: pandas.DataFrame) -> str:
+def heat_map(frame: Frame) -> str:
     """Percentages as a table with a darker background the higher they are; both axes carry names."""
     light = LinearSegmentedColormap.from_list("light", ["#ffffff", "#74a9e0"])  # dark letters are legible on all of it
     styler = Styler(frame, uuid="heat").format("{:.0f}", na_rep=MISSING)
@@ -38,7 +37,7 @@ def heat_map(frame: pandas.DataFrame) -> str:
     return styler.format_index(escape="html", axis=1).to_html()
 
 
-def to_markdown(frame: pandas.DataFrame) -> str:
+def to_markdown(frame: Frame) -> str:
     """A table as GitHub's Markdown has it."""
     aligned = ["left" if column in LEFT else "right" for column in frame]
     plain = frame.rename(columns=markdown_text).map(markdown_text)
@@ -50,7 +49,7 @@ def markdown_text(text: object) -> str:
     return re.sub(r"([\\`*\[\]|~$]|(?<!\w)_|_(?!\w))", r"\\\1", html.escape(str(text), quote=False))
 
 
-def to_csv(frame: pandas.DataFrame) -> str:
+def to_csv(frame: Frame) -> str:
     """CSV whose texts no spreadsheet takes for formulas: one that begins like a formula gets an apostrophe before."""
 
     def plain(value: Any) -> Any:
@@ -59,7 +58,7 @@ def to_csv(frame: pandas.DataFrame) -> str:
     return frame.map(plain).rename(columns=plain).to_csv(index=False)
 
 
-def to_latex(captioned: Mapping[str, pandas.DataFrame]) -> str:
+def to_latex(captioned: Mapping[str, Frame]) -> str:
     """Floating tables by their captions."""
     parts = ["% Needs \\usepackage{booktabs}, and \\usepackage[T1]{fontenc} for names beyond ASCII.\n"]
     for caption, frame in captioned.items():

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from experiments.records.files import write_whole
 from experiments.reporting import markup, plots, tables, text
-from experiments.reporting.content import STEP, Content, gather
+from experiments.reporting.content import STEP, Content, Frame, gather
 from experiments.reporting.examples import extremes
 from experiments.reporting.load import read
 
@@ -24,7 +24,7 @@ class Section(NamedTuple):
     heading: str
     about: str
     commands: Sequence[str]
-    table: tables.Frame
+    table: Frame
 
 
 def write_report(output: Path, contrasts: Sequence[str] = ()) -> None:
@@ -43,15 +43,15 @@ def render(content: Content, output: Path) -> None:
     """Write FILES into output, each replaced whole."""
     rows, classes = [item.row for item in content.results.items], tables.classes(content.table)
     by_class, contrasts = classes.map(tables.number).reset_index(), tables.differences(content)
-    results = {
+    sections = {
         "ranking": Section("Ranking by test mIoU", text.on_ranking(content), (), tables.ranking(content.table)),
         "differences": Section("Differences", text.on_differences(content), text.advice(content), contrasts),
         "classes": Section("Test IoU by class, percent", "Means over seeds.", (), by_class),
+        "unfinished": Section("Runs without a result", "", (), tables.unfinished(content)),
+        "facts": Section("Where it comes from", "", text.commands(rows), text.facts(content)),
     }
-    results = {name: section for name, section in results.items() if len(section.table)}
-    sections = results | {"facts": Section("Where it comes from", "", text.commands(rows), text.facts(content))}
-    if len(unfinished := tables.unfinished(content)):
-        sections["unfinished"] = Section("Runs without a result", "", (), unfinished)
+    sections = {name: section for name, section in sections.items() if len(section.table)}
+    latex = {part.heading: part.table for name, part in sections.items() if name not in ("unfinished", "facts")}
     loader = jinja2.PackageLoader("experiments.reporting", "")
     page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     page.filters |= {"html": lambda table, name: Markup(markup.to_html(table, name)), "uri": _uri}
@@ -68,7 +68,7 @@ def render(content: Content, output: Path) -> None:
     write_whole(output / "summary.csv", markup.to_csv(content.table))
     write_whole(output / "differences.csv", markup.to_csv(tables.effects(content)))
     write_whole(output / "report.md", _markdown(content, sections.values()))
-    write_whole(output / "report.tex", markup.to_latex({part.heading: part.table for part in results.values()}))
+    write_whole(output / "report.tex", markup.to_latex(latex))
     write_whole(output / "report.html", html)
 
 
@@ -98,7 +98,7 @@ def _figures(content: Content) -> list[tuple[str, bytes]]:
     found = [("Scores", plots.forest(bars, about))]
     if effects := tables.shown_effects(content):
         lines = [(e.name, e.points, e.low, e.high, e.significant is True) for e in effects]
-        bars = tables.Frame(lines, columns=["name", "value", "low", "high", "filled"])
+        bars = Frame(lines, columns=["name", "value", "low", "high", "filled"])
         about = "points of test mIoU; whiskers: 95 % interval\nof each alone; filled: significant"
         found.append(("Differences", plots.forest(bars, about, -math.inf)))
     for key, name in (("latency_ms_p50", "latency of one call on one image, ms"), ("params_m", "parameters, millions")):
@@ -111,21 +111,17 @@ def _figures(content: Content) -> list[tuple[str, bytes]]:
     return found
 
 
-def _learning(content: Content) -> dict[str, list[tuple[str, tables.Frame]]]:
+def _learning(content: Content) -> dict[str, list[tuple[str, Frame]]]:
     """Curves by heading: loss and validation of each seed, test score of each configuration."""
     shown = content.configurations[: plots.MOST_CURVES]
-    found: dict[str, list[tuple[str, tables.Frame]]] = {}
+    found: dict[str, list[tuple[str, Frame]]] = {}
     for heading, x, y in (("loss", "loss_step", "loss"), ("validation mIoU %", "val_step", "val_miou")):
         arrays = [(c.label, item.arrays) for c in shown for item in c.results if len(item.arrays.get(y, ()))]
-        found[heading] = [(label, tables.Frame({"step": one[x], "value": one[y]})) for label, one in arrays]
-    points = [
-        (c.label.rpartition(STEP)[0], c.fields["step"], score.miou, *(score.interval or (math.nan, math.nan)))
-        for c, score in content.steps
-    ]
-    tested = tables.Frame(points, columns=["label", "step", "value", "low", "high"]).groupby("label")
-    found["test mIoU %\nand 95 % interval"] = [
-        (c.label, tested.get_group(c.label)) for c in shown if c.label in tested.groups
-    ]
+        found[heading] = [(label, Frame({"step": one[x], "value": one[y]})) for label, one in arrays]
+    none = (math.nan, math.nan)
+    tested = [(c.label.rpartition(STEP)[0], c.fields["step"], s.miou, *(s.interval or none)) for c, s in content.steps]
+    by = Frame(tested, columns=["label", "step", "value", "low", "high"]).groupby("label")
+    found["test mIoU %\nand 95 % interval"] = [(c.label, by.get_group(c.label)) for c in shown if c.label in by.groups]
     return found
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
-import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pandas import DataFrame
 
 WIDTH = 5.4
 # An axis of mIoU in percent never shows less than this: small differences shall look small.
@@ -21,7 +21,6 @@ LEAST_SPAN = 5.0
 MOST_CURVES = 8
 COLORS = ("#2563c9", "#c2570c", "#14804a", "#b62a6f", "#6b46c1", "#0b7285", "#856404", "#56606f")
 MARKERS = "osD^vPXh"
-LETTERS = 30  # of a name, before its line is broken
 STYLE: dict[Any, Any] = {
     **{"svg.fonttype": "none", "svg.hashsalt": "swinx", "text.parse_math": False, "legend.frameon": False},
     **{"axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False},
@@ -29,19 +28,25 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def forest(bars: pandas.DataFrame, label: str, lowest: float = 0) -> bytes:
+def forest(bars: DataFrame, label: str, lowest: float = 0) -> bytes:
     """Values with their intervals, one line each, first on top.
 
     bars: columns name, value, low, high (NaN without an interval) and filled, of the marker. lowest: end of the axis,
     -inf for differences.
     """
-    names = [textwrap.fill(name, LETTERS) for name in bars["name"]]
+    names = [textwrap.fill(name, 30) for name in bars["name"]]
 
     def draw(axes: Axes) -> None:
         lines = range(len(bars))
         axes.plot(bars[["low", "high"]].astype(float).T, [lines, lines], color=COLORS[0], marker="|", markersize=7)
-        colors = bars["filled"].map({True: COLORS[0], False: "white"})
-        axes.scatter(bars["value"], lines, c=colors, edgecolors=COLORS[0], s=45, zorder=3)
+        axes.scatter(
+            bars["value"],
+            lines,
+            c=bars["filled"].map({True: COLORS[0], False: "white"}),
+            edgecolors=COLORS[0],
+            s=45,
+            zorder=3,
+        )
         axes.set_yticks(lines, names)
         axes.set_ylim(len(bars) - 0.5, -0.5)
         axes.grid(False, axis="y")
@@ -53,7 +58,7 @@ def forest(bars: pandas.DataFrame, label: str, lowest: float = 0) -> bytes:
     return render(draw, len(bars) * (0.14 + 0.17 * max(1 + name.count("\n") for name in names)) + 0.8)
 
 
-def trade_off(points: pandas.DataFrame, cost: str, label: str) -> bytes:
+def trade_off(points: DataFrame, cost: str, label: str) -> bytes:
     """test_miou against a cost: numbers are ranks, and a line goes through the points that none surpasses."""
     points = points.sort_values([cost, "test_miou"], ascending=[True, False])
     front = points[points["test_miou"] > points["test_miou"].cummax().shift(fill_value=-math.inf)]
@@ -71,7 +76,7 @@ def trade_off(points: pandas.DataFrame, cost: str, label: str) -> bytes:
     return render(draw, 3.6)
 
 
-def curves(panels: Mapping[str, Sequence[tuple[str, pandas.DataFrame]]]) -> bytes:
+def curves(panels: Mapping[str, Sequence[tuple[str, DataFrame]]]) -> bytes:
     """One panel for each heading, of named curves: columns step, value, and low and high of intervals, if known."""
     names = list(dict.fromkeys(name for drawn in panels.values() for name, _ in drawn))
     lines = {}

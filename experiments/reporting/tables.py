@@ -4,12 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
-import pandas
-
-from experiments.reporting.content import Content
+from experiments.reporting.content import Content, Frame
 from experiments.statistics.significance import Effect
 
-Frame = pandas.DataFrame
 MISSING = "\N{EN DASH}"
 # Of more pairs than this, those with the best configuration are shown; differences.csv has all.
 MOST_PAIRS = 10
@@ -92,7 +89,6 @@ def verdict(effect: Effect | None) -> str:
 
 
 def unfinished(content: Content) -> Frame:
-    """Run, status and reason of each row without a result."""
+    """Run, status and error of each row without a result."""
     rows = [item.row for item in content.results.items if item.row["status"] != "ok"]
-    lines = dict.fromkeys((row["run"], row["status"], str(row.get("error"))) for row in rows)
-    return Frame(list(lines), columns=["run", "status", "reason"])
+    return Frame(rows, columns=["run", "status", "error"]).astype(str).drop_duplicates()

@@ -5,12 +5,9 @@ import shlex
 from collections.abc import Sequence
 
 from experiments.records.results import Row
-from experiments.reporting.content import Content
+from experiments.reporting.content import Content, Frame
 from experiments.reporting.rows import AXES, BUDGET, RECIPE, spelled
-from experiments.reporting.tables import Frame, number, shown_effects, verdict
-
-# Trainings of a configuration that are asked for, where there is one alone.
-SEEDS = 3
+from experiments.reporting.tables import number, shown_effects, verdict
 
 
 def headline(content: Content) -> str:
@@ -44,10 +41,9 @@ def on_ranking(content: Content) -> str:
     ends = dict.fromkeys(number(end(smallest)) for end in (min, max) if smallest)
     found = f"Smallest difference found four times in five: {' to '.join(ends)} points. " if ends else ""
     return (
-        f"{found}Means over seeds ± standard deviation; the interval is of test mIoU, over images and seeds. "
-        "Configurations that share a letter of groups are not significantly different. Boundary F: within 2 pixels. "
-        "GFLOPs (two for each multiply-add) and latency are of one call on one image; latencies of one process alone "
-        "are shown. summary.csv has more."
+        f"{found}Means over seeds ± standard deviation; interval: of test mIoU, over images and seeds. Configurations "
+        "that share a letter of groups are not significantly different. Boundary F: within 2 pixels. GFLOPs (two for "
+        "each multiply-add) and latency: one call on one image; latencies of one process alone. More: summary.csv."
     )
 
 
@@ -69,7 +65,7 @@ def on_differences(content: Content) -> str:
 def advice(content: Content) -> list[str]:
     """The commands that add seeds to the same folders, where a configuration has one alone."""
     rows = [c.results[0].row for c in content.configurations if len(c.results) == 1 < len(content.configurations)]
-    seeds = {row["seed"] for row in rows} | set(range(SEEDS))
+    seeds = {row["seed"] for row in rows} | {0, 1, 2}
     return [found for command in commands(rows) if (found := more_seeds(command, seeds))]
 
 
@@ -81,10 +77,9 @@ def more_seeds(command: str, seeds: set[int]) -> str | None:
         return None
     if not re.match(r"python( -u)? -m experiments\.\w+ ", f"{found} "):
         return None
-    if "experiments.evaluate " in found:  # finds the seeds itself
-        return found
     without = re.sub(r" --seeds[ =]\d+( \d+)*", "", found)
-    return f"{without} --seeds {' '.join(map(str, sorted(seeds)))}"
+    more = f"{without} --seeds {' '.join(map(str, sorted(seeds)))}"
+    return found if "experiments.evaluate " in found else more  # that finds the seeds itself
 
 
 def commands(rows: Sequence[Row]) -> list[str]:

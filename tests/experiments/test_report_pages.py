@@ -218,7 +218,7 @@ def test_curves_of_other_shapes_are_refused(tmp_path: Path) -> None:
     for curves in ({"loss": numpy.ones(3)}, {"val_step": numpy.array(["a"]), "val_miou": numpy.ones(1)}):
         arrays = image_counts(row("Unet")).arrays() | curves
         (output / "runs" / row("Unet")["run"] / "step20.npz").write_bytes(pack(arrays))
-        with pytest.raises(ValueError, match="must be numbers, as many|has the type"):
+        with pytest.raises(ValueError, match=r"must be numbers, as many|has the type"):
             read([output])
 
 
