@@ -101,9 +101,8 @@ def _read(path: Path) -> Results:
             raise ValueError(f"{path}, arrays of {row['run']} at step {row['step']}: {error}") from error
     if not items:
         raise ValueError(f"{path} holds no results: rows of kind segmentation are needed in {RESULTS} or NAME.jsonl")
-    described = root / "data.json"
-    known = file.name == RESULTS and plain_file(described, root)
-    data = _data(described) if known else Data(str(items[0].row.get("data")))
+    known = file.name == RESULTS and plain_file(root / "data.json", root)
+    data = _data(root / "data.json") if known else Data(str(items[0].row.get("data")))
     return Results(data, _pictures(root / "examples", root), tuple(items))
 
 

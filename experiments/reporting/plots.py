@@ -39,14 +39,8 @@ def forest(bars: DataFrame, label: str, lowest: float = 0) -> bytes:
     def draw(axes: Axes) -> None:
         lines = range(len(bars))
         axes.plot(bars[["low", "high"]].astype(float).T, [lines, lines], color=COLORS[0], marker="|", markersize=7)
-        axes.scatter(
-            bars["value"],
-            lines,
-            c=bars["filled"].map({True: COLORS[0], False: "white"}),
-            edgecolors=COLORS[0],
-            s=45,
-            zorder=3,
-        )
+        fill = bars["filled"].map({True: COLORS[0], False: "white"})
+        axes.scatter(bars["value"], lines, c=fill, edgecolors=COLORS[0], s=45, zorder=3)
         axes.set_yticks(lines, names)
         axes.set_ylim(len(bars) - 0.5, -0.5)
         axes.grid(False, axis="y")

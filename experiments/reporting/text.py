@@ -26,7 +26,7 @@ def notes(content: Content) -> list[str]:
     """What a reader must know beside the tables, one sentence each."""
     rows, data = [item.row for c in content.configurations for item in c.results], content.results.data
     said = [data.note] if data.note else []
-    said += [f"Left out of the data: {name}." for name in data.left_out[:3]]
+    said += [f"{len(data.left_out)} left out of the data, such as {name}." for name in data.left_out[:1]]
     for name in ("select", "patience"):
         if any(row.get(name, "last") not in (None, "last") for row in rows):
             said.append(f"Validation mIoU served for --{name}: it is no held-out score.")
