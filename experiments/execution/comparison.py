@@ -20,8 +20,8 @@ from experiments.records.files import locked, remove_torn, write_whole
 from experiments.records.grid import NotApplicable, Run
 from experiments.records.options import Settings
 from experiments.records.results import RESULTS, Row, append_rows, provenance, read_rows
-from experiments.reporting import write_report
 from experiments.reporting.examples import save_examples
+from experiments.reporting.pages import write_report
 from experiments.training.models import applicable
 from experiments.training.train import processes
 
