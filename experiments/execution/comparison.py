@@ -31,7 +31,7 @@ OWN = {"examples", "runs", "data.json", SETTINGS, RESULTS}
 # What an operating system says of a disk that is full, over its quota, read-only or broken.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 # Seconds between lines about progress where the output is no terminal, and between reports of a grid that goes on.
-LINE_SECONDS = REPORT_SECONDS = 30.0
+LINE_SECONDS, REPORT_SECONDS = 30.0, 300.0
 
 
 class RunsFailedError(RuntimeError):

@@ -30,8 +30,8 @@ from experiments.training.losses import class_weights
 from experiments.training.train import processes
 from swinx.config import VARIANTS
 
-# Steps of the default budget: one to two minutes for each default decoder on scenes, on two CPU cores.
-DEFAULT_STEPS = 250
+# Steps of the default budget: about a minute for each default decoder on scenes, on two CPU cores.
+DEFAULT_STEPS = 200
 UNKNOWN = ("data", "data_id", "height", "width")  # fields of Settings that only the data can tell
 
 
