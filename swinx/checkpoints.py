@@ -80,7 +80,8 @@ def convert_state_dict(
 ) -> OrderedDict[str, Any]:
     """A state dict in any known layout as one that fits the encoder key by key.
 
-    What a foreign checkpoint cannot hold (norms of levels, convolutions of a stem) keeps the encoder's present values.
+    What a foreign checkpoint cannot hold (norms of levels, convolutions of a stem), and the norms of levels that one of
+    our classifiers has not, keep the encoder's present values.
     Stages beyond the encoder's depth are left out. Without strict, entries may be missing or unexpected. Everything is
     checked here, before the first weight changes; assign: whether entries are to take the place of the weights.
 
@@ -107,16 +108,21 @@ def convert_state_dict(
         _refuse_other_families(weights, encoder, own or known == len(weights) or (not strict and known > 0))
     wanted = {plain: target[key] for plain, key in keys.items()}
     _refuse_unfit(weights, wanted)
+    level_norms = {match[0] for key in weights if (match := _LEVEL_NORM.match(key))}
     if not own:
         weights = _rename(weights)
     weights = _within_depth(weights, encoder)
     if strict:
         _check_architecture(weights, encoder)
+    kept: tuple[str, ...] = ()
     if not own:
         weights = _without_foreign_stem(weights, encoder)
-        for key, value in wanted.items():
-            if key.startswith(("norms.", "patch_embed." if _inline(encoder) else "patch_embed.conv")):
-                weights.setdefault(key, value)
+        kept = ("norms.", "patch_embed." if _inline(encoder) else "patch_embed.conv")
+    elif strict and level_norms == {"norms.3."}:  # of our classifiers, which have no other
+        kept = ("norms.",)
+    for key, value in wanted.items():
+        if key.startswith(kept):
+            weights.setdefault(key, value)
     weights = _resize_tables(weights, encoder)
     weights = _adapt_input(weights, encoder)
     _check_complete(weights, wanted, strict, assign)

@@ -17,6 +17,7 @@ from segmentation_models_pytorch import (
     UPerNet,
 )
 from segmentation_models_pytorch.base import SegmentationModel
+from segmentation_models_pytorch.encoders import TimmUniversalEncoder
 from torch import nn
 
 from swinx.attention.backends import AttentionImpl, check_implementation
@@ -94,6 +95,10 @@ def set_output_stride(model: nn.Module, output_stride: int) -> None:
     before = encoder.feature_info[-1].stride
     upsampling = _upsampling(found[0], decoder)
     encoder.make_dilated(output_stride)
+    if isinstance(
+        found[0].encoder, TimmUniversalEncoder
+    ):  # around timm's form of the encoder, and asked for the stride
+        found[0].encoder._output_stride = output_stride
     changed: dict[str, Any] = {"encoder_output_stride": output_stride}
     if upsampling is not None:
         module, factor = upsampling

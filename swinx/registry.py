@@ -1,14 +1,14 @@
-"""Entries of smp's encoder registry, their pretrained weights, and preprocessing."""
+"""Entries of smp's encoder registry (and by them of timm's), their pretrained weights, and preprocessing."""
 
 import functools
 from collections.abc import Callable
-from dataclasses import fields, replace
 from typing import Any
 
 from segmentation_models_pytorch.encoders import encoders, preprocess_input
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from swinx.config import VARIANTS, SwinConfig
+from swinx import timm_registry
+from swinx.config import VARIANTS, SwinConfig, changed
 from swinx.encoder import SwinXEncoder
 
 # timm's repositories hold the official weights (https://github.com/microsoft/Swin-Transformer, and for S3
@@ -52,11 +52,12 @@ def _pretrained_settings(name: str) -> dict[str, dict[str, str]]:
 
 
 def _add(name: str, config: SwinConfig, pretrained: dict[str, dict[str, str]]) -> None:
+    timm_registry.register(name, pretrained)
     encoders[name] = {"encoder": SwinXEncoder, "pretrained_settings": pretrained, "params": {"config": config}}
 
 
 def register_variants() -> None:
-    """Enter every published variant into smp's registry."""
+    """Enter every published variant into smp's registry and timm's."""
     for name, config in VARIANTS.items():
         _add(name, config, _pretrained_settings(name))
 
@@ -74,7 +75,7 @@ def _entry(argument: str, name: str) -> dict[str, Any]:
 
 
 def register_encoder(name: str, *, base: str, **changes: Any) -> None:
-    """Enter a variant of a registered encoder under a new name, for `smp.create_model(encoder_name=name)`.
+    """Enter a variant of a registered encoder under a new name, for `smp.create_model(encoder_name=name)` and timm.
 
     smp passes no options on to registered encoders: register a variant under a new name instead. Pretrained weights of
     the base stay available where embed_dim, depths, num_heads and version do not change. A Swin V2 with another window
@@ -83,7 +84,7 @@ def register_encoder(name: str, *, base: str, **changes: Any) -> None:
     upsampling of min(output_stride, 2^depth), and PAN with encoder_output_stride=32, which then means the variant's.
 
     Args:
-        name: the new name; repeating a registration is allowed, changing one is not.
+        name: the new name, of no model of smp or timm; repeating a registration is allowed, changing one is not.
         base: a name of `list_encoders`.
         changes: fields of `SwinConfig` with their new values.
 
@@ -91,18 +92,13 @@ def register_encoder(name: str, *, base: str, **changes: Any) -> None:
         ValueError: unknown base or field, a value that SwinConfig refuses, or a name that is taken.
     """
     entry = _entry("base", base)
-    known = [field.name for field in fields(SwinConfig)]
-    if unknown := [key for key in changes if key not in known]:
-        raise ValueError(f"changes must be among {', '.join(known)}, got {', '.join(unknown)}")
+    base_config: SwinConfig = entry["params"]["config"]
+    config = changed(base_config, changes)
     if not isinstance(name, str) or not name or name.startswith(("tu-", "timm-")):
         raise ValueError(
             f"name must be a string, not empty and not beginning with 'tu-' or 'timm-', which are smp's, got {name!r}"
         )
-    base_config: SwinConfig = entry["params"]["config"]
-    if "window_size" in changes and changes.get("version", base_config.version) == base_config.version == "v2":
-        changes = {"pretrained_window_size": base_config.pretrained_window_size or base_config.window_size} | changes
-    config = replace(base_config, **changes)
-    keeps_weights = all(getattr(config, key) == getattr(entry["params"]["config"], key) for key in _FIXED_FOR_WEIGHTS)
+    keeps_weights = all(getattr(config, key) == getattr(base_config, key) for key in _FIXED_FOR_WEIGHTS)
     pretrained = entry["pretrained_settings"] if keeps_weights else {}
     if name in encoders:
         taken = encoders[name]
