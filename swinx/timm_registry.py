@@ -10,10 +10,17 @@ from typing import Any
 import timm
 from segmentation_models_pytorch.encoders import encoders
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    PretrainedCfg,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from timm.models._features import feature_take_indices  # timm's own models import it from there
 from torch import nn
 
+from swinx import hub
 from swinx.config import SwinConfig, changed
 from swinx.timm_models import SwinXClassifier, SwinXPyramid, pretrained_filter
 
@@ -52,8 +59,19 @@ def _weights(source: str) -> Any:
     )
 
 
+def _require(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse at once where timm is going to ask the hub and it does not answer."""
+    record = resolve_pretrained_cfg(name, options.get("pretrained_cfg"), options.get("pretrained_cfg_overlay"))
+    if record.hf_hub_id and not (record.file or record.state_dict):
+        repository, _, revision = record.hf_hub_id.partition("@")
+        advice = "pass pretrained_cfg_overlay={'file': 'FILE'} with a file of yours"
+        hub.require(repository, ("model.safetensors",), revision or "main", advice, options.get("cache_dir"))
+
+
 def _entry(name: str) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, **options: Any) -> nn.Module:
+        if pretrained:
+            _require(name, options)
         config = encoders[name]["params"]["config"]
         config = changed(config, {key: options.pop(key) for key in _FIELDS if key in options})
         out_indices = options.pop("out_indices", None)
