@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from safetensors import safe_open
 from safetensors.torch import load_model, save_model
+from segmentation_models_pytorch.base import SegmentationModel
 from segmentation_models_pytorch.encoders import encoders
 from torch import nn
 
@@ -111,7 +112,9 @@ def save_pretrained(
     _write(Path(directory), model, file.text(), text)
 
 
-def from_pretrained(source: str | Path, *, revision: str = "main", encoder_name: str | None = None) -> Any:
+def from_pretrained(
+    source: str | Path, *, revision: str = "main", encoder_name: str | None = None
+) -> SegmentationModel:
     """Open a model that `swinx.save_pretrained`, or smp's for a swinx encoder, has saved; in evaluation mode.
 
     A variant that is not registered here is registered from the file. Nothing in the files is executed, they name no

@@ -13,6 +13,7 @@ from decoders import CLASSES, DECODERS, build, image
 from hub_server import Hub, run
 from layouts import DEPTHS, EMBED, HEADS, WINDOW, backbone, by_smp, head, last_norm, official, prefixed
 from safetensors.torch import save, save_file
+from timm.models import save_for_hf
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.optim import create_optimizer_v2
@@ -231,6 +232,18 @@ def test_timm_downloads_the_weights_of_a_tag(tmp_path: Path) -> None:
         wanted = {(key if key in head_keys else f"encoder.{key}"): value for key, value in wanted.items()}
         assert state.keys() == ((wanted.keys() - head_keys) | new if new else wanted.keys())
         assert all(torch.equal(value, wanted[key]) for key, value in state.items() if key not in new)
+
+
+def test_timm_s_own_saving_keeps_options(tmp_path: Path) -> None:
+    options: dict[str, Any] = SMALL | {"stem": "inline", "window_size": (3, 5), "in_chans": 4, "global_pool": "max"}
+    model = randomised(timm.create_model("swinx_n", num_classes=5, **options))
+    save_for_hf(model, tmp_path)
+    x = image(1, 4, 67, 71)
+    assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), model(x))
+    pyramid = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True).eval()
+    torch.testing.assert_close(
+        pyramid(x)[-1].amax((2, 3)), model.forward_head(model.forward_features(x), pre_logits=True)
+    )
 
 
 @pytest.fixture(params=["shared", "inline", "none"])
