@@ -46,10 +46,8 @@ def _list(_: argparse.Namespace) -> list[str]:
         window = _joined([stage.window_size for stage in config.stages])
         sizes = (str(config.embed_dim), _dashed(config.depths), _dashed(config.num_heads))
         rows.append((name, config.version, *sizes, window, config.stem, tags))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    return [
-        "  ".join([*(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
-    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _inspect(options: argparse.Namespace) -> list[str]:
@@ -73,7 +71,7 @@ def _inspect(options: argparse.Namespace) -> list[str]:
 
 def _convert(options: argparse.Namespace) -> list[str]:
     left_out = convert_checkpoint(options.source, options.target, options.layout)
-    missing = f", without {', '.join(left_out)}, which it has no place for" if left_out else ""
+    missing = f", without {', '.join(left_out)}, which it does not have" if left_out else ""
     return [f"wrote {options.target} in the layout {options.layout}{missing}"]
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from torch import Tensor
 
 _WRAPPERS = ("state_dict", "model")
-# In this order: data parallel, Lightning, torch.compile, then the encoder's place in a segmentation model.
+# In this order: data parallel, Lightning, torch.compile, then where the encoder is in a segmentation model.
 _PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.model.", "encoder.")
 # Put around a module, each adds its name to the keys below it.
 WITHIN = re.compile(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module)\.")
@@ -120,7 +120,7 @@ def _from_mmseg(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_our_names(weights: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
-    """Our names to those of another layout, and which of ours it has no place for.
+    """Our names to those of another layout, and which of ours it does not have.
 
     weights: of an encoder, of which norms of levels may be missing, and `head.fc` of a classifier. Official and timm's
     layouts have the norm of the last level alone; mmsegmentation's has all of them, and no head. None has the
@@ -137,8 +137,8 @@ def from_our_names(weights: Mapping[str, Tensor], layout: Layout) -> tuple[dict[
     left_out: list[str] = []
     for key, value in weights.items():
         norm, last, head = (key.startswith(part) for part in ("norms.", "norms.3.", "head."))
-        placeless = head if layout == "mmseg" else norm and not last
-        if placeless or key.startswith("patch_embed.conv"):
+        missing = head if layout == "mmseg" else norm and not last
+        if missing or key.startswith("patch_embed.conv"):
             left_out.append(key)
         elif layout == "mmseg":
             name, value = _to_mmseg(key, value)

@@ -40,7 +40,7 @@ _WIDEST = 2**16  # channels
 class Inspection:
     """What a checkpoint file is.
 
-    layout: whose, in words. wrapper, prefix: where in it the backbone is. version, embed_dim, depths, num_heads: as in
+    layout: whose. wrapper, prefix: where in it the backbone is. version, embed_dim, depths, num_heads: as in
     SwinConfig, of the stages that it has. windows: of each stage; None where the file does not tell, as in Swin V2
     without buffers, and where the window is no square. stem: "shared" stands for "none" too, which has the same
     entries. in_channels: of the image. level_norms: levels whose norm it has. classes: of its classifier, None without
@@ -86,7 +86,7 @@ def convert_checkpoint(source: str | Path, target: str | Path, layout: Layout) -
         layout: "timm", "official" (classification) or "mmseg".
 
     Returns:
-        Our names of entries that the layout has no place for.
+        Our names of entries that the layout does not have.
 
     Raises:
         FileNotFoundError: no such source, or no such directory for target.

@@ -251,7 +251,7 @@ def _snippet(source: str, file: ModelFile) -> str:
 
 
 def _write(directory: Path, model: nn.Module, config: str, card: str) -> None:
-    """All files beside their places first, then each to its place; config.json last, without which nothing opens."""
+    """All files under other names first, then each by one rename; config.json last, without which nothing opens."""
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as made:
         new = Path(made)

@@ -32,7 +32,7 @@ import swinx
 from swinx.__main__ import main
 from swinx.checkpoint_tools import convert_checkpoint, inspect_checkpoint
 
-WORDS = {
+NAMES = {
     "official classification": "official, classification",
     "official segmentation": "official, segmentation",
     "official segmentation, wrapped": "official, segmentation",
@@ -61,7 +61,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_every_layout_is_recognised(name: str, tmp_path: Path) -> None:
     content, levels = LAYOUTS[name]
     found = inspect_checkpoint(saved(tmp_path / "file.pth", content()))
-    assert found.layout == WORDS.get(name, "swinx")
+    assert found.layout == NAMES.get(name, "swinx")
     assert (found.version, found.embed_dim, found.depths, found.num_heads) == ("v1", EMBED, DEPTHS, HEADS)
     assert found.windows == ((WINDOW, WINDOW),) * 4
     assert (found.stem, found.in_channels) == ("shared", 3)
@@ -88,7 +88,7 @@ def test_a_file_of_timm_s_own_model_fits_the_encoder_of_its_sizes(tmp_path: Path
     }
 
 
-def test_parts_that_are_not_plain_are_told(tmp_path: Path) -> None:
+def test_parts_that_are_not_plain_are_listed(tmp_path: Path) -> None:
     encoder = fresh(depth=4, in_channels=5, stem="branch", window_size=((3, 5), 4, 2, 2))
     found = inspect_checkpoint(saved(tmp_path / "ours.pt", encoder.state_dict()))
     assert (found.depths, found.num_heads, found.level_norms) == (DEPTHS[:3], HEADS[:3], (2, 3, 4))
@@ -103,7 +103,7 @@ def test_parts_that_are_not_plain_are_told(tmp_path: Path) -> None:
     assert found.dropped["encoder_k"] == len(official_backbone())
 
 
-def test_swin_v2_is_told_apart(tmp_path: Path) -> None:
+def test_swin_v2_is_recognised(tmp_path: Path) -> None:
     model = timm.create_model("swinv2_tiny_window8_256", num_classes=0)
     path = saved(tmp_path / "v2.safetensors", model.state_dict())
     found = inspect_checkpoint(path)
@@ -254,7 +254,7 @@ def test_convert_says_what_it_left_out(tmp_path: Path, capsys: Any) -> None:
     assert main(["convert", str(path), str(tmp_path / "out.pth"), "--layout", "timm"]) == 0
     lower = ", ".join(f"norms.{level}.{end}" for level in range(3) for end in ("weight", "bias"))
     said = capsys.readouterr().out
-    assert said == f"wrote {tmp_path / 'out.pth'} in the layout timm, without {lower}, which it has no place for\n"
+    assert said == f"wrote {tmp_path / 'out.pth'} in the layout timm, without {lower}, which it does not have\n"
 
 
 def test_list_names_every_encoder_with_its_sizes(capsys: Any) -> None:

@@ -151,20 +151,20 @@ def test_smp_opens_our_files_and_we_open_smp_s(tmp_path: Path) -> None:
         swinx.from_pretrained(tmp_path / "smp")
 
 
-@pytest.mark.parametrize("place", ["relative", "absolute", "repository"])
-def test_the_snippets_of_the_model_card_work_as_pasted(place: str, tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("where", ["relative", "absolute", "repository"])
+def test_the_snippets_of_the_model_card_work_as_pasted(where: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     swinx.register_encoder("for_test_sharing", base="swinx_n", **OPTIONS)
     model = build("Unet", 32, encoder="for_test_sharing")
-    folder = tmp_path / "my model" if place == "absolute" else Path("my model")
-    repo_id = "someone/model" if place == "repository" else None
+    folder = tmp_path / "my model" if where == "absolute" else Path("my model")
+    repo_id = "someone/model" if where == "repository" else None
     metrics = {"mIoU": 0.5}
     swinx.save_pretrained(model, folder, preprocessing=IMAGENET, repo_id=repo_id, metrics=metrics, dataset="none")
     card = (tmp_path / "my model" / "README.md").read_text()
     assert str(tmp_path) not in card
     assert '"mIoU": 0.5' in card
     snippets = [part.partition("```")[0] for part in card.split("```python\n")[1:]]
-    if place == "repository":
+    if where == "repository":
         hub_paths = {name: str(tmp_path / "my model" / name) for name in ("config.json", "model.safetensors")}
         monkeypatch.setattr(sharing.hub, "require", lambda *_: None)
         monkeypatch.setattr(sharing, "hf_hub_download", lambda repo_id, name, revision: hub_paths[name])
