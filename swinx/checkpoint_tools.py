@@ -110,19 +110,14 @@ def convert_checkpoint(source: str | Path, target: str | Path, layout: Layout) -
         weights[f"head.fc.{key}"] = value
     renamed, left_out = from_our_names(weights, layout)
     wrapper = {"timm": None, "official": "model", "mmseg": "state_dict"}[layout]
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-    os.close(descriptor)
-    try:
-        renamed = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in renamed.items()}
+    renamed = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in renamed.items()}
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as folder:
+        written = Path(folder) / target.name
         if target.suffix.lower() == ".safetensors":
-            save_file(renamed, name, metadata={"format": "pt"})
+            save_file(renamed, written, metadata={"format": "pt"})
         else:
-            torch.save({wrapper: renamed} if wrapper else renamed, name)
-        os.chmod(name, 0o666 & ~_umask())  # temporary files are for their owner alone
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
+            torch.save({wrapper: renamed} if wrapper else renamed, written)
+        os.replace(written, target)
     return left_out
 
 
@@ -266,9 +261,3 @@ def _dropped(parts: Entries) -> dict[str, int]:
         elif DROPPED.search(name):
             counts[name.partition(".")[0] if name.startswith("head.") else name.rpartition(".")[2]] += 1
     return dict(counts)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

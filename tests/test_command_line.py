@@ -238,8 +238,8 @@ def test_convert_refuses_what_it_cannot_write(tmp_path: Path, capsys: Any) -> No
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "in.pth", TIMM)
 
-    def fail(content: Any, name: str) -> None:
-        Path(name).write_bytes(b"half")
+    def fail(content: Any, path: Path) -> None:
+        path.write_bytes(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr(torch, "save", fail)
