@@ -11,13 +11,12 @@ runs with stem "none" beside it, and no output stride but 32: elsewhere the atte
 another, and the cost of dilation is that of the same encoder at output stride 32.
 """
 
-import gc
-import statistics
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import segmentation_models_pytorch as smp
 import torch
@@ -26,17 +25,24 @@ from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
 import swinx
-from experiments.records.files import write_whole
-from experiments.records.results import Row, append_rows, provenance, read_rows
+from experiments.evaluation.cost import autocast
+from experiments.records import benchmark
+from experiments.records.results import RESULTS, Row, read_rows
 from swinx.attention import speed
 
 TIMM = {"swinx_t": "tu-swin_tiny_patch4_window7_224", "swinx_b": "tu-swin_base_patch4_window7_224"}
-Call = Callable[[], object]
+TIMES = ("ms_p50", "ms_p20", "ms_p80", "ratio", "images_per_s")
+COLUMNS = ("task", "attention", "output_stride", "compiled", *TIMES, "peak_memory_mb")
+# Attention (timm for timm's encoder) and output stride of each network, the baseline first.
+NETWORKS = {
+    "encoder": (("timm", 32), ("triton", 32), ("sdpa", 32), ("reference", 32)),
+    "dilation": (("auto", 32), ("auto", 16), ("auto", 8)),
+    "DeepLabV3Plus": (("reference", 16), ("triton", 16), ("sdpa", 16)),
+}
 
 
-@dataclass(frozen=True)
-class Task:
-    """What all networks of a group do: the same pixels, the same kind of call."""
+class Task(NamedTuple):
+    """What all networks of a group do: the same pixels, the same kind of call. compiled: the first two networks."""
 
     variant: str
     model: Literal["encoder", "dilation", "DeepLabV3Plus"]
@@ -44,25 +50,19 @@ class Task:
     batch: int
     mode: Literal["inference", "train"]
     dtype: Literal["bf16", "fp32"] = "bf16"
-    compiled: bool = False  # also compiled, which takes a minute for each network
+    compiled: bool = False
 
     @property
     def name(self) -> str:
         """Stable name."""
-        return f"{self.variant}-{self.model}-{self.size}-b{self.batch}-{self.mode}-{self.dtype}"
-
-    def networks(self, gpu: bool) -> list[tuple[str, int]]:
-        """Attention (timm for timm's encoder) and output stride of each, the baseline first."""
-        if self.model == "dilation":
-            return [("auto", 32), ("auto", 16), ("auto", 8)]
-        stride = 16 if self.model == "DeepLabV3Plus" else 32
-        baseline = "timm" if self.model == "encoder" else "reference"
-        others = [name for name in ("triton", "sdpa", "reference") if name != baseline and (gpu or name != "triton")]
-        return [(name, stride) for name in (baseline, *others)]
+        name = f"{self.variant}-{self.model}-{self.size}-b{self.batch}-{self.mode}-{self.dtype}"
+        return f"{name}-compiled" if self.compiled else name
 
 
 ON_GPU = (
+    Task("swinx_t", "encoder", 224, 64, "inference"),
     Task("swinx_t", "encoder", 224, 64, "inference", compiled=True),
+    Task("swinx_t", "encoder", 224, 64, "train"),
     Task("swinx_t", "encoder", 224, 64, "train", compiled=True),
     Task("swinx_t", "encoder", 512, 16, "inference"),
     Task("swinx_t", "encoder", 512, 16, "train"),
@@ -72,6 +72,7 @@ ON_GPU = (
     Task("swinx_t", "DeepLabV3Plus", 512, 16, "train"),
 )
 ON_CPU = (
+    Task("swinx_t", "encoder", 224, 1, "inference", "fp32"),
     Task("swinx_t", "encoder", 224, 1, "inference", "fp32", compiled=True),
     Task("swinx_t", "encoder", 224, 1, "train", "fp32"),
     Task("swinx_t", "dilation", 512, 1, "inference", "fp32"),
@@ -79,20 +80,14 @@ ON_CPU = (
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(benchmark.Options):
     """Time whole networks."""
 
     output: Path = Path("runs/bench_encoder")
-    """folder for results.jsonl and report.md"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    compiled: bool = True
-    """also time the best attention compiled, where a task says so"""
     rounds: int = 15
     """times that each network of a task is timed (CPU: a third)"""
     only: str = ""
     """measure only tasks whose name contains this"""
-    report: bool = False
-    """measure nothing: write the report from the rows that are there"""
 
 
 def network(task: Task, attention: str, output_stride: int) -> nn.Module:
@@ -109,111 +104,70 @@ def network(task: Task, attention: str, output_stride: int) -> nn.Module:
     return model
 
 
-def runner(model: nn.Module, task: Task, image: Tensor) -> Call:
+def runner(model: nn.Module, task: Task, image: Tensor) -> Callable[[], None]:
     """One inference, or one forward and backward pass with an update."""
-    mixed = torch.autocast(image.device.type, torch.bfloat16, enabled=task.dtype == "bf16")
+    fused = image.device.type == "cuda"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=fused) if task.mode == "train" else None
 
-    def infer() -> object:
-        with torch.inference_mode(), mixed:
-            return model(image)
-
-    if task.mode == "inference":
-        return infer
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=image.device.type == "cuda")
-
-    def step() -> None:
-        with mixed:
+    def call() -> None:
+        with torch.inference_mode(optimizer is None), autocast(image.device, task.dtype):
             levels = model(image)
-        outputs = [levels] if isinstance(levels, Tensor) else levels[2:]
-        sum(level.float().square().mean() for level in outputs).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        if optimizer is not None:
+            outputs = [levels] if isinstance(levels, Tensor) else levels[2:]
+            sum(level.float().square().mean() for level in outputs).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
-    return step
+    return call
 
 
-def measure(task: Task, options: Options, device: torch.device) -> list[Row]:
+def measure(task: Task, rounds: int, device: torch.device) -> list[Row]:
     """A row for each network of a task, the baseline first."""
     gpu = device.type == "cuda"
     wait = torch.cuda.synchronize if gpu else lambda: None
     shape = (task.batch, 3, task.size, task.size)
     image = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device)
-    baseline, *others = task.networks(gpu)
-    rows: list[Row] = []
-    for compiled in (False, True) if options.compiled and task.compiled else (False,):
-        torch._dynamo.reset()
-        calls: dict[tuple[str, int], Call] = {}
-        for key in (baseline, *(others[:1] if compiled else others)):
-            model = network(task, *key).to(device).train(task.mode == "train")
-            calls[key] = runner(torch.compile(model, dynamic=False) if compiled else model, task, image)
-            for _ in range(3):
-                calls[key]()
-        times: dict[tuple[str, int], list[float]] = {key: [] for key in calls}
-        for _ in range(options.rounds if gpu else options.rounds // 3):
-            for key, call in calls.items():
-                wait()
-                start = time.perf_counter()
-                call()
-                wait()
-                times[key].append(1e3 * (time.perf_counter() - start))
-        for key, call in calls.items():
-            p20, p50, p80 = speed.percentiles(times[key])
-            ratio = statistics.median(theirs / ours for theirs, ours in zip(times[baseline], times[key], strict=True))
-            row: Row = {
-                "kind": "encoder",
-                "task": task.name,
-                "model": f"{task.variant} {task.model}",
-                "mode": task.mode,
-            }
-            row |= {"compiled": compiled, "dtype": task.dtype, "batch": task.batch, "height": task.size}
-            row |= {"width": task.size, "output_stride": key[1], "attention": key[0], "ratio": ratio}
-            row |= {"baseline": "{}, output stride {}".format(*baseline), "ms_p20": p20, "ms_p50": p50, "ms_p80": p80}
-            row |= {"images_per_s": 1e3 * task.batch / p50, "peak_memory_mb": None}
-            if gpu:  # what a call allocates beyond weights and state
-                before = torch.cuda.memory_allocated()
-                torch.cuda.reset_peak_memory_stats()
-                call()
-                wait()
-                row["peak_memory_mb"] = (torch.cuda.max_memory_allocated() - before) / 1e6
-            rows.append(row)
-        del calls
-        gc.collect()
+    networks = [(attention, stride) for attention, stride in NETWORKS[task.model] if gpu or attention != "triton"]
+    networks = networks[:2] if task.compiled else networks
+    torch._dynamo.reset()
+    calls = []
+    for attention, stride in networks:
+        model = network(task, attention, stride).to(device).train(task.mode == "train")
+        calls.append(runner(torch.compile(model, dynamic=False) if task.compiled else model, task, image))
+        for _ in range(3):
+            calls[-1]()
+    times = torch.empty(len(calls), rounds, dtype=torch.float64)
+    for turn, number in itertools.product(range(rounds), range(len(calls))):
+        wait()
+        start = time.perf_counter()
+        calls[number]()
+        wait()
+        times[number, turn] = 1e3 * (time.perf_counter() - start)
+    rows = []
+    for (attention, stride), call, spent in zip(networks, calls, times, strict=True):
+        p20, p50, p80 = speed.percentiles(spent.tolist())
+        row: Row = {"kind": "encoder", "task": task.name, "model": f"{task.variant} {task.model}", "mode": task.mode}
+        row |= {"compiled": task.compiled, "dtype": task.dtype, "batch": task.batch, "height": task.size}
+        row |= {"width": task.size, "output_stride": stride, "attention": attention}
+        row |= {"ratio": speed.percentiles((times[0] / spent).tolist()).p50}
+        row |= {"baseline": "{}, output stride {}".format(*networks[0]), "ms_p20": p20, "ms_p50": p50, "ms_p80": p80}
+        row |= {"images_per_s": 1e3 * task.batch / p50, "peak_memory_mb": benchmark.peak_megabytes(call, device)}
+        rows.append(row)
     return rows
-
-
-def report(rows: Sequence[Row]) -> str:
-    """Markdown: a line a row; then where they come from."""
-    names = ("task", "attention", "output stride", "compiled", "ms", "p20 to p80", "ratio", "images/s", "peak MB")
-    lines = [names, ("---",) * 4 + ("---:",) * 5]
-    for row in rows:
-        peak = "" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:.0f}"
-        head = row["task"], row["attention"], str(row["output_stride"]), "yes" if row["compiled"] else "no"
-        spread = f"{row['ms_p20']:.2f} to {row['ms_p80']:.2f}"
-        numbers = f"{row['ms_p50']:.2f}", spread, f"{row['ratio']:.2f}", f"{row['images_per_s']:.1f}", peak
-        lines.append((*head, *numbers))
-    told = ("host", "torch", "timm", "threads", "commit", "command")
-    origin = dict.fromkeys(f"- {name}: {row[name]}" for name in told for row in rows)
-    return "\n".join(["# Encoder", "", *(f"| {' | '.join(line)} |" for line in lines), "", *origin, ""])
 
 
 def main(options: Options) -> None:
     """Measure the tasks that have no rows, then write the report."""
-    path = options.output / "results.jsonl"
     if not options.report:
-        there = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(there if options.device == "auto" else options.device)
-        done = {row["task"] for row in read_rows(path)}
-        origin = provenance(device) | {"threads": torch.get_num_threads()}
-        for task in ON_GPU if device.type == "cuda" else ON_CPU:
+        device = options.torch_device()
+        gpu = device.type == "cuda"
+        done = {row["task"] for row in read_rows(options.output / RESULTS)}
+        for task in ON_GPU if gpu else ON_CPU:
             if task.name not in done and options.only in task.name:
                 print(f"{task.name} ...", flush=True)
-                append_rows(path, [row | origin for row in measure(task, options, device)])
-    rows = read_rows(path)
-    if not rows:
-        raise SystemExit(f"{path} holds no rows")
-    text = report(rows)
-    write_whole(options.output / "report.md", text)
-    print(text)
+                rows = measure(task, options.rounds if gpu else options.rounds // 3, device)
+                benchmark.append(options.output, rows, device)
+    benchmark.report(options.output, COLUMNS)
 
 
 if __name__ == "__main__":

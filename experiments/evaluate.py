@@ -32,7 +32,7 @@ from experiments.records.files import plain_file
 from experiments.records.grid import Axes, NotApplicable, Run, grid
 from experiments.records.options import DataOptions, Inference, Precision, Scoring, Settings, choose_device
 from experiments.records.results import RESULTS, Row, read_rows, run_of
-from experiments.reporting.rows import conditions, matches
+from experiments.reporting.rows import condition
 from experiments.training.train import processes
 
 
@@ -134,8 +134,7 @@ def _chosen(options: Options, console: Console) -> list[Row]:
     if not found:
         raise ValueError(f"FOLDER must hold finished runs ({RESULTS}), got {options.folder}")
     last = {row["run"]: row for row in found if row.get("trained", True)}
-    accepted = conditions(options.where, found)
-    met = [row for row in last.values() if matches(row, accepted)]
+    met = list(filter(condition(options.where, found), last.values()))
     rows = [row for row in met if row["status"] == "ok"]
     if not rows:
         that = f" that meets --where {' '.join(options.where)}" if options.where else ""

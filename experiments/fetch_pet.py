@@ -51,10 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _lacking(root: Path) -> list[str]:
     """What the layout and the lists name that is not there."""
-    pairs, problems, _ = find_pet(root)
-    files = [path for pair in pairs for path in (pair.image, pair.mask)]
-    problems += [f"{path.relative_to(root)} is missing" for path in files if not path.is_file()]
-    return problems if pairs or problems else ["the lists of the splits name no image"]
+    found = find_pet(root)
+    files = [path for pair in found.pairs for path in (pair.image, pair.mask)]
+    problems = found.problems + [f"{path.relative_to(root)} is missing" for path in files if not path.is_file()]
+    return problems if files or problems else ["the lists of the splits name no image"]
 
 
 if __name__ == "__main__":

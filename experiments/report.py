@@ -50,26 +50,23 @@ def _rebuild(options: Options) -> None:
     # Not above: --help need not wait for torch.
     from dataclasses import replace
 
-    from experiments.reporting import FILES, write_report
     from experiments.reporting.content import gather
     from experiments.reporting.load import read, write_merged
-    from experiments.reporting.rows import conditions, matches, once
+    from experiments.reporting.pages import FILES, render
+    from experiments.reporting.rows import condition
 
     results = read(options.results)
-    accepted = conditions(options.where, [item.row for item in results.items])
-    chosen = tuple(item for item in results.items if matches(item.row, accepted))
+    meets = condition(options.where, [item.row for item in results.items])
+    chosen = tuple(item for item in results.items if meets(item.row))
     if not chosen:
         raise ValueError(f"--where: no row meets {' '.join(options.where)}")
-    results, repeated = once(replace(results, items=chosen))
-    if options.contrasts:
-        gather(results, options.contrasts, strict=True)  # refuses before anything is written
-    _clear(
-        options.output, options.results, ("results.jsonl", "results.npz", "data.json", "examples", "pictures", *FILES)
-    )
-    for row in repeated:
-        print(f"{row['run']} at step {row['step']}: left out, it repeats what the row of its training says")
-    write_merged(results, options.output)
-    write_report(options.output, options.contrasts, strict=True)
+    content = gather(replace(results, items=chosen), options.contrasts, strict=True)
+    own = ("results.jsonl", "results.npz", "data.json", "examples", "pictures", *FILES)
+    _clear(options.output, options.results, own)
+    if left := len(chosen) - len(content.results.items):
+        print(f"left out: {left} rows of models that other rows evaluate in the same way")
+    write_merged(content.results, options.output)
+    render(content, options.output)
 
 
 def _clear(output: Path, sources: Sequence[Path], own: Sequence[str]) -> None:

@@ -1,7 +1,6 @@
-"""Read the checkpoint layouts in which Swin weights are published and turn them into ours.
+"""Load weights in any layout in which Swin is published, checked before the first one changes.
 
-Shapes: C channels, o output features, h heads, S = 2 w - 1 side of a bias table of window side w.
-Ours is timm's naming (merge at the start of a stage) with one LayerNorm per level: `norms.0` to `norms.3`.
+Shapes: h heads, S = 2 w - 1 side of a bias table of window side w.
 """
 
 from __future__ import annotations
@@ -18,27 +17,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swinx.checkpoint_files import read_checkpoint
+from swinx.checkpoint_layouts import (
+    BLOCK,
+    DROPPED,
+    KNOWN,
+    OTHER_FAMILIES,
+    TABLE,
+    VERSION_MARKS,
+    WITHIN,
+    take_apart,
+    to_our_names,
+    without_wrappers,
+)
 from swinx.stems import adapt_input_weight, input_convolutions
 
 if TYPE_CHECKING:
     from swinx.encoder import SwinXEncoder
 
-_WRAPPERS = ("state_dict", "model")
-# In this order: data parallel, Lightning, torch.compile, then the encoder's place in a segmentation model.
-_PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.model.", "encoder.")
-# Put around a module, each adds its name to the keys below it.
-_WITHIN = re.compile(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module)\.")
-_OTHER_FAMILIES = {
-    "spatial_mlp": "Swin-MLP",
-    "_moe_layer": "Swin-MoE",
-    "absolute_pos_embed": "Swin with absolute position embedding",
-}
-# What tells the scores of one version from those of the other.
-_VERSION_MARKS = {"v1": ("relative_position_bias_table",), "v2": ("logit_scale", "cpb_mlp")}
-_DROPPED = re.compile(r"(^|\.)(attn_mask|relative_position_index|relative_coords_table)$|^head\.|^mask_token$")
-_BLOCK = re.compile(r"^layers\.(\d+)\.blocks\.(\d+)\.")
-_TABLE = re.compile(r"^layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table$")
-_KNOWN = re.compile(r"^(layers[._]|stages\.)\d+\.blocks\.\d+\.attn\.(w_msa\.)?(\w*bias_table|logit_scale)$")
 _LEVEL_NORM = re.compile(r"^norms\.\d+\.")
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MAX_ENTRY = 2**24  # elements; the encoder's own largest entry may be larger
@@ -80,7 +75,8 @@ def convert_state_dict(
 ) -> OrderedDict[str, Any]:
     """A state dict in any known layout as one that fits the encoder key by key.
 
-    What a foreign checkpoint cannot hold (norms of levels, convolutions of a stem) keeps the encoder's present values.
+    What a foreign checkpoint cannot hold (norms of levels, convolutions of a stem), and the norms of levels that one of
+    our classifiers has not, keep the encoder's present values.
     Stages beyond the encoder's depth are left out. Without strict, entries may be missing or unexpected. Everything is
     checked here, before the first weight changes; assign: whether entries are to take the place of the weights.
 
@@ -90,11 +86,11 @@ def convert_state_dict(
     if not isinstance(state_dict, Mapping):
         raise ValueError(f"state_dict must be a mapping of names to tensors, got {type(state_dict).__name__}")
     target = encoder.state_dict()
-    keys = {_WITHIN.sub("", key): key for key in target}  # also where something was put around a module
-    given = _without_wrappers({key: value for key, value in state_dict.items() if isinstance(key, str)})
+    keys = {WITHIN.sub("", key): key for key in target}  # also where something was put around a module
+    given = without_wrappers({key: value for key, value in state_dict.items() if isinstance(key, str)})
     # Its own, or one of the same kind: adapters, packed weights and all.
     exact = given.keys() == keys.keys() or (not strict and given.keys() <= keys.keys())
-    weights = given if exact else _without_wrappers(_unwrap(state_dict))
+    weights = given if exact else without_wrappers(take_apart(state_dict).backbone)
     known = sum(key in keys for key in weights)
     # Only our files have norms of levels under this name; at depth 1 they hold a stem and nothing else.
     own = (
@@ -106,17 +102,22 @@ def convert_state_dict(
     if not exact:
         _refuse_other_families(weights, encoder, own or known == len(weights) or (not strict and known > 0))
     wanted = {plain: target[key] for plain, key in keys.items()}
-    _refuse_unfit(weights, wanted)
+    refuse_unfit(weights, wanted)
+    level_norms = {match[0] for key in weights if (match := _LEVEL_NORM.match(key))}
     if not own:
-        weights = _rename(weights)
+        weights = to_our_names(weights)
     weights = _within_depth(weights, encoder)
     if strict:
         _check_architecture(weights, encoder)
+    kept: tuple[str, ...] = ()
     if not own:
         weights = _without_foreign_stem(weights, encoder)
-        for key, value in wanted.items():
-            if key.startswith(("norms.", "patch_embed." if _inline(encoder) else "patch_embed.conv")):
-                weights.setdefault(key, value)
+        kept = ("norms.", "patch_embed." if _inline(encoder) else "patch_embed.conv")
+    elif strict and level_norms == {"norms.3."}:  # of our classifiers, which have no other
+        kept = ("norms.",)
+    for key, value in wanted.items():
+        if key.startswith(kept):
+            weights.setdefault(key, value)
     weights = _resize_tables(weights, encoder)
     weights = _adapt_input(weights, encoder)
     _check_complete(weights, wanted, strict, assign)
@@ -128,24 +129,13 @@ def convert_state_dict(
     return converted
 
 
-def _without_wrappers(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys without the names of what was put around modules inside."""
-    plain: dict[str, Any] = {}
-    for key, value in weights.items():
-        name = _WITHIN.sub("", key)
-        if name in plain:
-            raise ValueError(f"the checkpoint holds {name[:200]} twice, with and without a wrapper's name in its key")
-        plain[name] = value
-    return plain
-
-
 def _mismatch(problems: list[str]) -> ValueError:
     return ValueError("the checkpoint does not fit the encoder:\n  " + "\n  ".join(problems))
 
 
-def _refuse_unfit(weights: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+def refuse_unfit(weights: Mapping[str, Any], target: Mapping[str, Any]) -> None:
     """Entries that are no plain tensors of floating numbers, before anything is computed with them."""
-    largest = max(_MAX_ENTRY, *(value.numel() for value in target.values() if isinstance(value, Tensor)))
+    largest = max([_MAX_ENTRY, *(value.numel() for value in target.values() if isinstance(value, Tensor))])
     problems = []
     for key, value in weights.items():
         if key in target:
@@ -154,7 +144,7 @@ def _refuse_unfit(weights: Mapping[str, Any], target: Mapping[str, Any]) -> None
                 if not _alike(value, wanted):
                     problems.append(f"{key} must be like the encoder's {type(wanted).__name__}")
                 continue
-        elif _DROPPED.search(key):
+        elif DROPPED.search(key):
             continue
         else:
             wanted = None
@@ -196,72 +186,15 @@ def _fault(value: Tensor, wanted: Tensor | None, largest: int) -> str | None:
     return None
 
 
-def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The entries of the backbone, without the wrappers and prefixes that training code puts around them."""
-    for wrapper in _WRAPPERS:
-        if isinstance(state_dict.get(wrapper), Mapping):
-            state_dict = state_dict[wrapper]
-    weights = {key: value for key, value in state_dict.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if not weights:
-        places = " or ".join(repr(wrapper) for wrapper in _WRAPPERS)
-        begin = list(state_dict)[:5]
-        raise ValueError(f"the checkpoint holds no tensors, bare or under {places}: it begins with {begin}")
-    while found := [prefix for prefix in _PREFIXES if any(key.startswith(prefix) for key in weights)]:
-        prefix = found[0]
-        weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    return weights
-
-
 def _refuse_other_families(weights: Mapping[str, Tensor], encoder: SwinXEncoder, known: bool) -> None:
     version = encoder.config.version
     other = "v2" if version == "v1" else "v1"
-    families = _OTHER_FAMILIES | {mark: f"Swin {other.upper()}" for mark in _VERSION_MARKS[other]}
+    families = OTHER_FAMILIES | {mark: f"Swin {other.upper()}" for mark in VERSION_MARKS[other]}
     for mark, family in families.items():
         if any(mark in key for key in weights):
             raise ValueError(f"the checkpoint is {family}, which this encoder is not (entry {mark!r})")
-    if not (known or any(_KNOWN.match(key) for key in weights)):
+    if not (known or any(KNOWN.match(key) for key in weights)):
         raise ValueError(f"the checkpoint is no Swin Transformer in a known layout: it begins with {list(weights)[:5]}")
-
-
-def _rename(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Foreign names to ours."""
-    if any(key.startswith("stages.") for key in weights):
-        weights = _from_mmseg(weights)
-    weights = {re.sub(r"^layers_(\d+)\.", r"layers.\1.", key): value for key, value in weights.items()}
-    # Official checkpoints merge at the end of a stage, timm and we at the start of the next.
-    ends_with_merge = any(key.startswith("layers.0.downsample.") for key in weights)
-    renamed = {}
-    for key, value in weights.items():
-        if _DROPPED.search(key):
-            continue
-        if ends_with_merge:
-            key = re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.", key)
-        key = re.sub(r"^norm(\d)\.", r"norms.\1.", key)
-        key = re.sub(r"^norm\.", "norms.3.", key)
-        renamed[key] = value
-    return renamed
-
-
-def _from_mmseg(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """mmsegmentation >= 0.16 to the official layout.
-
-    Its merge unfolds channel by channel with taps in row-major order; Swin's concatenates tap by tap, column-major.
-    """
-    names = {
-        "stages.": "layers.",
-        "attn.w_msa.": "attn.",
-        "ffn.layers.0.0.": "mlp.fc1.",
-        "ffn.layers.1.": "mlp.fc2.",
-        "patch_embed.projection.": "patch_embed.proj.",
-    }
-    converted = {}
-    for key, value in weights.items():
-        if ".downsample." in key and value.ndim and value.shape[-1] % 4 == 0:  # (..., 4C) as (C, 4) -> (4, C)
-            value = value.reshape(*value.shape[:-1], -1, 4).transpose(-1, -2)[..., [0, 2, 1, 3], :].flatten(-2)
-        for theirs, ours in names.items():
-            key = key.replace(theirs, ours)
-        converted[key] = value
-    return converted
 
 
 def _within_depth(weights: Mapping[str, Tensor], encoder: SwinXEncoder) -> dict[str, Tensor]:
@@ -282,12 +215,12 @@ def _check_architecture(weights: Mapping[str, Tensor], encoder: SwinXEncoder) ->
     depths = [0] * stages
     heads = list(config.num_heads[:stages])  # where no table says otherwise: a missing one is listed later
     for key, value in weights.items():
-        if match := _BLOCK.match(key):
+        if match := BLOCK.match(key):
             stage = int(match[1])
             if stage >= stages:
                 continue  # listed with the other unexpected entries
             depths[stage] = max(depths[stage], int(match[2]) + 1)
-            if _TABLE.match(key) and value.ndim == 2:
+            if TABLE.match(key) and value.ndim == 2:
                 heads[stage] = value.shape[1]
             elif key.endswith("attn.logit_scale") and value.ndim == 3:
                 heads[stage] = value.shape[0]
@@ -319,7 +252,7 @@ def _resize_tables(weights: dict[str, Tensor], encoder: SwinXEncoder) -> dict[st
     resized = dict(weights)
     changes: set[str] = set()
     for key, table in weights.items():
-        match = _TABLE.match(key)
+        match = TABLE.match(key)
         if not match or table.ndim != 2:
             continue
         height, width = windows[int(match[1])]

@@ -1,7 +1,8 @@
 """What distinguishes one Swin encoder from another: a frozen configuration, and the table of variants."""
 
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, NamedTuple, get_args
 
 Stem = Literal["shared", "branch", "inline", "none"]
 STEMS: tuple[str, ...] = get_args(Stem)
@@ -107,6 +108,23 @@ class SwinConfig:
             )
             for index in range(STAGES)
         )
+
+
+def changed(base: SwinConfig, changes: Mapping[str, Any]) -> SwinConfig:
+    """A configuration with other values of some fields.
+
+    A Swin V2 with another window keeps counting offsets in windows of its base, with which the weights were trained,
+    unless pretrained_window_size is among the changes.
+
+    Raises:
+        ValueError: an unknown field, or a value that SwinConfig refuses.
+    """
+    known = [field.name for field in fields(SwinConfig)]
+    if unknown := [key for key in changes if key not in known]:
+        raise ValueError(f"changes must be among {', '.join(known)}, got {', '.join(unknown)}")
+    if "window_size" in changes and changes.get("version", base.version) == base.version == "v2":
+        changes = {"pretrained_window_size": base.pretrained_window_size or base.window_size} | dict(changes)
+    return replace(base, **changes)
 
 
 def check_output_stride(output_stride: int) -> None:

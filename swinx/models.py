@@ -17,6 +17,7 @@ from segmentation_models_pytorch import (
     UPerNet,
 )
 from segmentation_models_pytorch.base import SegmentationModel
+from segmentation_models_pytorch.encoders import TimmUniversalEncoder
 from torch import nn
 
 from swinx.attention.backends import AttentionImpl, check_implementation
@@ -59,9 +60,8 @@ def set_output_stride(model: nn.Module, output_stride: int) -> None:
 
     Weights stay as they are. Masks keep their size: where the last level becomes twice as fine, DeepLabV3,
     DeepLabV3Plus and PSPNet upsample by half (those built with upsampling=1 give masks of the size of their features).
-    smp's `save_pretrained` stores the stride of decoders that take one as an option; a model with another decoder opens
-    with the stride that it was built with, so change it again, or build it with a variant that
-    `swinx.register_encoder(..., output_stride=...)` makes.
+    `swinx.save_pretrained` stores the stride. smp's own does so for decoders that take one as an option; a model with
+    another decoder then opens with the stride that it was built with.
 
     Args:
         model: one of smp's models with a swinx encoder, a module that holds one of them, or an encoder.
@@ -94,6 +94,10 @@ def set_output_stride(model: nn.Module, output_stride: int) -> None:
     before = encoder.feature_info[-1].stride
     upsampling = _upsampling(found[0], decoder)
     encoder.make_dilated(output_stride)
+    if isinstance(
+        found[0].encoder, TimmUniversalEncoder
+    ):  # around timm's form of the encoder, and asked for the stride
+        found[0].encoder._output_stride = output_stride
     changed: dict[str, Any] = {"encoder_output_stride": output_stride}
     if upsampling is not None:
         module, factor = upsampling

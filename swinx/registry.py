@@ -1,15 +1,16 @@
-"""Entries of smp's encoder registry, their pretrained weights, and preprocessing."""
+"""Entries of smp's encoder registry (and by them of timm's), their pretrained weights, and preprocessing."""
 
 import functools
 from collections.abc import Callable
-from dataclasses import fields, replace
 from typing import Any
 
 from segmentation_models_pytorch.encoders import encoders, preprocess_input
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from swinx.config import VARIANTS, SwinConfig
+from swinx import timm_registry
+from swinx.config import VARIANTS, SwinConfig, changed
 from swinx.encoder import SwinXEncoder
+from swinx.hub import PublishedWeights
 
 # timm's repositories hold the official weights (https://github.com/microsoft/Swin-Transformer, and for S3
 # https://github.com/microsoft/Cream) in safetensors. `imagenet` is smp's default tag. swinx_l was published with
@@ -39,26 +40,46 @@ _PRETRAINED = {
     },
 }
 
-# Weights fit a variant as long as these stay: bias tables are resized to its window, and stems keep what they can.
-_FIXED_FOR_WEIGHTS = ("embed_dim", "depths", "num_heads", "version")
+# What all published weights were trained with, as arguments of smp's preprocess_input.
+IMAGENET: dict[str, Any] = {
+    "mean": list(IMAGENET_DEFAULT_MEAN),
+    "std": list(IMAGENET_DEFAULT_STD),
+    "input_space": "RGB",
+    "input_range": [0, 1],
+}
 
 
-def _pretrained_settings(name: str) -> dict[str, dict[str, str]]:
+def fits_weights(config: SwinConfig, base: SwinConfig) -> bool:
+    """Whether weights of a base fit: bias tables are resized to another window, and stems keep what they can."""
+    return all(getattr(config, key) == getattr(base, key) for key in ("embed_dim", "depths", "num_heads", "version"))
+
+
+def _pretrained_settings(name: str) -> dict[str, PublishedWeights]:
     if name not in _PRETRAINED:
         return {}
     model, tags = _PRETRAINED[name]
     # "main": these repositories have held the same weights since they were made; their file names carry no version.
-    return {tag: {"repo_id": f"timm/{model}.{source}", "revision": "main"} for tag, source in tags.items()}
+    return {tag: PublishedWeights(repo_id=f"timm/{model}.{source}", revision="main") for tag, source in tags.items()}
 
 
-def _add(name: str, config: SwinConfig, pretrained: dict[str, dict[str, str]]) -> None:
+def enter(name: str, config: SwinConfig, pretrained: dict[str, PublishedWeights]) -> None:
+    """Enter an encoder into smp's registry and timm's.
+
+    Raises:
+        ValueError: a name that smp would take for timm's, or that a model of timm's has.
+    """
+    if not isinstance(name, str) or not name or name.startswith(("tu-", "timm-")):
+        raise ValueError(
+            f"name must be a string, not empty and not beginning with 'tu-' or 'timm-', which are smp's, got {name!r}"
+        )
+    timm_registry.register(name, pretrained)
     encoders[name] = {"encoder": SwinXEncoder, "pretrained_settings": pretrained, "params": {"config": config}}
 
 
 def register_variants() -> None:
-    """Enter every published variant into smp's registry."""
+    """Enter every published variant into smp's registry and timm's."""
     for name, config in VARIANTS.items():
-        _add(name, config, _pretrained_settings(name))
+        enter(name, config, _pretrained_settings(name))
 
 
 def list_encoders() -> list[str]:
@@ -74,7 +95,7 @@ def _entry(argument: str, name: str) -> dict[str, Any]:
 
 
 def register_encoder(name: str, *, base: str, **changes: Any) -> None:
-    """Enter a variant of a registered encoder under a new name, for `smp.create_model(encoder_name=name)`.
+    """Enter a variant of a registered encoder under a new name, for `smp.create_model(encoder_name=name)` and timm.
 
     smp passes no options on to registered encoders: register a variant under a new name instead. Pretrained weights of
     the base stay available where embed_dim, depths, num_heads and version do not change. A Swin V2 with another window
@@ -83,7 +104,7 @@ def register_encoder(name: str, *, base: str, **changes: Any) -> None:
     upsampling of min(output_stride, 2^depth), and PAN with encoder_output_stride=32, which then means the variant's.
 
     Args:
-        name: the new name; repeating a registration is allowed, changing one is not.
+        name: the new name, of no model of smp or timm; repeating a registration is allowed, changing one is not.
         base: a name of `list_encoders`.
         changes: fields of `SwinConfig` with their new values.
 
@@ -91,25 +112,15 @@ def register_encoder(name: str, *, base: str, **changes: Any) -> None:
         ValueError: unknown base or field, a value that SwinConfig refuses, or a name that is taken.
     """
     entry = _entry("base", base)
-    known = [field.name for field in fields(SwinConfig)]
-    if unknown := [key for key in changes if key not in known]:
-        raise ValueError(f"changes must be among {', '.join(known)}, got {', '.join(unknown)}")
-    if not isinstance(name, str) or not name or name.startswith(("tu-", "timm-")):
-        raise ValueError(
-            f"name must be a string, not empty and not beginning with 'tu-' or 'timm-', which are smp's, got {name!r}"
-        )
     base_config: SwinConfig = entry["params"]["config"]
-    if "window_size" in changes and changes.get("version", base_config.version) == base_config.version == "v2":
-        changes = {"pretrained_window_size": base_config.pretrained_window_size or base_config.window_size} | changes
-    config = replace(base_config, **changes)
-    keeps_weights = all(getattr(config, key) == getattr(entry["params"]["config"], key) for key in _FIXED_FOR_WEIGHTS)
-    pretrained = entry["pretrained_settings"] if keeps_weights else {}
-    if name in encoders:
+    config = changed(base_config, changes)
+    pretrained = entry["pretrained_settings"] if fits_weights(config, base_config) else {}
+    if isinstance(name, str) and name in encoders:
         taken = encoders[name]
         if taken["params"].get("config") != config or taken["pretrained_settings"] != pretrained:
             raise ValueError(f"name must be new: {name!r} is registered with another configuration or other weights")
         return
-    _add(name, config, pretrained)
+    enter(name, config, pretrained)
 
 
 def get_preprocessing_fn(encoder_name: str, weights: str = "imagenet") -> Callable[..., Any]:
@@ -125,10 +136,4 @@ def get_preprocessing_fn(encoder_name: str, weights: str = "imagenet") -> Callab
     if weights not in tags:
         choices = ", ".join(tags) or "(none: this encoder has no pretrained weights)"
         raise ValueError(f"weights must be one of {choices} for {encoder_name}, got {weights!r}")
-    return functools.partial(
-        preprocess_input,
-        mean=list(IMAGENET_DEFAULT_MEAN),
-        std=list(IMAGENET_DEFAULT_STD),
-        input_space="RGB",
-        input_range=[0, 1],
-    )
+    return functools.partial(preprocess_input, **IMAGENET)

@@ -1,19 +1,12 @@
 """Pretrained weights by smp's own path: the real huggingface_hub downloads from a server on this machine."""
 
-import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
-import threading
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hub_server import Hub, run
 from layouts import EMBED, backbone, by_smp, config, head
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -26,7 +19,6 @@ REPOSITORIES = {
     "in22k": "timm/swin_tiny_patch4_window7_224.ms_in22k",
     "in22k_ft_in1k": "timm/swin_tiny_patch4_window7_224.ms_in22k_ft_in1k",
 }
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 # (name, weights, arguments of smp.Unet); `small` is swinx_t with the architecture of layouts.py.
 CASES: list[tuple[str, str, dict[str, Any]]] = [
@@ -69,42 +61,6 @@ def served(tag: str) -> dict[str, Tensor]:
     return {**backbone(seed=seed), **last_norm(seed), **head("head.fc")}
 
 
-@dataclass
-class Hub:
-    """A server that knows the files by path, and what it was asked for."""
-
-    files: dict[str, bytes]
-    requests: list[tuple[str, str]] = field(default_factory=list)
-
-    def handler(self) -> type[BaseHTTPRequestHandler]:
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_HEAD(self) -> None:
-                self.answer()
-
-            def do_GET(self) -> None:
-                self.wfile.write(self.answer())
-
-            def answer(self) -> bytes:
-                hub.requests.append((self.command, self.path))
-                content = hub.files.get(self.path.replace(f"/resolve/{COMMIT}/", "/resolve/main/"))
-                self.send_response(404 if content is None else 200)
-                self.send_header("Content-Length", str(len(content or b"")))
-                if content is not None:
-                    self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-                    self.send_header("X-Repo-Commit", COMMIT)
-                self.end_headers()
-                return content or b""
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        return Handler
-
-
 @pytest.fixture(scope="module")
 def downloaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Hub, list[dict[str, Any]]]:
     """The server after all cases have been built from it, and their encoders' weights and features."""
@@ -112,37 +68,17 @@ def downloaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Hub, list[dict
     hub = Hub({})
     for tag, repository in REPOSITORIES.items():
         settings = {"pretrained_cfg": {"mean": [0.485, 0.456, 0.406]}}  # nested as in timm's
-        hub.files[f"/{repository}/resolve/main/config.json"] = json.dumps(settings).encode()
-        hub.files[f"/{repository}/resolve/main/model.safetensors"] = save(served(tag))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), hub.handler())
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    tests = Path(__file__).parent
-    environment = {key: value for key, value in os.environ.items() if not key.upper().startswith(("HF_", "HUGGING"))}
-    environment |= {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(folder / "home"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_PROXY": "127.0.0.1",
-        "no_proxy": "127.0.0.1",
-        "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
-    }
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", WORKER, json.dumps(CASES), str(folder / "results.pt")],
-            env=environment, cwd=folder, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-    finally:
-        server.shutdown()
-        server.server_close()
+        hub.add(repository, "config.json", json.dumps(settings).encode())
+        hub.add(repository, "model.safetensors", save(served(tag)))
+    with hub.serve():
+        done = run(WORKER, json.dumps(CASES), str(folder / "results.pt"), cwd=folder, endpoint=hub.endpoint)
     assert done.returncode == 0, done.stderr
     return hub, torch.load(folder / "results.pt", weights_only=True)
 
 
 def test_smp_asks_for_the_two_files_of_timm_s_repositories(downloaded: tuple[Hub, list[dict[str, Any]]]) -> None:
     hub, _ = downloaded
-    asked = {path.replace(f"/resolve/{COMMIT}/", "/resolve/main/") for _, path in hub.requests}
-    assert asked == hub.files.keys()
+    assert hub.asked() == hub.files.keys()
     fetched = [path for method, path in hub.requests if method == "GET"]
     assert len(fetched) == len(set(fetched)) == len(hub.files), "each file once; then the cache serves it"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.kernel_resources import SHARED_MEMORY, _longest_loop, versions
+from experiments.kernel_resources import SHARED_MEMORY, longest_loop
 from experiments.tune_attention import GIVEN_UP
 from swinx.attention.triton import parameters
 from swinx.attention.triton.table import TABLE
@@ -77,17 +77,6 @@ def test_wide_float32_heads_always_have_a_limit_of_registers() -> None:
     assert parameters.launch("backward", 49, 64, torch.bfloat16, 9, 232448).registers is None
 
 
-def test_versions_of_triton_are_told_apart() -> None:
-    row = {"capability": 90, "spills": 0}
-    rows = [row | {"triton": "3.10.0"}, row | {"triton": "3.9.0", "spills": 2}]
-    rows += [row | {"triton": "3.9.0", "reason": "compiled into a trap"}, row | {"triton": "3.9.0", "capability": 80}]
-    lines = versions(rows).splitlines()
-    assert lines[0] == "| Triton | sm_80 | sm_90 |"
-    assert lines[2] == "| 3.9.0 | 1 of 1, 0 spill | 1 of 2, 1 spill |"
-    assert lines[3] == "| 3.10.0 |  | 1 of 1, 0 spill |"
-    assert lines[-1] == "- Triton 3.9.0, sm_90, 1 kernels: compiled into a trap"
-
-
 @pytest.mark.parametrize(("capability", "dtype"), [("90", "bf16"), ("89", "fp16")])
 def test_the_largest_window_and_head_fit_into_shared_memory(tmp_path: Path, capability: str, dtype: str) -> None:
     options = ["--windows", "16", "--head-dims", "128", "--dtypes", dtype, "--capabilities", capability]
@@ -99,7 +88,7 @@ def test_a_loop_ends_with_either_kind_of_jump() -> None:
     """The second is that of sm_120 where all threads of a warp jump together."""
     for jump in ("@!P0 BRA 0x0020", "BRA.U UP0, 0x0020", "BRA.U !UP0, 0x0020", "BRA P1, 0x0020"):
         lines = [f"/*{16 * place:04x}*/  {code} ;" for place, code in enumerate(["NOP", "NOP", "LDL", "NOP", jump])]
-        assert _longest_loop("\n".join(lines)) == 2
+        assert longest_loop("\n".join(lines)) == 2
 
 
 def test_interpreted_kernels_are_refused() -> None:

@@ -58,8 +58,7 @@ def test_every_variant_with_weights_has_smp_s_default_tag() -> None:
 def test_every_tag_names_the_repository_that_timm_publishes() -> None:
     for name in PUBLISHED:
         for tag, settings in tags(name).items():
-            assert settings.keys() == {"repo_id", "revision"}
-            assert settings["revision"] == "main"
+            assert dict(settings) == {"repo_id": settings["repo_id"], "revision": "main"}
             assert settings["repo_id"] == timm_cfg(name, tag).hf_hub_id
             published = settings["repo_id"].rpartition(".")[2]
             if tag != "imagenet":

@@ -42,8 +42,8 @@ the encoder that only other levels use, such as their norms, get no gradient.
 The output is as large as the image, with `upsampling` of FPN set to 2^(depth - 3), that of PSPNet to
 min(output stride, 2^depth), and smp's own value elsewhere. DeepLabV3, DeepLabV3Plus and PAN take
 `encoder_output_stride`; for the others call `swinx.set_output_stride(model, output_stride)` after building, and again
-after `smp.from_pretrained`. At depth 3 all output strides give the same network, at depth 4 so do 16 and 32. DPT needs
-a plain vision transformer and refuses every encoder but timm's.
+after `smp.from_pretrained`. At depth 3 all output strides give the same network, at depth 4 so do 16 and 32. DPT takes
+no encoder of smp's, but timm's form of ours, `tu-swinx_n` (see [timm](timm.md)).
 
 | decoder | depth | stride 8 | stride 16 | stride 32 | any size | batch of 1 | stem none |
 |---|---|---|---|---|---|---|---|

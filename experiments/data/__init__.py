@@ -2,27 +2,20 @@
 
 import hashlib
 
-from experiments.data.dataset import Placement, SegmentationData, Split
+from experiments.data.dataset import SegmentationData, Split
 from experiments.data.folder import CAMVID, find_pairs, labels_of
-from experiments.data.groups import finder, with_groups
-from experiments.data.pet import ADVICE, PET, find_pet
-from experiments.data.reading import DataError, available_memory, printable, read_splits, shortened
+from experiments.data.groups import camvid_group, finder, with_groups
+from experiments.data.pet import PET, find_pet
+from experiments.data.reading import DataError, printable, read_splits, shortened
 from experiments.data.scenes import make_scenes
 from experiments.data.street_scenes import SMALLEST
 from experiments.records.options import DataOptions
 
-__all__ = [
-    "DataError",
-    "Placement",
-    "SegmentationData",
-    "Split",
-    "available_memory",
-    "data_id",
-    "load",
-    "make_scenes",
-]
+__all__ = ["DataError", "SegmentationData", "Split", "data_id", "load", "make_scenes"]
 
 FILES = ("folder", "camvid", "pet")
+ONLY_FOR = {"root": FILES, "fit": FILES, "groups": FILES, "data_seed": ("scenes",)}
+ONLY_FOR |= {"classes": ("folder",), "ignore_index": ("folder",)}
 
 
 def load(options: DataOptions, *, native: bool = False) -> SegmentationData:
@@ -38,43 +31,34 @@ def load(options: DataOptions, *, native: bool = False) -> SegmentationData:
     if options.data == "scenes":
         height, width = options.size or (128, 160)
         return make_scenes(seed=options.data_seed or 0, height=height, width=width)
-    if options.root is None:
-        raise ValueError(f"--data {options.data} needs --root, the folder of the data")
-    name: str = options.data
-    find = finder(options.groups) if options.groups is not None or name == "camvid" else None
+    root, name = options.root, str(options.data)
+    if root is None:
+        raise ValueError(f"--data {name} needs --root, the folder of the data")
+    find = finder(options.groups) if options.groups is not None else None
     if options.data == "pet":
         if options.size is None:
             raise ValueError("--data pet needs --size H W: its images have many sizes")
-        found, labels = find_pet(options.root), PET
-        if not found[0]:
-            found[1].append(ADVICE)
+        labels = PET
     elif options.data == "camvid":
-        found, labels = find_pairs(options.root), CAMVID
+        labels, find = CAMVID, find or camvid_group
+    elif options.classes is None:
+        raise ValueError("--data folder needs --classes, a text file with one class name per line")
     else:
-        if options.classes is None:
-            raise ValueError("--data folder needs --classes, a text file with one class name per line")
-        labels = labels_of(options.classes, options.ignore_index)
-        found, name = find_pairs(options.root), printable(options.root.resolve().name)
-    train, val, test = read_splits(options.root, found, labels, size=options.size, fit=options.fit, native=native)
-    left_out = tuple(map(printable, shortened(found[2])))
-    classes, colors, ignore_index, _, thin_classes, note = labels
-    data = SegmentationData(name, train, val, test, classes, colors, ignore_index, thin_classes, note, left_out)
+        name, labels = root.resolve().name, labels_of(options.classes, options.ignore_index)
+    if not root.is_dir():
+        raise DataError(root, ["this is not a folder" if root.exists() else "the folder does not exist"])
+    found = find_pet(root) if options.data == "pet" else find_pairs(root)
+    train, val, test = read_splits(root, found, labels, options.size, options.fit, native)
+    left_out = tuple(map(printable, shortened(found.left_out)))
+    data = SegmentationData(printable(name), train, val, test, *labels, left_out)
     return data if find is None else with_groups(data, find)
 
 
 def _check(options: DataOptions, native: bool) -> None:
     """Raise ValueError for options that do not go together, naming them."""
-    fit = options.fit if options.fit != DataOptions.fit else None
-    kinds = {
-        "--classes": (options.classes, ("folder",)),
-        "--ignore-index": (options.ignore_index, ("folder",)),
-        "--data-seed": (options.data_seed, ("scenes",)),
-        "--root": (options.root, FILES),
-        "--fit": (fit, FILES),
-        "--groups": (options.groups, FILES),
-    }
-    for option, (value, data) in kinds.items():
-        if value is not None and options.data not in data:
+    for name, data in ONLY_FOR.items():
+        if options.data not in data and getattr(options, name) != getattr(DataOptions, name):
+            option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} is only for --data {', '.join(data)}, got --data {options.data}")
     least = SMALLEST if options.data == "scenes" else 1
     if options.size is not None and min(options.size) < least:
@@ -82,9 +66,9 @@ def _check(options: DataOptions, native: bool) -> None:
         raise ValueError(f"--size must be height and width of at least {least}, got {got}")
     if options.data_seed is not None and options.data_seed < 0:
         raise ValueError(f"--data-seed must not be negative, got {options.data_seed}")
-    if fit is not None and options.size is None:
-        raise ValueError(f"--fit {fit} says how images come to --size H W, which is not given")
-    if native and fit == "crop":
+    if options.fit != DataOptions.fit and options.size is None:
+        raise ValueError(f"--fit {options.fit} says how images come to --size H W, which is not given")
+    if native and options.fit == "crop":
         raise ValueError("--score-at native needs the whole images: --fit pad or stretch, got --fit crop")
 
 

@@ -1,13 +1,14 @@
 """What images belong to (a drive, a film, a patient): images of one group are not independent of each other."""
 
-import csv
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.data.dataset import SegmentationData
-from experiments.data.reading import SPLITS, shortened
+import pandas as pd
+
+from experiments.data.dataset import SegmentationData, Split
+from experiments.data.reading import shortened
 
 # Successive frames of a CamVid drive that make one group: 20 seconds, of which 20 frames are labelled (docs/data.md).
 CAMVID_FRAMES = 600
@@ -21,8 +22,8 @@ def camvid_group(name: str) -> str | None:
     return None if match is None else f"{match[1]}/{int(match[2]) // CAMVID_FRAMES}"
 
 
-def finder(rule: str | None) -> Find:
-    """What finds the group of a name (None for none) by the value of --groups; no rule stands for camvid_group.
+def finder(rule: str) -> Find:
+    """What finds the group of a name (None for none) by the value of --groups.
 
     A rule that ends in .csv is a file with the columns name and group, UTF-8; any other is a regular expression whose
     first group is found in the name.
@@ -30,9 +31,15 @@ def finder(rule: str | None) -> Find:
     Raises:
         ValueError: the rule cannot be used.
     """
-    if rule is None:
-        return camvid_group
-    return _of_table(Path(rule)) if rule.lower().endswith(".csv") else _of_pattern(rule)
+    if rule.lower().endswith(".csv"):
+        return _read_table(Path(rule)).get
+    try:
+        pattern = re.compile(rule)
+    except re.error as error:
+        raise ValueError(f"--groups must be a regular expression or a .csv file, got {rule}: {error}") from error
+    if not pattern.groups:
+        raise ValueError(f"--groups must have a group in parentheses, or end in .csv, got {rule}")
+    return lambda name: match[1] if (match := pattern.search(name)) else None
 
 
 def with_groups(data: SegmentationData, find: Find) -> SegmentationData:
@@ -45,31 +52,22 @@ def with_groups(data: SegmentationData, find: Find) -> SegmentationData:
         rule = "--groups (for CamVid by default DRIVE_NUMBER)" if find is camvid_group else "--groups"
         count = f"{len(without)} of {len(data.test.names)}"
         raise ValueError(f"{rule} must give each test image a group; none for {count}: {', '.join(shortened(without))}")
-    old = {split: getattr(data, split) for split in SPLITS}
-    return replace(data, **{s: replace(old[s], groups=tuple(find(name) or name for name in old[s].names)) for s in old})
+
+    def grouped(split: Split) -> Split:
+        return replace(split, groups=tuple(find(name) or name for name in split.names))
+
+    return replace(data, train=grouped(data.train), val=grouped(data.val), test=grouped(data.test))
 
 
-def _of_pattern(rule: str) -> Find:
+def _read_table(path: Path) -> dict[str, str]:
+    """Group by name."""
     try:
-        pattern = re.compile(rule)
-    except re.error as error:
-        raise ValueError(f"--groups must be a regular expression or a .csv file, got {rule}: {error}") from error
-    if not pattern.groups:
-        raise ValueError(f"--groups must have a group in parentheses, or end in .csv, got {rule}")
-    return lambda name: match[1] if (match := pattern.search(name)) else None
-
-
-def _of_table(path: Path) -> Find:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            lines = list(csv.DictReader(stream, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        table = pd.read_csv(path, dtype=str, usecols=["name", "group"], encoding="utf-8-sig", keep_default_na=False)
+    except (OSError, ValueError) as error:
         raise ValueError(f"--groups {path}: cannot be read: {error}") from error
-    table: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
-        name, group = line.get("name"), line.get("group")
-        if not name or not group:
-            raise ValueError(f"--groups {path}: each line must have a name and a group, which line {number} has not")
-        if table.setdefault(name, group) != group:
-            raise ValueError(f"--groups {path}: {name} is in two groups, {table[name]} and {group}")
-    return table.get
+    table = table.drop_duplicates().replace("", pd.NA)
+    wrong = table[table.isna().any(axis="columns") | table["name"].duplicated()]
+    if len(wrong):
+        rows = shortened([f"{name}, {group}" for name, group in zip(wrong["name"], wrong["group"], strict=True)])
+        raise ValueError(f"--groups {path}: each line must have a name and its one group, got {'; '.join(rows)}")
+    return dict(zip(table["name"], table["group"], strict=True))

@@ -20,7 +20,6 @@ PET = Labels(
     class_names=("background", "pet"),
     colors=((70, 90, 120), (240, 170, 60), (0, 0, 0)),
     ignore_index=255,
-    ids={1: 1, 2: 0, 3: 255},
     note="outlines are unlabelled and ignored: scores leave out the hardest pixels, and boundary scores say little",
 )
 ADVICE = "`python -m experiments.fetch_pet FOLDER` downloads Oxford-IIIT Pet (0.8 GB) into a FOLDER for --root"
@@ -32,12 +31,10 @@ def find_pet(root: Path) -> Found:
     """Every pair that the lists name, in smp's splits and their order (3312, 368 and 3669 images); what is wrong with
     the layout and the lists; and the images that no list names.
     """
-    if not root.is_dir():
-        return [], ["this is not a folder" if root.exists() else "the folder does not exist"], []
-    missing = [f"{part} is missing" for part in FOLDERS if not (root / part).is_dir()]
-    missing += [f"{part} is missing" for part in LISTS if not (root / part).is_file()]
+    missing = [part for part in FOLDERS if not (root / part).is_dir()]
+    missing += [part for part in LISTS if not (root / part).is_file()]
     if missing:
-        return [], missing, []
+        return Found([], [*(f"{part} is missing" for part in missing), ADVICE], [])
     pairs: dict[str, Pair] = {}
     problems: list[str] = []
     for split, mode in MODES.items():
@@ -51,4 +48,4 @@ def find_pet(root: Path) -> Found:
                 pairs[name] = Pair(split, name, *files)
     named = {pair.image for pair in pairs.values()}
     others = [f"images/{path.name}: in no list" for path in sorted((root / "images").iterdir()) if path not in named]
-    return list(pairs.values()), problems, others
+    return Found(list(pairs.values()), problems, others, values={1: 1, 2: 0, 3: PET.ignore_index})

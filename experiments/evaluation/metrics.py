@@ -141,13 +141,12 @@ def _scored(found: Tensor, split: Split, start: int, native: bool) -> Iterator[t
 
     native: image by image, without the padding and at the resolution of its own mask, (1, K, h, w) and (1, h, w).
     """
-    if not native or split.native_masks is None or split.placements is None:
+    if not native or split.native_masks is None or split.shown is None:
         yield found, split.masks[start : start + len(found)].to(found.device)
         return
     for i, one in enumerate(found, start):
-        (top, left, height, width), mask = split.placements[i], split.native_masks[i].to(found.device)
-        shown = one[None, :, top : top + height, left : left + width]
-        yield resized(shown, (mask.shape[0], mask.shape[1])), mask[None]
+        (height, width), mask = split.shown[i], split.native_masks[i].to(found.device)
+        yield resized(one[None, :, :height, :width], (mask.shape[0], mask.shape[1])), mask[None]
 
 
 def image_confusion(predicted: Tensor, truth: Tensor, classes: int, ignore_index: int) -> Tensor:

@@ -20,8 +20,8 @@ from experiments.records.files import locked, remove_torn, write_whole
 from experiments.records.grid import NotApplicable, Run
 from experiments.records.options import Settings
 from experiments.records.results import RESULTS, Row, append_rows, provenance, read_rows
-from experiments.reporting import write_report
 from experiments.reporting.examples import save_examples
+from experiments.reporting.pages import write_report
 from experiments.training.models import applicable
 from experiments.training.train import processes
 
@@ -31,7 +31,7 @@ OWN = {"examples", "runs", "data.json", SETTINGS, RESULTS}
 # What an operating system says of a disk that is full, over its quota, read-only or broken.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 # Seconds between lines about progress where the output is no terminal, and between reports of a grid that goes on.
-LINE_SECONDS = REPORT_SECONDS = 30.0
+LINE_SECONDS, REPORT_SECONDS = 30.0, 300.0
 
 
 class RunsFailedError(RuntimeError):

@@ -23,15 +23,15 @@ from experiments.records.options import (
     choose_device,
 )
 from experiments.records.results import RESULTS, Row, read_rows, run_of
-from experiments.reporting.rows import MISSING, fields_of
+from experiments.reporting.rows import axes_of
 from experiments.statistics.contrasts import planned, read_contrasts
 from experiments.training.batches import check_crop
 from experiments.training.losses import class_weights
 from experiments.training.train import processes
 from swinx.config import VARIANTS
 
-# Steps of the default budget: one to two minutes for each default decoder on scenes, on two CPU cores.
-DEFAULT_STEPS = 250
+# Steps of the default budget: about a minute for each default decoder on scenes, on two CPU cores.
+DEFAULT_STEPS = 200
 UNKNOWN = ("data", "data_id", "height", "width")  # fields of Settings that only the data can tell
 
 
@@ -87,11 +87,10 @@ def check_contrasts(given: Sequence[str], runs: Sequence[Run], settings: Setting
     for text in read_contrasts(given):
         known: dict[str, Row] = {}
         for run in runs:
-            told = fields_of({**settings.as_row(), **asdict(run)})
-            fields = {name: None if value == MISSING else value for name, value in told.items()}
+            fields = axes_of(asdict(run))
             # Steps before the end are compared only where a contrast asks for them.
             for step in (*settings.evaluate_at, *last) if "step" in text else ():
-                known[f"{run.configuration} step {step}"] = {**fields, "step": str(step)}
+                known[f"{run.configuration} step {step}"] = {**fields, "step": step}
             if "step" not in text:
                 known[run.configuration] = fields
         planned([text], list(known.items()))

@@ -113,9 +113,7 @@ def execute(
         measured, counts = measure(model, data, settings, val_miou=known, **common)
         scope = memory.scope + (", without training" if trained else "")
         results |= {**measured, **told, "peak_memory_mb": round(memory.megabytes(), 1), "peak_memory_scope": scope}
-        save_predictions(
-            folder, model, data, device, inference=settings.inference, precision=settings.precision, counts=counts
-        )
+        save_predictions(folder, model, data, device, settings, counts)
         write_whole(folder / f"step{step}.npz", pack({**counts.arrays(), **drawn}))
     except FloatingPointError as error:  # of training, or of predictions that are not finite
         results |= {"status": "diverged", "error": str(error)}

@@ -26,8 +26,6 @@ class Options:
     native: bool = False
     """leave pictures at their own size, and predict tiles"""
     inference: tyro.conf.OmitArgPrefixes[Inference] = PLAIN
-    batch_size: int = 4
-    """most pictures at a time; they must be of one size after scaling"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "32"
     """bf16 and 16 are mixed precision; 16 needs cuda"""
@@ -41,5 +39,3 @@ class Options:
             raise ValueError(f"--short-side must be at least 1, got {self.short_side}")
         if self.size is not None and min(self.size) < 1:
             raise ValueError(f"--size must be height and width of at least 1, got {self.size[0]} {self.size[1]}")
-        if self.batch_size < 1:
-            raise ValueError(f"--batch-size must be at least 1, got {self.batch_size}")

@@ -1,4 +1,4 @@
-"""Pictures through a trained model, in batches, into a folder that an interrupted command can go on with.
+"""Pictures through a trained model, into a folder that an interrupted command can go on with.
 
 masks/NAME.png         palette picture: pixels are class ids, shown in the colours of the classes
 overlays/NAME.png      the colours over the picture
@@ -14,21 +14,19 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import Progress
-from torch import Tensor
+from rich.progress import track
 
+from experiments.data.images import ImageError, read_image
 from experiments.data.reading import available_memory, printable, shortened
 from experiments.evaluation.inference import probabilities
 from experiments.prediction import pictures
 from experiments.prediction.options import Options
-from experiments.prediction.pictures import PictureError
 from experiments.records.files import write_whole
 from experiments.records.grid import size_rule
 from experiments.records.options import PLAIN, Inference, Size, choose_device
@@ -36,8 +34,6 @@ from experiments.records.results import Row, provenance
 from experiments.training.weights import Trained, load_weights
 
 CLASSES, RECORD, INDEX = "classes.json", "prediction.json", "index.html"
-# Probabilities held at once, 1 GiB of float32: batches of large pictures are cut to fit.
-BATCH_VALUES = 2**28
 
 
 @dataclass(frozen=True)
@@ -55,14 +51,14 @@ class Job:
     record: Row
 
     def seen(self, height: int, width: int) -> Size:
-        """Height and width that the model sees of a picture; raises PictureError where it cannot work on them."""
+        """Height and width that the model sees of a picture; raises ImageError where it cannot work on them."""
         if self.short_side is not None:
             height, width = pictures.enlarged(height, width, self.short_side)
         height, width = self.options.size or (height, width)
         run = self.trained.run
         for view in self.inference.sizes(height, width):
             if rule := size_rule(run.decoder, run.output_stride, *view):
-                raise PictureError(f"is too small as the model sees it: {rule}")
+                raise ImageError(f"is too small as the model sees it: {rule}")
         return height, width
 
 
@@ -81,15 +77,13 @@ def run(options: Options) -> int:
     ways = ", ".join(f"{name} {value}" for name, value in job.record.items() if value)
     print(printable(f"{trained}, sees {len(job.todo)} pictures: {ways}"), flush=True)
     try:
-        with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
-            bar = progress.add_task("predicting", total=len(job.todo))
-            problems = predict(job, on_picture=lambda: progress.advance(bar))
+        problems = predict(job)
         page = pictures.index_page([name for name in job.found if name not in problems], names, colors)
         write_whole(output / INDEX, page)
     except OSError as error:
         return _complain(f"{error}; finished pictures are kept, and the same command continues after them")
     except torch.OutOfMemoryError as error:
-        return _complain(f"{error}; a smaller --batch-size or --tile needs less memory; finished pictures are kept")
+        return _complain(f"{error}; a smaller --tile needs less memory; finished pictures are kept")
     except KeyboardInterrupt:
         print("interrupted; the same command continues after the pictures that are finished")
         return 130
@@ -131,26 +125,20 @@ def prepare(options: Options) -> Job:
     job = Job(options, device, trained, inference, short_side, found, todo, record)
     try:  # a square shows what no picture can have: a tile or a scaled side that the model does not take
         job.seen(*2 * (short_side or 10**6,))
-    except PictureError as error:
+    except ImageError as error:
         raise ValueError(f"--short-side, --size, --tile, --scales: even a large picture {error}") from error
     return job
 
 
 def check_output(output: Path, record: Row) -> None:
-    """Raise ValueError where output is no folder, holds other files, or results of another record."""
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output must be a folder, got {output}, which is a file")
-    present = {path.name for path in output.iterdir() if not path.name.startswith(".")} if output.exists() else set()
-    foreign = sorted(present - {*pictures.KINDS, CLASSES, RECORD, INDEX})
-    if foreign or (present and RECORD not in present):
-        what = f"holds {', '.join(foreign[:5])}" if foreign else f"has no {RECORD}"
-        raise ValueError(f"--output must be new, empty or of this command, got {output}, which {what}")
-    if not present:
+    """Raise ValueError where output has something in it, but no results of this record."""
+    if not output.exists() or all(path.name.startswith(".") for path in output.iterdir()):
         return
     try:
         there = dict(json.loads((output / RECORD).read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{output / RECORD} must hold a JSON object ({error})") from error
+    except (OSError, ValueError, TypeError) as error:
+        rule = "--output must be new, empty or of this command"
+        raise ValueError(f"{rule}, got {output}, whose {RECORD} is no JSON object: {error}") from error
     now = json.loads(json.dumps(record))
     if differing := [f"{key} {there.get(key)} there, {now[key]} now" for key in now if there.get(key) != now[key]]:
         listing = "; ".join(differing)
@@ -167,58 +155,33 @@ def finished(output: Path, name: str, picture: Path) -> bool:
     return all(path.stat().st_mtime_ns >= changed for path in results)
 
 
-def predict(job: Job, on_picture: Callable[[], None]) -> dict[str, str]:
+def predict(job: Job) -> dict[str, str]:
     """Predict and write all pictures to do; returns the problems of those that cannot be, by name.
 
-    on_picture is called after each picture, written or failed. A picture that fails leaves no file behind.
+    A picture that fails leaves no file behind.
 
     Raises:
         OSError: a result could not be written.
     """
     problems: dict[str, str] = {}
-
-    def fail(name: str, error: PictureError) -> None:
-        problems[name] = str(error)
-        for path in (pictures.result(job.options.output, kind, name) for kind in pictures.KINDS):
-            if os.path.lexists(path):  # of an earlier state of the picture
-                path.unlink()
-        on_picture()
-
-    for batch in _batches(job, fail):
-        images = torch.stack([seen for _, _, seen in batch]).to(job.device)
-        planes = probabilities(job.trained.model, images, job.inference, precision=job.options.precision)
-        for (name, picture, _), plane in zip(batch, planes, strict=True):
-            try:
-                ids, confidence = pictures.full_resolution(plane, picture.height, picture.width)
-                pictures.write_results(job.options.output, name, picture, ids, confidence, job.trained.colors[:-1])
-            except PictureError as error:
-                fail(name, error)
-            else:
-                on_picture()
-    return problems
-
-
-def _batches(job: Job, fail: Callable[[str, PictureError], None]) -> Iterator[list[tuple[str, Image.Image, Tensor]]]:
-    """Names, pictures and what the model sees of them, (3, h, w) uint8: at most batch_size of one size at a time."""
-    batch: list[tuple[str, Image.Image, Tensor]] = []
-    classes = len(job.trained.class_names)
-    for name in sorted(job.todo, key=lambda name: (pictures.stored_size(job.todo[name]), name)):
+    for name, path in track(job.todo.items(), "predicting", transient=True, disable=not sys.stdout.isatty()):
         try:
-            picture = pictures.read_picture(job.todo[name])
+            picture = read_image(path, upright=True)
             height, width = job.seen(picture.height, picture.width)
-            needed = 8 * classes * height * width  # logits and probabilities; a GPU says itself when it has no more
+            # Logits and probabilities; a GPU says itself when it has no more.
+            needed = 8 * len(job.trained.class_names) * height * width
             if job.device.type == "cpu" and needed > available_memory():
-                raise PictureError(f"needs {needed / 1e9:.1f} GB as the model sees it, {height}x{width}: too much here")
-        except PictureError as error:
-            fail(name, error)
-            continue
-        # Resized as folders of training data are; a size that is right already changes nothing.
-        scaled = np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
-        seen = torch.from_numpy(scaled).permute(2, 0, 1)
-        fitting = max(1, BATCH_VALUES // (classes * height * width))
-        if batch and (batch[0][2].shape != seen.shape or len(batch) >= min(job.options.batch_size, fitting)):
-            yield batch
-            batch = []
-        batch.append((name, picture, seen))
-    if batch:
-        yield batch
+                raise ImageError(f"needs {needed / 1e9:.1f} GB as the model sees it, {height}x{width}: too much here")
+            # Resized as folders of training data are; a size that is right already changes nothing.
+            scaled = torch.from_numpy(np.array(picture.resize((width, height), Image.Resampling.BILINEAR)))
+            images = scaled.permute(2, 0, 1)[None].to(job.device)
+            (planes,) = probabilities(job.trained.model, images, job.inference, precision=job.options.precision)
+            ids, confidence = pictures.full_resolution(planes, picture.height, picture.width)
+            pictures.write_results(job.options.output, name, picture, ids, confidence, job.trained.colors[:-1])
+        except ImageError as error:
+            problems[name] = str(error)
+            for kind in pictures.KINDS:
+                earlier = pictures.result(job.options.output, kind, name)
+                if os.path.lexists(earlier):  # of an earlier state of the picture
+                    earlier.unlink()
+    return problems

@@ -84,7 +84,7 @@ class Recipe:
     freeze: Literal["nothing", "encoder"] = "nothing"
     """what keeps the weights that it starts from"""
     validate_every: Annotated[int | None, _unset("INT")] = None
-    """steps between validations (default: ten of them with --steps, every 200 steps with --minutes)"""
+    """steps between validations (default: five of them with --steps, every 200 steps with --minutes)"""
     patience: Annotated[int | None, _unset("INT")] = None
     """validations without a new best after which training stops (default: it never stops early)"""
     select: Literal["last", "best"] = "last"
@@ -217,10 +217,10 @@ class CompareOptions:
     seeds: tuple[int, ...] = (0,)
     """each seed is a training run of its own; nothing is tested for significance with one"""
     steps: Annotated[int | None, _unset("INT")] = None
-    """training steps of each run (default: 250, unless --minutes is given)"""
+    """training steps of each run (default: 200, unless --minutes is given)"""
     minutes: Annotated[float | None, _unset("FLOAT")] = None
     """training time of each run, instead of --steps"""
-    batch_size: int = 8
+    batch_size: int = 4
     """images of a batch, over all processes"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "32"

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from experiments.data import SegmentationData
 from experiments.evaluation.inference import probabilities
-from experiments.records.counts import ImageCounts
+from experiments.records.counts import ImageCounts, miou
 from experiments.records.files import write_whole
-from experiments.records.options import Inference
-from experiments.reporting.load import Data, extremes
+from experiments.records.options import Settings
+from experiments.reporting.load import Data
 
 EXAMPLES = 5
+EXTREMES = 2  # worst images of a run, and best ones
 # Longer sides are shrunk to this, so that the page does not grow with the images.
 MOST_SIDE = 512
 
@@ -32,25 +33,28 @@ def chosen(data: SegmentationData) -> list[int]:
     return [(2 * i + 1) * count // (2 * shown) for i in range(shown)]
 
 
+def extremes(counts: ImageCounts) -> list[tuple[str, int, float]]:
+    """Worst and best images by their own mIoU, EXTREMES of each and none twice: file stem, index, mIoU in percent."""
+    scores = miou(counts.hits, counts.union)
+    order = [int(i) for i in numpy.argsort(scores, kind="stable") if not numpy.isnan(scores[i])]
+    each = min(EXTREMES, len(order) // 2)
+    ends = {"worst": order[:each], "best": order[::-1][:each]}
+    return [(f"extreme_{kind}{n}", i, float(scores[i])) for kind in ends for n, i in enumerate(ends[kind], start=1)]
+
+
 def save_examples(output: Path, data: SegmentationData) -> None:
     """Write data.json and examples/NN_{image,truth}.png into a runs folder."""
     indices = chosen(data)
-    told = Data(
-        name=data.name,
-        class_names=data.class_names,
-        note=data.note,
-        colors=data.colors,
-        thin_classes=data.thin_classes,
-        images={name: len(getattr(data, name).images) for name in ("train", "val", "test")},
-        height=data.test.images.shape[-2],
-        width=data.test.images.shape[-1],
+    described = Data(
+        images=", ".join(f"{len(getattr(data, split).images)} {split}" for split in ("train", "val", "test")),
+        colors=tuple(f"#{bytes(color).hex()}" for color in data.colors),
         examples=tuple(data.test.names[i] for i in indices),
-        left_out=data.left_out,
+        **{name: getattr(data, name) for name in ("name", "note", "class_names", "left_out")},
     )
     for number, index in enumerate(indices):
         _save(output / "examples" / f"{number:02}_image.png", _image(data.test.images[index]))
         _save(output / "examples" / f"{number:02}_truth.png", _colored(data.test.masks[index], data))
-    write_whole(output / "data.json", json.dumps(asdict(told), indent=1))
+    write_whole(output / "data.json", json.dumps(asdict(described), indent=1))
 
 
 def save_predictions(
@@ -58,9 +62,7 @@ def save_predictions(
     model: nn.Module,
     data: SegmentationData,
     device: torch.device,
-    *,
-    inference: Inference,
-    precision: str,
+    settings: Settings,
     counts: ImageCounts,
 ) -> None:
     """Write into the folder of a run what model predicts for the test images that reports show.
@@ -72,17 +74,15 @@ def save_predictions(
 
     def predicted(index: int) -> Image.Image:
         image = data.test.images[index : index + 1].to(device)
-        return _colored(probabilities(model, image, inference, precision=precision)[0].argmax(0).cpu(), data)
+        found = probabilities(model, image, settings.inference, precision=settings.precision)
+        return _colored(found[0].argmax(0).cpu(), data)
 
     for number, index in enumerate(chosen(data)):
         _save(folder / f"{number:02}.png", predicted(index))
     for name, index, _ in extremes(counts):
         parts = [_image(data.test.images[index]), _colored(data.test.masks[index], data), predicted(index)]
-        width, height = parts[0].size
-        strip = Image.new("RGB", (3 * width, height))
-        for number, part in enumerate(parts):
-            strip.paste(part.convert("RGB"), (number * width, 0))
-        _save(folder / f"{name}.png", strip)
+        strip = numpy.concatenate([numpy.asarray(part.convert("RGB")) for part in parts], axis=1)
+        _save(folder / f"{name}.png", Image.fromarray(strip))
 
 
 def _image(pixels: Tensor) -> Image.Image:

@@ -6,15 +6,13 @@ Texts are names from data and rows: nothing in them is read as mathematics.
 import io
 import math
 import textwrap
-import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
-import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
+from pandas import DataFrame
 
 WIDTH = 5.4
 # An axis of mIoU in percent never shows less than this: small differences shall look small.
@@ -23,142 +21,77 @@ LEAST_SPAN = 5.0
 MOST_CURVES = 8
 COLORS = ("#2563c9", "#c2570c", "#14804a", "#b62a6f", "#6b46c1", "#0b7285", "#856404", "#56606f")
 MARKERS = "osD^vPXh"
-INK, MUTED, GRID = "#1d2433", "#5b6475", "#dfe3ea"
-LETTERS = 24  # of a name, before its line is broken
 STYLE: dict[Any, Any] = {
-    **{"svg.fonttype": "none", "text.parse_math": False, "font.size": 10, "axes.labelsize": 10, "legend.fontsize": 10},
-    **{"text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": GRID, "axes.axisbelow": True, "axes.grid": True},
-    **{"axes.spines.top": False, "axes.spines.right": False, "grid.color": GRID, "legend.frameon": False},
-    **{"xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelsize": 10, "ytick.labelsize": 10},
+    **{"svg.fonttype": "none", "svg.hashsalt": "swinx", "text.parse_math": False, "legend.frameon": False},
+    **{"axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False},
+    **{"axes.edgecolor": "#dfe3ea", "grid.color": "#dfe3ea", "lines.markersize": 4, "legend.fontsize": 10},
 }
 
 
-class Bar(NamedTuple):
-    """A line of a forest plot. low and high are None without an interval; marker: one of KINDS."""
+def forest(bars: DataFrame, label: str, lowest: float = 0) -> bytes:
+    """Values with their intervals, one line each, first on top.
 
-    name: str
-    value: float
-    low: float | None
-    high: float | None
-    kind: str = "score"
-
-
-# Marker and its filling, by what is said of a value.
-KINDS = {
-    "score": ("o", COLORS[0]),
-    "significant": ("o", COLORS[0]),
-    "not significant": ("o", "white"),
-    "not tested": ("x", MUTED),
-}
-
-
-class Curve(NamedTuple):
-    """Points of a configuration, low and high of their intervals or None; number: of its colour; dashed: by seed."""
-
-    name: str
-    number: int
-    x: Sequence[float] | NDArray[Any]
-    y: Sequence[float] | NDArray[Any]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
-
-
-def forest(bars: Sequence[Bar], label: str, *, zero: bool = False) -> bytes:
-    """Values with their intervals, one line each, first on top. zero: a line at 0, for differences."""
-    names = ["\n".join(textwrap.wrap(bar.name, LETTERS)) for bar in bars]
-    heights = [0.14 + 0.17 * (name.count("\n") + 1) for name in names]
-    tops = numpy.cumsum(heights) - numpy.array(heights) / 2
-    kinds = [kind for kind in KINDS if kind != "score" and any(bar.kind == kind for bar in bars)]
+    bars: columns name, value, low, high (NaN without an interval) and filled, of the marker. lowest: end of the axis,
+    -inf for differences.
+    """
+    names = [textwrap.fill(name, 30) for name in bars["name"]]
 
     def draw(axes: Axes) -> None:
-        for y, bar in zip(tops, bars, strict=True):
-            marker, filling = KINDS[bar.kind]
-            color = MUTED if bar.kind == "not tested" else COLORS[0]
-            if bar.low is not None and bar.high is not None:
-                axes.plot([bar.low, bar.high], [y, y], color=color, linewidth=1.6, marker="|", markersize=7)
-            axes.plot([bar.value], [y], marker, color=color, markerfacecolor=filling, markersize=7)
-        if zero:
-            axes.axvline(0, color=INK, linewidth=0.9)
-        axes.set_yticks(tops, names, color=INK)
-        axes.set_ylim(sum(heights) + 0.1, -0.1)
+        lines = range(len(bars))
+        axes.plot(bars[["low", "high"]].astype(float).T, [lines, lines], color=COLORS[0], marker="|", markersize=7)
+        fill = bars["filled"].map({True: COLORS[0], False: "white"})
+        axes.scatter(bars["value"], lines, c=fill, edgecolors=COLORS[0], s=45, zorder=3)
+        axes.set_yticks(lines, names)
+        axes.set_ylim(len(bars) - 0.5, -0.5)
         axes.grid(False, axis="y")
-        widen(axes, "x", -math.inf if zero else 0)
+        widen(axes, "x", lowest)
+        if lowest < 0:
+            axes.axvline(0, color="black", linewidth=0.9)
         axes.set_xlabel(label)
-        if kinds:
-            handles = [
-                axes.plot([], [], KINDS[k][0], color=COLORS[0] if k != "not tested" else MUTED, label=k,
-                          markerfacecolor=KINDS[k][1])[0]
-                for k in kinds
-            ]  # fmt: skip
-            axes.legend(handles=handles, **above(kinds))
 
-    return render(draw, sum(heights) + 0.8 + 0.3 * bool(kinds))
+    return render(draw, len(bars) * (0.14 + 0.17 * max(1 + name.count("\n") for name in names)) + 0.8)
 
 
-def trade_off(points: Sequence[tuple[str, float, float]], label: str) -> bytes:
-    """Test mIoU against a cost: (rank, cost, mIoU) as numbered points, and a line through those that none surpasses."""
+def trade_off(points: DataFrame, cost: str, label: str) -> bytes:
+    """test_miou against a cost: numbers are ranks, and a line goes through the points that none surpasses."""
+    points = points.sort_values([cost, "test_miou"], ascending=[True, False])
+    front = points[points["test_miou"] > points["test_miou"].cummax().shift(fill_value=-math.inf)]
 
     def draw(axes: Axes) -> None:
-        front, best = [], -math.inf
-        for _, cost, miou in sorted(points, key=lambda point: (point[1], -point[2])):
-            if miou > best:
-                front.append((cost, miou))
-                best = miou
-        axes.step(*zip(*front, strict=True), where="post", color=COLORS[1], linewidth=1.4, label="best for the cost")
-        for rank, cost, miou in reversed(points):
-            axes.plot([cost], [miou], "o", color=COLORS[0], markersize=15, markeredgecolor="white")
-            axes.annotate(rank, (cost, miou), color="white", ha="center", va="center", fontsize=10)
-        costs = [cost for _, cost, _ in points]
-        if max(costs) > 8 * min(costs) > 0:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axes.step(front[cost], front["test_miou"], where="post", color=COLORS[1], label="best for the cost")
+        for rank, x, y in points[["rank", cost, "test_miou"]].iloc[::-1].itertuples(index=False):
+            axes.plot(x, y, "o", color=COLORS[0], markersize=15, markeredgecolor="white")
+            axes.annotate(str(rank), (x, y), color="white", ha="center", va="center")
         axes.margins(0.1, 0.12)
         widen(axes, "y")
-        axes.set_xlabel(label)
-        axes.set_ylabel("test mIoU %")
-        axes.legend(**above(["best for the cost"]))
+        axes.set(xlabel=label, ylabel="test mIoU %")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
 
     return render(draw, 3.6)
 
 
-def curves(panels: Sequence[tuple[str, Sequence[Curve]]], label: str, ticks: Sequence[str] = ()) -> bytes:
-    """One panel below the other, (heading, curves) each, over the same x; ticks: names of x = 0, 1, ... instead."""
+def curves(panels: Mapping[str, Sequence[tuple[str, DataFrame]]]) -> bytes:
+    """One panel for each heading, of named curves: columns step, value, and low and high of intervals, if known."""
+    names = list(dict.fromkeys(name for drawn in panels.values() for name, _ in drawn))
+    lines = {}
 
     def draw(*every: Axes) -> None:
-        for axes, (heading, drawn) in zip(every, panels, strict=True):
-            for curve in drawn:
-                style: dict[str, Any] = {"color": COLORS[curve.number], "linewidth": 1.5}
-                if curve.low is not None and curve.high is not None:
-                    reach = numpy.abs(numpy.array([curve.low, curve.high]) - numpy.asarray(curve.y))
-                    axes.errorbar(curve.x, curve.y, reach, capsize=3, marker=MARKERS[curve.number], **style)
-                else:
-                    few = len(curve.x) < 30
-                    axes.plot(curve.x, curve.y, marker=MARKERS[curve.number] if few else "", markersize=4, **style)
+        for axes, (heading, drawn) in zip(every, panels.items(), strict=True):
+            for name, curve in drawn:
+                color, marker = COLORS[names.index(name)], MARKERS[names.index(name)]
+                (line,) = axes.plot(curve["step"], curve["value"], color=color, marker=marker, markevery=0.2)
+                lines.setdefault(textwrap.shorten(name, 60), line)
+                if "low" in curve:
+                    axes.vlines(curve["step"], curve["low"], curve["high"], color=color)
             axes.set_ylabel(heading)
             if "mIoU" in heading:
                 widen(axes, "y")
             else:
                 axes.set_ylim(bottom=0)
-        every[-1].set_xlabel(label)
-        if ticks:
-            every[-1].set_xticks(range(len(ticks)), ticks)
-        numbers = {curve.name: curve.number for _, drawn in panels for curve in drawn}
-        handles = [
-            matplotlib.lines.Line2D([], [], color=COLORS[number], marker=MARKERS[number], label=name)
-            for name, number in sorted(numbers.items(), key=lambda item: item[1])
-        ]
-        every[0].legend(handles=handles, **above(list(numbers)))
+        every[-1].set_xlabel("training step")
+        every[0].legend(lines.values(), lines.keys(), loc="lower left", bbox_to_anchor=(0, 1))
 
-    names = {curve.name for _, drawn in panels for curve in drawn}
     return render(draw, 2.2 * len(panels) + 0.6 + 0.2 * len(names), len(panels))
-
-
-def above(names: Sequence[str]) -> dict[str, Any]:
-    """Where a legend of these names stands: above the axes, in as many columns as there is room for."""
-    most = max(1, 56 // (max(map(len, names)) + 8))
-    return {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": min(most, len(names)), "borderaxespad": 0.2}
 
 
 def widen(axes: Axes, axis: str, lowest: float = 0) -> None:
@@ -166,16 +99,13 @@ def widen(axes: Axes, axis: str, lowest: float = 0) -> None:
     low, high = axes.get_xlim() if axis == "x" else axes.get_ylim()
     lack = max(0, LEAST_SPAN - (high - low))
     low = max(low - lack / 2, lowest)
-    limits = (low, max(high + lack / 2, low + LEAST_SPAN))
-    axes.set_xlim(limits) if axis == "x" else axes.set_ylim(limits)
+    axes.set(**{f"{axis}lim": (low, max(high + lack / 2, low + LEAST_SPAN))})
 
 
 def render(draw: Callable[..., None], height: float, panels: int = 1) -> bytes:
     """The SVG file of what draw puts on its axes, height inches high; the same bytes for the same content."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "swinx"}), warnings.catch_warnings():
-        # A browser has fonts for letters that matplotlib has none for.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         draw(*figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))

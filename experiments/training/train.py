@@ -135,7 +135,7 @@ def fit(
     keep_best()
     if history.steps == 0 and 0 in settings.evaluate_at:
         agreed(evaluate, learner.average, 0)
-    interval = recipe.validate_every or (200 if settings.steps is None else max(1, settings.steps // 10))
+    interval = recipe.validate_every or (200 if settings.steps is None else max(1, settings.steps // 5))
     stream = _stream(batches, settings, history.steps * recipe.accumulate, device)
     unread: list[Tensor] = []
     share, _ = agreed(_pace, settings, history, 0.0)

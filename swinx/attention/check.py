@@ -24,11 +24,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..windows import WindowGeometry
 from . import speed
-from .api import window_attention
 from .triton import support, trial
 
 INTERPRET = "TRITON_INTERPRET"
@@ -129,7 +127,7 @@ def timed(device: torch.device) -> list[dict[str, Any]]:
     """A row for each stage, direction and way of computing it: median milliseconds, in bfloat16."""
     copy, rows = speed.copy_speed(device), []
     for stage in STAGES:
-        side, window, channels = stage.side, (stage.window, stage.window), stage.heads * HEAD_DIM
+        side, window = stage.side, (stage.window, stage.window)
         geometry = WindowGeometry(stage.batch, side, side, window, (stage.window // 2, stage.window // 2), 1)
         qkv, bias, pad, scale = trial.Trial(geometry, stage.heads, HEAD_DIM, cosine=stage.cosine).inputs(
             torch.bfloat16, device
@@ -138,34 +136,21 @@ def timed(device: torch.device) -> list[dict[str, Any]]:
         for name in ("triton", "sdpa", "compiled reference", "flex_attention"):
             if name == "flex_attention" and stage.cosine:
                 continue
-            attention = _way(name, geometry, scale, device)
-            for direction, bytes_per_channel in (("forward", 8), ("both", 22)):
+            attention = speed.provider(name, geometry, device, scale)
+            for direction in ("forward", "both"):
                 row: dict[str, Any] = {"stage": stage.name, "direction": direction, "way": name}
+                backward = direction == "both"
                 try:
-                    times = speed.measure(functools.partial(speed.run, attention, inputs, direction), device)
+                    times = speed.measure(functools.partial(speed.run, attention, inputs, backward), device)
                 except Exception as failure:  # of the kernels or of what they are held against
                     row["reason"] = f"{type(failure).__name__}: {failure}".splitlines()[0][:300]
                 else:
-                    least = stage.batch * side * side * channels * bytes_per_channel
                     row |= {"ms": times.p50, "ms_p20": times.p20, "ms_p80": times.p80}
-                    row["copy_share"] = least / (1e-3 * times.p50) / copy
+                    row["copy_share"] = speed.least_bytes(inputs[0], backward) / (1e-3 * times.p50) / copy
                 rows.append(row)
                 said = row.get("reason") or f"{row['ms']:.3f} ms, {row['copy_share']:.0%} of the speed of a copy"
                 print(f"{stage.name}, {direction}, {name}: {said}", flush=True)
     return rows
-
-
-def _way(name: str, geometry: WindowGeometry, scale: Tensor | None, device: torch.device) -> speed.Attention:
-    if name == "flex_attention":
-        return speed.flex_attention(geometry, device)
-    impl: Any = name.removeprefix("compiled ")
-    rule = {"window_size": geometry.window_size, "shift": geometry.shift, "impl": impl, "cosine_scale": scale}
-
-    def attention(qkv: Tensor, bias: Tensor, pad: Tensor) -> Tensor:
-        return window_attention(qkv, bias, pad_qkv=pad, **rule)
-
-    torch._dynamo.reset()
-    return torch.compile(attention, dynamic=False, fullgraph=True) if name != impl else attention
 
 
 def faster(rows: list[dict[str, Any]]) -> bool:

@@ -5,13 +5,14 @@ Shapes: B images, H W grid, h heads, D head_dim, N tokens in a window, M windows
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import windows
 from ..windows import WindowGeometry
+from .api import window_attention
 
 Call = Callable[[], object]
 # Maps qkv, bias (h, N, N) and pad_qkv (3, h, D) to the result.
@@ -74,13 +75,50 @@ def copy_speed(device: torch.device) -> float:
     return 2 * size / (1e-3 * measure(lambda: target.copy_(source), device, cold=False).p50)
 
 
-def run(attention: Attention, inputs: list[Tensor], direction: str) -> list[Tensor]:
-    """Output, and gradients where the direction is "both" and not "forward", for a gradient of ones."""
-    if direction == "forward":
+def least_bytes(qkv: Tensor, backward: bool) -> int:
+    """Least bytes between memory and chip: forward reads qkv and writes out; backward adds qkv, dout and dqkv."""
+    return qkv.nbytes // 3 * (4 + 7 if backward else 4)
+
+
+def run(attention: Attention, inputs: list[Tensor], backward: bool) -> list[Tensor]:
+    """Output, with backward also the gradients of all inputs for a gradient of ones."""
+    if not backward:
         with torch.inference_mode():
             return [attention(*inputs)]
     out = attention(*inputs)
     return [out, *torch.autograd.grad(out, inputs, torch.ones_like(out), materialize_grads=True)]
+
+
+def provider(
+    name: str, geometry: WindowGeometry, device: torch.device, cosine_scale: Tensor | None = None
+) -> Attention:
+    """An implementation of `window_attention`, with "compiled " before its name or not, or "flex_attention".
+
+    cosine_scale: (h,), for the scores of Swin V2.
+
+    Raises:
+        NotImplementedError: flex_attention with cosine_scale.
+    """
+    if name == "flex_attention":
+        if cosine_scale is not None:
+            raise NotImplementedError("flex_attention takes no cosine_scale")
+        return flex_attention(geometry, device)
+    _, _, _, window_size, shift, dilation = geometry
+    impl: Any = name.removeprefix("compiled ")
+
+    def attention(qkv: Tensor, bias: Tensor, pad: Tensor) -> Tensor:
+        return window_attention(
+            qkv, bias, window_size=window_size, shift=shift, dilation=dilation, pad_qkv=pad,
+            cosine_scale=cosine_scale, impl=impl,
+        )  # fmt: skip
+
+    return attention if name == impl else _compiled(attention)
+
+
+def _compiled(attention: Attention) -> Attention:
+    torch._dynamo.reset()
+    compiled: Attention = torch.compile(attention, dynamic=False, fullgraph=True)
+    return compiled
 
 
 def flex_attention(geometry: WindowGeometry, device: torch.device) -> Attention:
@@ -100,9 +138,7 @@ def flex_attention(geometry: WindowGeometry, device: torch.device) -> Attention:
         q, k, v = cut_windows(qkv, pad, index, tokens)
         return join_windows(flex_attention(q, k, v, score_mod=score_mod), scatter, qkv)
 
-    torch._dynamo.reset()
-    compiled: Attention = torch.compile(attention, dynamic=False, fullgraph=True)
-    return compiled
+    return _compiled(attention)
 
 
 def cut_windows(qkv: Tensor, pad: Tensor, index: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -69,9 +69,9 @@ def folder(path: Path, rows: Sequence[Row], counts: Sequence[ImageCounts | None]
     """A runs folder with these rows and what belongs to them; counts: of each row, else image_counts of it."""
     classes = next(tuple(item["class_iou"]) for item in [*rows, row("FPN")] if item["class_iou"])
     data = {
-        **{"name": "toy", "note": "a <note>", "class_names": classes, "thin_classes": [1], "height": 64, "width": 80},
-        **{"images": {"train": 7, "val": 3, "test": 24}, "examples": ["one", "two"], "left_out": ["a.png: broken"]},
-        "colors": [[60 * k % 256, 200 - 15 * k, 40 + 20 * k % 200] for k in range(len(classes))] + [[9, 9, 9]],
+        **{"name": "toy", "note": "a <note>", "images": "7 train, 3 val, 24 test", "class_names": classes},
+        **{"examples": ["one", "two"], "left_out": ["a.png: broken"]},
+        "colors": [f"#{60 * k % 256:02x}{200 - 15 * k:02x}40" for k in range(len(classes))] + ["#090909"],
     }
     path.mkdir(parents=True, exist_ok=True)
     (path / "data.json").write_text(json.dumps(data), encoding="utf-8")

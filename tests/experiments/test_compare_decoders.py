@@ -17,7 +17,7 @@ from experiments.execution import comparison, runs
 from experiments.records.counts import counts_of, unpack
 from experiments.records.options import EXECUTION, Inference, Recipe, Scoring, Settings
 from experiments.records.results import RESULT_FIELDS, read_rows
-from experiments.reporting import FILES
+from experiments.reporting.pages import FILES
 from experiments.training.models import Segmenter
 from experiments.training.weights import load_weights
 

@@ -19,8 +19,9 @@ from experiments.records.counts import ImageCounts, counts_of, unpack
 from experiments.records.grid import DILATIONS, Run
 from experiments.records.options import Settings
 from experiments.records.results import RESULT_FIELDS, Row, append_rows, read_rows
-from experiments.reporting.content import _models, configure
+from experiments.reporting.content import configure
 from experiments.reporting.load import read
+from experiments.reporting.rows import model_of
 from experiments.statistics.significance import Configured
 from experiments.training.dilation_rules import enlarged_table, set_rule
 from experiments.training.models import Segmenter, build_model
@@ -246,7 +247,10 @@ def test_the_same_models_are_compared_model_by_model(trained: Path, tmp_path: Pa
 
 def configured(folder: Path) -> list[Configured]:
     """What the report of a folder compares."""
-    return [Configured.of(c.label, _models(c.results)) for c in configure(read([folder]).items)]
+    return [
+        Configured.of(c.label, [(model_of(item.row), item.counts) for item in c.results])
+        for c in configure(read([folder]).items)[0]
+    ]
 
 
 def test_runs_that_cannot_exist_have_rows(trained: Path, tmp_path: Path) -> None:

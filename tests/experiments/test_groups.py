@@ -45,9 +45,9 @@ def test_a_table(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"name;group\nd;1\n", "each line must have a name and a group, which line 1 has not"),
-        (b"name,group\nd,1\np1_a\n", "each line must have a name and a group, which line 2 has not"),
-        (b"name,group\nd,1\nd,2\n", "d is in two groups, 1 and 2"),
+        (b"name;group\nd;1\n", "cannot be read"),
+        (b"name,group\nd,1\np1_a\n", "each line must have a name and its one group, got p1_a, "),
+        (b"name,group\nd,1\nd,2\n", "each line must have a name and its one group, got d, 2"),
         (b'name,group\n"d', "cannot be read"),
         (b"name,group\n\xff,1\n", "cannot be read"),
         (None, "cannot be read"),

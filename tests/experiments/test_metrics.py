@@ -19,7 +19,7 @@ from torchmetrics.classification import (
     MulticlassJaccardIndex,
 )
 
-from experiments.data.dataset import Placement, SegmentationData, Split
+from experiments.data.dataset import SegmentationData, Split
 from experiments.evaluation.boundary import BANDS, boundary_f1
 from experiments.evaluation.corruptions import corrupted
 from experiments.evaluation.inference import probabilities
@@ -218,19 +218,19 @@ def test_predictions_that_are_not_finite_are_refused_unless_they_are_ignored() -
 def test_scores_at_the_resolution_of_the_files() -> None:
     """Probabilities are resized as Pillow resizes them, without the padding; each image has its own size."""
     split, model = pictures(3, 4), Noisy(4)
-    placements = (Placement(0, 0, 11, 13), Placement(2, 0, 7, 13), Placement(0, 3, 11, 9))
+    shown = ((11, 13), (7, 13), (11, 9))
     sizes = ((29, 37), (23, 41), (5, 4))
     generator = torch.Generator().manual_seed(5)
     native = tuple(torch.randint(0, 4, size, generator=generator).to(torch.uint8) for size in sizes)
     native[1][3:9] = IGNORE
-    split = replace(split, native_masks=native, placements=placements)
+    split = replace(split, native_masks=native, shown=shown)
     found = score(model, split, 4, native=True)
     with torch.inference_mode():
         scores = model(split.images).softmax(1)
     metric = MulticlassCalibrationError(4, n_bins=BINS, ignore_index=IGNORE)
-    for i, ((top, left, height, width), size) in enumerate(zip(placements, sizes, strict=True)):
-        shown = scores[i, :, top : top + height, left : left + width].numpy()
-        planes = [Image.fromarray(plane).resize(size[::-1], Image.Resampling.BILINEAR) for plane in shown]
+    for i, ((height, width), size) in enumerate(zip(shown, sizes, strict=True)):
+        whole = scores[i, :, :height, :width].numpy()
+        planes = [Image.fromarray(plane).resize(size[::-1], Image.Resampling.BILINEAR) for plane in whole]
         resized = torch.from_numpy(numpy.stack([numpy.array(plane) for plane in planes]))
         metric.update(resized[None], native[i][None].long())
         matrix = MulticlassConfusionMatrix(4, ignore_index=IGNORE)(resized.argmax(0), native[i].long())

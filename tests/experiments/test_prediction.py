@@ -9,15 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.prediction.pictures import (
-    PictureError,
-    enlarged,
-    find_pictures,
-    full_resolution,
-    read_picture,
-    stored_size,
-    write_results,
-)
+from experiments.data.images import ImageError, read_image, stored_size
+from experiments.prediction.pictures import enlarged, find_pictures, full_resolution, write_results
 
 COLORS = ((20, 20, 90), (90, 160, 90), (240, 220, 90))
 
@@ -72,7 +65,7 @@ def test_of_equal_classes_the_first_wins() -> None:
 def test_values_that_are_not_finite_are_refused(value: float) -> None:
     probabilities = random_probabilities(3, 5, 7)
     probabilities[1, 2, 3] = value
-    with pytest.raises(PictureError, match="got probabilities that are not finite from the model"):
+    with pytest.raises(ImageError, match="got probabilities that are not finite from the model"):
         full_resolution(probabilities, 5, 7)
 
 
@@ -106,7 +99,7 @@ def test_the_shorter_side(side: int, size: tuple[int, int], expected: tuple[int,
 
 
 def test_a_thread_of_pixels_is_not_enlarged_without_limit() -> None:
-    with pytest.raises(PictureError, match=r"is 1x5000: .* it would have 360x1800000 pixels, more than .*; --native"):
+    with pytest.raises(ImageError, match=r"is 1x5000: .* it would have 360x1800000 pixels, more than .*; --native"):
         enlarged(1, 5000, 360)
 
 
@@ -150,7 +143,7 @@ def test_stored_sizes(tmp_path: Path) -> None:
     Image.new("L", (7, 5)).save(tmp_path / "a.png")
     (tmp_path / "b.png").touch()
     os.mkfifo(tmp_path / "c.png")
-    assert [stored_size(tmp_path / f"{name}.png") for name in "abc"] == [(7, 5), (0, 0), (0, 0)]
+    assert [stored_size(tmp_path / f"{name}.png") for name in "abc"] == [(5, 7), (0, 0), (0, 0)]
 
 
 @pytest.mark.parametrize(("suffix", "error"), [("tif", 0), ("webp", 8), ("bmp", 0), ("jpeg", 8)])
@@ -158,7 +151,7 @@ def test_formats(tmp_path: Path, suffix: str, error: int) -> None:
     coarse = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     picture = Image.fromarray(coarse).resize((37, 23), Image.Resampling.BICUBIC)
     picture.save(tmp_path / f"a.{suffix}", quality=95)
-    found = np.asarray(read_picture(tmp_path / f"a.{suffix}")).astype(int)
+    found = np.asarray(read_image(tmp_path / f"a.{suffix}")).astype(int)
     assert np.abs(found - np.asarray(picture)).mean() <= error
 
 
@@ -174,7 +167,7 @@ def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None
     Image.fromarray(stored).save(tmp_path / f"a.{suffix}", exif=exif)
     upright = np.rot90(stored, quarter_turns)  # counter-clockwise
     expected = upright[:, ::-1] if mirrored else upright
-    read = np.asarray(read_picture(tmp_path / f"a.{suffix}"))
+    read = np.asarray(read_image(tmp_path / f"a.{suffix}", upright=True))
     assert read.shape == (*expected.shape, 3)
     assert np.abs(read.astype(int) - expected[..., None]).max() <= (3 if suffix == "jpg" else 0)
 
@@ -186,7 +179,7 @@ def test_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
     picture = Image.fromarray(pixels_rgba) if mode == "RGBA" else Image.fromarray(pixels_rgba[..., :3]).convert(mode)
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     picture.save(path)
-    read = read_picture(path)
+    read = read_image(path)
     assert (read.mode, read.size) == ("RGB", (37, 23))
     if mode == "RGBA":
         assert (np.asarray(read) == pixels_rgba[..., :3]).all()
@@ -212,10 +205,10 @@ def test_unusable_pictures_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     }
     assert set(wanted) < {path.name for path in find_pictures(tmp_path, tmp_path / "out").values()}
     for name, message in wanted.items():
-        with pytest.raises(PictureError, match=message):
-            read_picture(tmp_path / name)
+        with pytest.raises(ImageError, match=message):
+            read_image(tmp_path / name)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
-    with pytest.raises(PictureError, match=r"cannot be read: .*exceeds limit"):
-        read_picture(tmp_path / "whole.png")
+    with pytest.raises(ImageError, match=r"cannot be read: .*exceeds limit"):
+        read_image(tmp_path / "whole.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
-    assert read_picture(tmp_path / "whole.png").size == (64, 64)  # above half the limit Pillow only warns
+    assert read_image(tmp_path / "whole.png").size == (64, 64)  # above half the limit Pillow only warns

@@ -18,8 +18,9 @@ from report_folder import folder, image_counts, row
 
 from experiments.records.counts import pack
 from experiments.records.results import Row
-from experiments.reporting import FILES, plots, tables, write_report
-from experiments.reporting.load import extremes, read, write_merged
+from experiments.reporting import markup, plots
+from experiments.reporting.load import read, write_merged
+from experiments.reporting.pages import FILES, write_report
 
 NASTY = ("$<b>|&%", "=1+1", "_x_ `#` ~^\\{}", "名 <script>alert(1)</script>", "a\n| b | c\n")
 
@@ -63,24 +64,17 @@ def test_page_needs_nothing_else_and_names_are_no_markup(nasty: Path) -> None:
     page = Page(text)
     assert all(link.startswith(("data:image/png;base64,", "data:image/svg+xml;base64,")) for link in page.links)
     assert not re.search(r"https?://(?!www\.w3\.org)|@import|url\(", text)
-    assert page.tags.count("script") == 1
+    assert "script" not in page.tags
     assert "b" not in page.tags
     assert len(page.ids) == len(set(page.ids))
-    assert page.tags.count("img") == 6 + 4 + 2 * (2 + 2)  # plots, worst and best, two examples
+    assert page.tags.count("img") == 5 + 4 + 2 * (2 + 2)  # plots, worst and best, two examples
     assert "prefers-color-scheme: dark" in text
     for link in page.links:
         if "svg" in link:
             svg = base64.b64decode(link.partition(",")[2]).decode()
             assert "<script" not in svg
             assert "<b>" not in svg
-
-
-def test_plots_are_legible_on_a_narrow_page(nasty: Path) -> None:
-    page = Page((nasty / "report.html").read_text(encoding="utf-8"))
-    for link in page.links:
-        if "svg" in link:
-            svg = base64.b64decode(link.partition(",")[2]).decode()
-            assert float(re.search(r'width="([\d.]+)pt"', svg)[1]) <= 5.4 * 72
+            assert float(re.search(r'width="([\d.]+)pt"', svg)[1]) <= 5.4 * 72, "legible on a narrow page"
             assert min(float(size) for size in re.findall(r"font-size: ([\d.]+)px", svg)) >= 10
 
 
@@ -96,7 +90,7 @@ def test_markdown_of_names_keeps_its_tables(nasty: Path) -> None:
         "=1+1",
         r"\_x\_ \`#\` \~^\\{}",
     ]
-    assert tables.markdown_text("swinx_n *a* [b]") == r"swinx_n \*a\* \[b\]"
+    assert markup.markdown_text("swinx_n *a* [b]") == r"swinx_n \*a\* \[b\]"
 
 
 def test_latex_of_names_is_plain_text(nasty: Path) -> None:
@@ -113,11 +107,9 @@ def test_latex_of_names_is_plain_text(nasty: Path) -> None:
 
 
 def test_csv_holds_no_formulas_and_numbers_stay_numbers(nasty: Path) -> None:
-    classes = pandas.read_csv(nasty / "class_iou.csv")
-    assert list(classes)[:3] == ["configuration", "$<b>|&%", "'=1+1"]
-    assert classes["$<b>|&%"].tolist() == [40.0, 40.0]
+    assert pandas.read_csv(nasty / "summary.csv")["class_iou =1+1"].tolist() == [40.0, 40.0]
     frame = pandas.DataFrame({"-x": ["@a", " +b", "c"], "n": [-1.5, 2.0, None]})
-    assert tables.to_csv(frame).splitlines() == ["'-x,n", "'@a,-1.5", "' +b,2.0", "c,"]
+    assert markup.to_csv(frame).splitlines() == ["'-x,n", "'@a,-1.5", "' +b,2.0", "c,"]
 
 
 def test_axes_do_not_blow_small_differences_up() -> None:
@@ -140,27 +132,11 @@ def test_axes_do_not_blow_small_differences_up() -> None:
 
 
 def test_a_plot_is_the_same_every_time() -> None:
-    bars = [plots.Bar("a - $b$", 1.0, 0.5, 1.5, "significant"), plots.Bar("c", 0.2, None, None, "not tested")]
-    first = plots.forest(bars, "points", zero=True)
-    assert first == plots.forest(bars, "points", zero=True)
+    lines = [("a - $b$", 1.0, 0.5, 1.5, True), ("c", 0.2, None, None, False)]
+    bars = pandas.DataFrame(lines, columns=["name", "value", "low", "high", "filled"])
+    first = plots.forest(bars, "points", -9)
+    assert first == plots.forest(bars, "points", -9)
     assert b"a - $b$" in first
-    assert b"not tested" in first
-
-
-def test_worst_and_best_images_are_by_their_own_score() -> None:
-    counts = image_counts(row("Unet"), images=7)
-    ious = [(counts.hits[n, :2] / counts.union[n, :2]).mean() * 100 for n in range(7)]
-    order = numpy.argsort(ious)
-    found = extremes(counts)
-    assert [(name, index) for name, index, _ in found] == [
-        ("extreme_worst1", order[0]),
-        ("extreme_worst2", order[1]),
-        ("extreme_best1", order[6]),
-        ("extreme_best2", order[5]),
-    ]
-    assert [score for _, _, score in found] == pytest.approx([ious[index] for _, index, _ in found])
-    assert [name for name, _, _ in extremes(image_counts(row("Unet"), images=3))] == ["extreme_worst1", "extreme_best1"]
-    assert extremes(image_counts(row("Unet"), images=1)) == []
 
 
 def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
@@ -171,7 +147,7 @@ def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
     (output / "runs" / row("FPN")["run"] / "step20.npz").unlink()
     write_report(output)
     page = Page((output / "report.html").read_text(encoding="utf-8"))
-    assert page.tags.count("img") == 3 + 3  # no differences
+    assert page.tags.count("img") == 2 + 3  # no differences
     assert "Comparison on toy" in (output / "report.md").read_text(encoding="utf-8")
 
 
@@ -188,7 +164,6 @@ def test_links_and_other_files_are_no_pictures(tmp_path: Path) -> None:
     os.rename(output / "data.json", tmp_path / "data.json")
     os.symlink(tmp_path / "data.json", output / "data.json")
     results = read([output])
-    assert results.data.class_names[:2] == ("road", "$<b>|&%"), "from the counts"
     assert results.data.examples == ()
     write_merged(results, tmp_path / "out")
     write_report(tmp_path / "out")
@@ -201,7 +176,7 @@ def test_links_and_other_files_are_no_pictures(tmp_path: Path) -> None:
     os.symlink(tmp_path / "elsewhere", own)
     (item,) = read([output]).items
     assert item.counts is None
-    assert item.picture("00.png") is None
+    assert item.pictures == {}
     os.rename(output / "results.jsonl", tmp_path / "rows.jsonl")
     os.symlink(tmp_path / "rows.jsonl", output / "results.jsonl")
     with pytest.raises(ValueError, match="holds no results"):
@@ -211,15 +186,11 @@ def test_links_and_other_files_are_no_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d | {"colors": [["red;", 0, 0]] * 4}, "colors must be three numbers"),
-        (lambda d: d | {"colors": [[1, 2, 300]] * 4}, "colors must be three numbers"),
-        (lambda d: d | {"colors": [[1, 2, 3]]}, "must fit the 3 class_names"),
-        (lambda d: d | {"thin_classes": [7]}, "must fit the 3 class_names"),
-        (lambda d: d | {"class_names": "abc"}, "class_names must be a list of texts"),
-        (lambda d: d | {"examples": [["x"]]}, "examples must be a list of texts"),
-        (lambda d: d | {"images": {"test": "many"}}, "images must be whole numbers"),
-        (lambda d: d | {"height": "tall"}, "height must be a whole number"),
-        (lambda d: {}, "name must be text"),
+        (lambda d: d | {"colors": ["red;"] * 4}, "colors must be of the form"),
+        (lambda d: d | {"colors": [[1, 2, 3]] * 4}, "colors must be text, or a list"),
+        (lambda d: d | {"class_names": "abc"}, "class_names must be text, or a list"),
+        (lambda d: d | {"examples": [["x"]]}, "examples must be text, or a list"),
+        (lambda d: d | {"images": 5}, "images must be text"),
         (lambda d: [d], "expected a JSON object"),
     ],
 )
@@ -247,7 +218,7 @@ def test_curves_of_other_shapes_are_refused(tmp_path: Path) -> None:
     for curves in ({"loss": numpy.ones(3)}, {"val_step": numpy.array(["a"]), "val_miou": numpy.ones(1)}):
         arrays = image_counts(row("Unet")).arrays() | curves
         (output / "runs" / row("Unet")["run"] / "step20.npz").write_bytes(pack(arrays))
-        with pytest.raises(ValueError, match="must be numbers, as many of one as of the other"):
+        with pytest.raises(ValueError, match=r"must be numbers, as many|has the type"):
             read([output])
 
 

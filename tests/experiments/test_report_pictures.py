@@ -1,21 +1,23 @@
 """The pictures that reports show, in the colours of the set."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from PIL import Image
+from report_folder import image_counts, row
 from torch import Tensor, nn
 
 from experiments.data import SegmentationData, Split
 from experiments.records.counts import ImageCounts
-from experiments.records.options import PLAIN, Inference
-from experiments.reporting.examples import save_examples, save_predictions
-from experiments.reporting.load import extremes
+from experiments.records.options import PLAIN, Inference, Settings
+from experiments.reporting.examples import extremes, save_examples, save_predictions
 
 CPU = torch.device("cpu")
+SETTINGS = Settings("toy", "x", 32, 48, 2, None, 2, "32", "cpu")
 COLORS = ((20, 20, 90), (90, 160, 90), (240, 220, 90), (1, 2, 3))
 
 
@@ -57,8 +59,8 @@ def test_example_images_are_evenly_spaced_with_their_names(data: SegmentationDat
     told = json.loads((tmp_path / "data.json").read_text(encoding="utf-8"))
     assert told["examples"] == [f"name 12 {n}" for n in (1, 3, 6, 8, 10)]
     assert told["class_names"] == ["a", "b", "<c>"]
-    assert told["images"] == {"train": 2, "val": 3, "test": 12}
-    assert (told["height"], told["width"], told["thin_classes"]) == (32, 48, [1])
+    assert told["images"] == "2 train, 3 val, 12 test"
+    assert told["colors"] == ["#14145a", "#5aa05a", "#f0dc5a", "#010203"]
     truth = Image.open(tmp_path / "examples" / "02_truth.png").convert("RGB")
     assert truth.getpixel((0, 0)) == COLORS[-1], "ignored"
     assert truth.getpixel((40, 30)) == COLORS[int(data.test.masks[6, 30, 40])]
@@ -70,7 +72,7 @@ def test_example_images_are_evenly_spaced_with_their_names(data: SegmentationDat
 def test_predictions_are_those_that_are_scored(
     data: SegmentationData, counts: ImageCounts, inference: Inference, right: int, tmp_path: Path
 ) -> None:
-    save_predictions(tmp_path, Sided(), data, CPU, inference=inference, precision="32", counts=counts)
+    save_predictions(tmp_path, Sided(), data, CPU, replace(SETTINGS, inference=inference), counts)
     assert len(list(tmp_path.glob("0?.png"))) == 5
     predicted = Image.open(tmp_path / "04.png").convert("RGB")
     assert predicted.getpixel((0, 0)) == COLORS[0]
@@ -78,7 +80,7 @@ def test_predictions_are_those_that_are_scored(
 
 
 def test_strips_show_image_truth_and_prediction(data: SegmentationData, counts: ImageCounts, tmp_path: Path) -> None:
-    save_predictions(tmp_path, Sided(), data, CPU, inference=PLAIN, precision="32", counts=counts)
+    save_predictions(tmp_path, Sided(), data, CPU, SETTINGS, counts)
     for name, index, _ in extremes(counts):
         assert index == {"worst1": 0, "worst2": 1, "best1": 11, "best2": 10}[name.removeprefix("extreme_")]
         strip = Image.open(tmp_path / f"{name}.png").convert("RGB")
@@ -94,3 +96,15 @@ def test_large_images_are_shrunk_and_keep_their_classes(tmp_path: Path) -> None:
     truth = Image.open(tmp_path / "examples" / "00_truth.png")
     assert truth.size == (512, 8)
     assert {color for _, color in truth.convert("RGB").getcolors()} <= set(COLORS)
+
+
+def test_worst_and_best_images_are_by_their_own_score() -> None:
+    counts = image_counts(row("Unet"), images=7)
+    ious = (counts.hits[:, :2] / counts.union[:, :2]).mean(1) * 100
+    order = numpy.argsort(ious)
+    names, indices, scores = zip(*extremes(counts), strict=True)
+    assert names == ("extreme_worst1", "extreme_worst2", "extreme_best1", "extreme_best2")
+    assert indices == (order[0], order[1], order[6], order[5])
+    assert scores == pytest.approx(ious[list(indices)])
+    assert [name for name, _, _ in extremes(image_counts(row("Unet"), images=3))] == ["extreme_worst1", "extreme_best1"]
+    assert extremes(image_counts(row("Unet"), images=1)) == []

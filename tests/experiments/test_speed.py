@@ -9,12 +9,15 @@ import torch
 
 import swinx
 from experiments import bench_attention, bench_encoder, tune_attention
-from experiments.bench_attention import COMPARED, HEADLINE, SMALL, Case
+from experiments.bench_attention import COMPARED, HEADLINE, SMALL, stage
+from experiments.records import benchmark
 from experiments.records.results import read_rows
+from swinx.attention import speed
 from swinx.attention.triton import parameters, table
 
 CPU = torch.device("cpu")
-TINY = Case(1, 15, 3, 4, dtype="fp32")  # padded and shifted
+TINY = stage(1, 15, 3, 4, "fp32")  # padded and shifted
+GEOMETRY = TINY[0].geometry
 PHASES = ("forward", "forward_backward")
 
 
@@ -27,20 +30,24 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def leaves() -> list[torch.Tensor]:
+    made = TINY[0].inputs(torch.float32, CPU)
+    return [tensor.requires_grad_() for tensor in made if tensor is not None]
+
+
 def test_bytes_are_those_of_the_tensors() -> None:
-    qkv, bias, pad = TINY.inputs(CPU)
-    _, _, _, window, shift, dilation = TINY.geometry
-    out = swinx.window_attention(qkv, bias, window_size=window, shift=shift, dilation=dilation, pad_qkv=pad)
+    qkv, bias, pad = leaves()
+    out = speed.provider("reference", GEOMETRY, CPU)(qkv, bias, pad)
     moved = qkv.nbytes + out.nbytes
-    assert TINY.bytes_moved("forward") == moved
-    assert TINY.bytes_moved("forward_backward") == moved + qkv.nbytes + out.nbytes + qkv.nbytes
+    assert speed.least_bytes(qkv, backward=False) == moved
+    assert speed.least_bytes(qkv, backward=True) == moved + qkv.nbytes + out.nbytes + qkv.nbytes
 
 
-def test_every_case_is_one_that_the_library_takes_and_has_its_own_name() -> None:
+def test_every_case_is_one_that_the_library_takes_and_has_its_own_row() -> None:
     for cases in (HEADLINE, SMALL):
-        assert len({bench_attention.case_of(case.as_row()) for case in cases}) == len(cases)
-        assert all(0 <= case.geometry.shift[0] < case.window for case in cases)
-    assert {case.dtype for case in HEADLINE} == set(bench_attention.DTYPES)
+        assert len({tuple(bench_attention.fields(*case).items()) for case in cases}) == len(cases)
+        assert all(0 <= trial.geometry.shift[0] < trial.geometry.window_size[0] for trial, _ in cases)
+    assert {dtype for _, dtype in HEADLINE} == set(benchmark.DTYPES)
     assert set(COMPARED) < set(HEADLINE)
 
 
@@ -52,21 +59,17 @@ def test_providers_equal_the_reference_or_say_why_not(
     # Whole graphs as for a measurement, without half a minute of a C++ compiler.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     if name.startswith("triton") or (name == "flex_attention" and phase != "forward"):
-        with pytest.raises(bench_attention.NotApplicableError):
-            bench_attention.build(name, TINY, CPU, phase)
+        with pytest.raises(NotImplementedError):
+            bench_attention.build(name, GEOMETRY, phase, leaves())
         return
-    attention = bench_attention.build(name, TINY, CPU, phase)
-    assert bench_attention.difference(TINY, attention, phase, CPU) < 1e-5
+    attention = bench_attention.build(name, GEOMETRY, phase, leaves())
+    assert TINY[0].excess(torch.float32, CPU, phase != "forward", attention) <= 1
 
 
 def test_a_wrong_provider_gets_no_time_and_one_that_raises_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = bench_attention.build
-
-    def broken(provider: str, *rest: object) -> object:
+    def broken(provider: str, *rest: object) -> speed.Attention:
         if provider == "flex_attention":
             raise RuntimeError("no such kernel")
-        if provider == "reference":
-            return build(provider, *rest)  # what the others are held against
         return lambda qkv, bias, pad: swinx.window_attention(qkv, bias, window_size=(4, 4), pad_qkv=pad)
 
     monkeypatch.setattr(bench_attention, "build", broken)
@@ -85,28 +88,24 @@ def test_saved_bytes_count_each_memory_once() -> None:
 
 def test_attention_benchmark_writes_rows_once_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_attention, "SMALL", (TINY,))
-    options = bench_attention.Options(tmp_path, ("reference", "sdpa", "triton"), seconds=0.01, device="cpu")
+    providers = ("reference", "sdpa", "triton")
+    options = bench_attention.Options(tmp_path, "cpu", providers=providers, seconds=0.01)
     bench_attention.main(options)
     rows = read_rows(tmp_path / "results.jsonl")
-    assert [row["status"] for row in rows] == ["ok", "ok", "ok", "ok", "not applicable", "not applicable"]
+    assert [row["status"] for row in rows] == 2 * ["ok", "ok", "not applicable"]
     assert all(row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"] for row in rows if row["status"] == "ok")
     # The fields that records promise (design of rows), and where a row comes from.
     promised = {"kind", "provider", "phase", "dtype", "batch", "height", "width", "heads", "head_dim", "window"}
-    promised |= {
-        "shift",
-        "dilation",
-        "ms_p20",
-        "bandwidth_share",
-        "peak_memory_mb",
-        "saved_mb",
-        "commit",
-        "host",
-        "torch",
-    }
+    promised |= {"shift", "dilation", "ms_p20", "bandwidth_share", "peak_memory_mb", "saved_mb"}
+    promised |= {"commit", "host", "torch", "threads", "triton"}
     assert promised <= set(rows[0])
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert text.count("\n| 1x15x15, 3 heads, window 4, shift 2, period 1, fp32 |") == 6
-    assert f"| sdpa | {rows[2]['ms_p50']:.3f} |" in text
+    lines = [[value.strip() for value in line.strip("|").split("|")] for line in text.splitlines()]
+    made = [dict(zip(bench_attention.COLUMNS, line, strict=True)) for line in lines[2:8]]
+    for line, row in zip(made, rows, strict=True):
+        assert (line["provider"], line["phase"], line["status"]) == (row["provider"], row["phase"], row["status"])
+        assert line["ms_p50"] == "" or float(line["ms_p50"]) == pytest.approx(row["ms_p50"], abs=6e-4)
+    assert [line["ms_p50"] == "" for line in made] == 2 * [False, False, True]
     (tmp_path / "report.md").unlink()
     bench_attention.main(bench_attention.Options(tmp_path, report=True))
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == text
@@ -126,19 +125,19 @@ def test_encoder_benchmark_writes_rows_once_and_a_table(tmp_path: Path, monkeypa
         bench_encoder.Task("swinx_n", "dilation", 64, 1, "inference", "fp32"),
     )
     monkeypatch.setattr(bench_encoder, "ON_CPU", tasks)
-    options = bench_encoder.Options(tmp_path, device="cpu", compiled=False, rounds=3)
+    options = bench_encoder.Options(tmp_path, device="cpu", rounds=3)
     bench_encoder.main(options)
     rows = read_rows(tmp_path / "results.jsonl")
-    told = [(row["attention"], row["output_stride"]) for row in rows]
-    assert told[:3] == [("timm", 32), ("sdpa", 32), ("reference", 32)]
-    assert told[3:] == [("reference", 16), ("sdpa", 16), ("auto", 32), ("auto", 16), ("auto", 8)]
+    networks = [(row["attention"], row["output_stride"]) for row in rows]
+    assert networks[:3] == [("timm", 32), ("sdpa", 32), ("reference", 32)]
+    assert networks[3:] == [("reference", 16), ("sdpa", 16), ("auto", 32), ("auto", 16), ("auto", 8)]
     assert [
         row["ratio"] for row in rows if row["baseline"] == f"{row['attention']}, output stride {row['output_stride']}"
     ]
     assert all(rows[i]["ratio"] == 1 for i in (0, 3, 5))
     promised = {"kind", "model", "mode", "compiled", "dtype", "batch", "height", "width", "output_stride"}
     assert promised | {"images_per_s", "peak_memory_mb", "commit", "host", "torch"} <= set(rows[0])
-    assert (tmp_path / "report.md").read_text(encoding="utf-8").count(f"| {tasks[0].name} |") == 3
+    assert (tmp_path / "report.md").read_text(encoding="utf-8").count(f"| {tasks[0].name} ") == 3
     bench_encoder.main(options)
     assert read_rows(tmp_path / "results.jsonl") == rows
 
@@ -147,7 +146,7 @@ def test_the_networks_of_the_dilation_task_differ_in_their_stride_alone() -> Non
     task = bench_encoder.Task("swinx_n", "dilation", 64, 1, "inference", "fp32")
     image = torch.zeros(1, 3, 64, 64)
     sides = {}
-    for _, stride in task.networks(gpu=False):
+    for _, stride in bench_encoder.NETWORKS["dilation"]:
         model = bench_encoder.network(task, "auto", stride).eval()
         with torch.inference_mode():
             sides[stride] = [level.shape[-1] for level in model(image)]
@@ -164,10 +163,12 @@ def test_tuning_writes_the_module_it_reads() -> None:
 
 
 def test_tuning_chooses_every_entry_of_the_table() -> None:
-    chosen = {
-        parameters.table_key(kernel, window**2, head_dim, 2 if precision == "bf16" else 4, generation)
-        for kernel, window, head_dim, precision, generation in tune_attention.cases(
-            tune_attention.Options(), parameters.GENERATIONS
-        )
-    }
-    assert chosen == set(table.TABLE)
+    assert {key for key, _ in tune_attention.cases(parameters.GENERATIONS)} == set(table.TABLE)
+
+
+def test_the_table_is_what_its_candidates_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every candidate has a row of Triton 3.9.0, so nothing is compiled."""
+    monkeypatch.setattr(tune_attention.triton, "__version__", "3.9.0")
+    monkeypatch.setattr(tune_attention, "compile_kernel", lambda *of: pytest.fail("a candidate without a row"))
+    for key, case in tune_attention.cases(parameters.GENERATIONS):
+        assert tune_attention.by_instructions(key, case) == table.TABLE[key], key

@@ -4,6 +4,7 @@ Shapes: B images, H W grid, h heads, D head_dim, N tokens in a window, C = h * D
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from ...windows import WindowGeometry
 from ..api import window_attention
 from ..backends import AttentionImpl
+
+Attention = Callable[..., Tensor]  # of the inputs of a trial that are not None
 
 
 class Trial(NamedTuple):
@@ -39,8 +42,10 @@ class Trial(NamedTuple):
         scale = (10 * random(self.heads).abs() + 1).to(device, parameters) if self.cosine else None
         return [qkv, bias, pad, scale]
 
-    def excess(self, dtype: torch.dtype, device: torch.device, backward: bool) -> float:
-        """The largest error of the kernels over the one allowed: above 1 they are wrong.
+    def excess(
+        self, dtype: torch.dtype, device: torch.device, backward: bool, attention: AttentionImpl | Attention = "triton"
+    ) -> float:
+        """The largest error over the one allowed, of the kernels or of another attention: above 1 it is wrong.
 
         Errors are differences from float64. Allowed are twice the error of the reference in the same dtype (three times
         for gradients), and some roundings of the largest value.
@@ -48,7 +53,7 @@ class Trial(NamedTuple):
         inputs = self.inputs(dtype, device)
         exact = self._run("reference", [None if t is None else t.double() for t in inputs], backward)
         reference = self._run("reference", inputs, backward)
-        ours = self._run("triton", inputs, backward)
+        ours = self._run(attention, inputs, backward)
         worst = 0.0
         for name, value in exact.items():
             roundings = 4 if name == "out" else 8
@@ -64,7 +69,9 @@ class Trial(NamedTuple):
         """What the kernels compute."""
         return self._run("triton", self.inputs(dtype, device), backward)
 
-    def _run(self, impl: AttentionImpl, inputs: list[Tensor | None], backward: bool) -> dict[str, Tensor]:
+    def _run(
+        self, attention: AttentionImpl | Attention, inputs: list[Tensor | None], backward: bool
+    ) -> dict[str, Tensor]:
         """Output, and the gradients of every input for a fixed gradient of it, in float64."""
         _, _, _, window_size, shift, dilation = self.geometry
         names = ("qkv", "bias", "pad_qkv", "cosine_scale")
@@ -73,7 +80,10 @@ class Trial(NamedTuple):
             for name, tensor in zip(names, inputs, strict=True)
             if tensor is not None
         }
-        out = window_attention(**leaves, window_size=window_size, shift=shift, dilation=dilation, impl=impl)
+        if isinstance(attention, str):
+            out = window_attention(**leaves, window_size=window_size, shift=shift, dilation=dilation, impl=attention)
+        else:
+            out = attention(*leaves.values())
         results = {"out": out.detach().double()}
         if backward:
             cotangent = torch.linspace(-1, 1, out.numel(), dtype=torch.float64, device=out.device)

@@ -1,0 +1,70 @@
+"""Tables of texts as HTML, Markdown, LaTeX and CSV.
+
+Texts come from data and rows, and may hold what is markup there: every function escapes all of them.
+"""
+
+import html
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.colors import LinearSegmentedColormap
+from pandas.io.formats.style import Styler
+
+from experiments.reporting.tables import MISSING, Frame
+
+# Columns of texts; all others are of numbers, and set right.
+LEFT = ("configuration", "groups", "contrast", "result", "made of", "run", "status", "error", "name", "value")
+LATEX = {
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"\(\pm\)", "·": r"\textperiodcentered{}",
+    MISSING: "--", "\N{MINUS SIGN}": r"\(-\)",
+}  # fmt: skip
+
+
+def to_html(frame: Frame, name: str) -> str:
+    """A table; name: its id, which no other of the page has."""
+    styler = Styler(frame, uuid=name, cell_ids=False).hide(axis="index").format(escape="html")
+    left: Any = {column: [{"selector": "", "props": "text-align: left"}] for column in frame if column in LEFT}
+    return styler.set_table_styles(left).format_index(escape="html", axis=1).to_html()
+
+
+def heat_map(frame: Frame) -> str:
+    """Percentages as a table with a darker background the higher they are; both axes carry names."""
+    light = LinearSegmentedColormap.from_list("light", ["#ffffff", "#74a9e0"])  # dark letters are legible on all of it
+    styler = Styler(frame, uuid="heat").format("{:.0f}", na_rep=MISSING)
+    styler = styler.background_gradient(light, vmin=0, vmax=100, axis=None).highlight_null(color="#dddddd")
+    styler = styler.set_properties(color="#1d2433").format_index(escape="html", axis=0)
+    return styler.format_index(escape="html", axis=1).to_html()
+
+
+def to_markdown(frame: Frame) -> str:
+    """A table as GitHub's Markdown has it."""
+    aligned = ["left" if column in LEFT else "right" for column in frame]
+    plain = frame.rename(columns=markdown_text).map(markdown_text)
+    return plain.to_markdown(index=False, disable_numparse=True, colalign=aligned)
+
+
+def markdown_text(text: object) -> str:
+    """A text in which nothing is markup, for Markdown and the HTML in it."""
+    return re.sub(r"([\\`*\[\]|~$]|(?<!\w)_|_(?!\w))", r"\\\1", html.escape(str(text), quote=False))
+
+
+def to_csv(frame: Frame) -> str:
+    """CSV whose texts no spreadsheet takes for formulas: one that begins like a formula gets an apostrophe before."""
+
+    def plain(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(tuple("=+-@")) else value
+
+    return frame.map(plain).rename(columns=plain).to_csv(index=False)
+
+
+def to_latex(captioned: Mapping[str, Frame]) -> str:
+    """Floating tables by their captions."""
+    parts = ["% Needs \\usepackage{booktabs}, and \\usepackage[T1]{fontenc} for names beyond ASCII.\n"]
+    for caption, frame in captioned.items():
+        styler = Styler(frame).hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+        aligned = "".join("l" if column in LEFT else "r" for column in frame)
+        text = styler.to_latex(hrules=True, column_format=aligned, caption=caption, position_float="centering")
+        text = text.replace("\\centering", "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}")
+        parts.append(text.translate(str.maketrans(LATEX)))
+    return "\n".join(parts)

@@ -1,0 +1,162 @@
+"""The layouts in which Swin weights are published: their names, and ours.
+
+Ours is timm's naming (merge at the start of a stage) with one LayerNorm per level: `norms.0` to `norms.3`. Shapes: C
+channels.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+from torch import Tensor
+
+_WRAPPERS = ("state_dict", "model")
+# In this order: data parallel, Lightning, torch.compile, then where the encoder is in a segmentation model.
+_PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.model.", "encoder.")
+# Put around a module, each adds its name to the keys below it.
+WITHIN = re.compile(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module)\.")
+DROPPED = re.compile(r"(^|\.)(attn_mask|relative_position_index|relative_coords_table)$|^head\.|^mask_token$")
+OTHER_FAMILIES = {
+    "spatial_mlp": "Swin-MLP",
+    "_moe_layer": "Swin-MoE",
+    "absolute_pos_embed": "Swin with absolute position embedding",
+}
+# What tells the scores of one version from those of the other.
+VERSION_MARKS = {"v1": ("relative_position_bias_table",), "v2": ("logit_scale", "cpb_mlp")}
+BLOCK = re.compile(r"^layers\.(\d+)\.blocks\.(\d+)\.")
+TABLE = re.compile(r"^layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table$")
+KNOWN = re.compile(r"^(layers[._]|stages\.)\d+\.blocks\.\d+\.attn\.(w_msa\.)?(\w*bias_table|logit_scale)$")
+Layout = Literal["timm", "official", "mmseg"]
+LAYOUTS: tuple[str, ...] = get_args(Layout)
+_MMSEG_NAMES = {
+    "stages.": "layers.",
+    "attn.w_msa.": "attn.",
+    "ffn.layers.0.0.": "mlp.fc1.",
+    "ffn.layers.1.": "mlp.fc2.",
+    "patch_embed.projection.": "patch_embed.proj.",
+}
+_TAPS = [0, 2, 1, 3]  # of a merge: column-major to row-major, and back
+
+
+class Entries(NamedTuple):
+    """A checkpoint taken apart.
+
+    wrapper: the key of the mapping that holds the entries, "" if none. prefix: what all names of the backbone begin
+    with. entries: all of them, under their names. backbone: its own, without the prefix.
+    """
+
+    wrapper: str
+    prefix: str
+    entries: dict[str, Tensor]
+    backbone: dict[str, Tensor]
+
+
+def without_wrappers(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys without the names of what was put around modules inside."""
+    plain: dict[str, Any] = {}
+    for key, value in weights.items():
+        name = WITHIN.sub("", key)
+        if name in plain:
+            raise ValueError(f"the checkpoint holds {name[:200]} twice, with and without a wrapper's name in its key")
+        plain[name] = value
+    return plain
+
+
+def take_apart(state_dict: Mapping[str, Any]) -> Entries:
+    """The entries of the backbone, without the wrappers and prefixes that training code puts around them.
+
+    Raises:
+        ValueError: no tensors where they could be.
+    """
+    within = ""
+    for wrapper in _WRAPPERS:
+        if isinstance(state_dict.get(wrapper), Mapping):
+            state_dict, within = state_dict[wrapper], wrapper
+    entries = {key: value for key, value in state_dict.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if not entries:
+        keys = " or ".join(repr(wrapper) for wrapper in _WRAPPERS)
+        begin = list(state_dict)[:5]
+        raise ValueError(f"the checkpoint holds no tensors, bare or under {keys}: it begins with {begin}")
+    whole, backbone = "", entries
+    while found := [prefix for prefix in _PREFIXES if any(key.startswith(prefix) for key in backbone)]:
+        prefix = found[0]
+        backbone = {key.removeprefix(prefix): value for key, value in backbone.items() if key.startswith(prefix)}
+        whole += prefix
+    return Entries(within, whole, entries, backbone)
+
+
+def to_our_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Foreign names to ours."""
+    if any(key.startswith("stages.") for key in weights):
+        weights = _from_mmseg(weights)
+    weights = {re.sub(r"^layers_(\d+)\.", r"layers.\1.", key): value for key, value in weights.items()}
+    # Official checkpoints merge at the end of a stage, timm and we at the start of the next.
+    ends_with_merge = any(key.startswith("layers.0.downsample.") for key in weights)
+    renamed = {}
+    for key, value in weights.items():
+        if DROPPED.search(key):
+            continue
+        if ends_with_merge:
+            key = re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.", key)
+        key = re.sub(r"^norm(\d)\.", r"norms.\1.", key)
+        key = re.sub(r"^norm\.", "norms.3.", key)
+        renamed[key] = value
+    return renamed
+
+
+def _from_mmseg(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """mmsegmentation >= 0.16 to the official layout.
+
+    Its merge unfolds channel by channel with taps in row-major order; Swin's concatenates tap by tap, column-major.
+    """
+    converted = {}
+    for key, value in weights.items():
+        if ".downsample." in key and value.ndim and value.shape[-1] % 4 == 0:  # (..., 4C) as (C, 4) -> (4, C)
+            value = value.reshape(*value.shape[:-1], -1, 4).transpose(-1, -2)[..., _TAPS, :].flatten(-2)
+        for theirs, ours in _MMSEG_NAMES.items():
+            key = key.replace(theirs, ours)
+        converted[key] = value
+    return converted
+
+
+def from_our_names(weights: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
+    """Our names to those of another layout, and which of ours it does not have.
+
+    weights: of an encoder, of which norms of levels may be missing, and `head.fc` of a classifier. Official and timm's
+    layouts have the norm of the last level alone; mmsegmentation's has all of them, and no head. None has the
+    convolutions of a stem.
+
+    Raises:
+        ValueError: the stem "inline", which has no patch embedding, or Swin V2 for mmsegmentation, which has none.
+    """
+    if weights["patch_embed.proj.weight"].shape[-1] != 4:
+        raise ValueError("the checkpoint has the stem inline, which no other layout has: it has no patch embedding")
+    if layout == "mmseg" and any(mark in key for key in weights for mark in VERSION_MARKS["v2"]):
+        raise ValueError("the checkpoint is Swin V2, which mmsegmentation does not have")
+    renamed: dict[str, Tensor] = {}
+    left_out: list[str] = []
+    for key, value in weights.items():
+        norm, last, head = (key.startswith(part) for part in ("norms.", "norms.3.", "head."))
+        missing = head if layout == "mmseg" else norm and not last
+        if missing or key.startswith("patch_embed.conv"):
+            left_out.append(key)
+        elif layout == "mmseg":
+            name, value = _to_mmseg(key, value)
+            renamed[f"backbone.{name}"] = value
+        else:
+            key = re.sub(r"^norms\.3\.", "norm.", key)
+            renamed[_merge_at_the_end(key).replace("head.fc.", "head.") if layout == "official" else key] = value
+    return renamed, left_out
+
+
+def _merge_at_the_end(key: str) -> str:
+    return re.sub(r"^layers\.(\d+)\.downsample\.", lambda match: f"layers.{int(match[1]) - 1}.downsample.", key)
+
+
+def _to_mmseg(key: str, value: Tensor) -> tuple[str, Tensor]:
+    if ".downsample." in key:  # (..., 4C) as (4, C) -> (C, 4)
+        value = value.reshape(*value.shape[:-1], 4, -1)[..., _TAPS, :].transpose(-1, -2).flatten(-2)
+    key = re.sub(r"^norms\.", "norm", _merge_at_the_end(key))
+    for theirs, ours in _MMSEG_NAMES.items():
+        key = key.replace(ours, theirs)
+    return key, value
