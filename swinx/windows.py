@@ -86,8 +86,8 @@ def slot_coordinates(slots: Tensor, geometry: WindowGeometry) -> tuple[Tensor, T
     rest, i = _divmod(rest, count_h)
     rest, q = _divmod(rest, dilation)
     image, p = _divmod(rest, dilation)
-    row = (i * window_size[0] + a + shift[0]) % (count_h * window_size[0])
-    column = (j * window_size[1] + b + shift[1]) % (count_w * window_size[1])
+    row = _wrap(i * window_size[0] + a + shift[0], count_h * window_size[0])
+    column = _wrap(j * window_size[1] + b + shift[1], count_w * window_size[1])
     return image, p + dilation * row, q + dilation * column
 
 
@@ -102,7 +102,7 @@ def slot_regions(slots: Tensor, geometry: WindowGeometry) -> Tensor:
     rest, b = _divmod(slots, window_size[1])
     rest, a = _divmod(rest, window_size[0])
     rest, j = _divmod(rest, count_w)
-    i = rest % count_h
+    _, i = _divmod(rest, count_h)
     wrapped_row = (i == count_h - 1) & (a >= window_size[0] - shift[0])
     wrapped_column = (j == count_w - 1) & (b >= window_size[1] - shift[1])
     return 2 * wrapped_row.long() + wrapped_column.long()
@@ -111,6 +111,15 @@ def slot_regions(slots: Tensor, geometry: WindowGeometry) -> Tensor:
 def _divmod(value: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
     quotient = value // divisor
     return quotient, value - quotient * divisor
+
+
+def _wrap(value: Tensor, extent: int) -> Tensor:
+    """Remainder of 0 <= value < 2 * extent.
+
+    By a choice: ONNX export takes no remainder by a dynamic size, and torch 2.15 compiles one by a static size into a
+    failed assertion.
+    """
+    return torch.where(value < extent, value, value - extent)
 
 
 def gather_index(geometry: WindowGeometry, device: torch.device) -> Tensor:
@@ -141,11 +150,9 @@ def scatter_index(geometry: WindowGeometry, device: torch.device) -> Tensor:
     image, y = _divmod(rest, height)
     row, p = _divmod(y, dilation)
     column, q = _divmod(x, dilation)
-    # A choice and not a remainder: torch 2.15 compiles the remainder into a failed assertion where sizes are static.
-    row = torch.where(row < shift[0], row + count_h * window_size[0], row) - shift[0]
-    column = torch.where(column < shift[1], column + count_w * window_size[1], column) - shift[1]
-    i, a = _divmod(row, window_size[0])
-    j, b = _divmod(column, window_size[1])
+    extent_h, extent_w = count_h * window_size[0], count_w * window_size[1]
+    i, a = _divmod(_wrap(row + extent_h - shift[0], extent_h), window_size[0])
+    j, b = _divmod(_wrap(column + extent_w - shift[1], extent_w), window_size[1])
     window = (((image * dilation + p) * dilation + q) * count_h + i) * count_w + j
     return (window * window_size[0] + a) * window_size[1] + b
 
