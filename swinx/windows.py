@@ -4,9 +4,10 @@ Shapes: B images, H W grid, d period, w window side (wh, ww), N = wh * ww tokens
 one lattice, M = d * d * n_h * n_w windows of one image, S slots.
 
 A slot is a place in a window. Slots are numbered by image, phase (p, q), window (i, j) and token (a, b), the last
-running fastest. Rows and columns are computed apart and summed, without a branch on H or W: one exported program serves
-every image size. Token (a, b) of window (i, j) of phase (p, q) holds lattice row (i * wh + a + sh) mod (n_h * wh): the
-lattice is padded at its end to a multiple of the window and then rolled by the shift. Lattice row r is grid row p + d r.
+running fastest. Token (a, b) of window (i, j) of phase (p, q) holds lattice row (i * wh + a + sh) mod (n_h * wh): the
+lattice is padded at its end to a multiple of the window and then rolled by the shift. Its row r is grid row p + d * r.
+
+Rows and columns are computed apart and summed, without a branch on H or W: one program serves every image size.
 """
 
 from collections.abc import Sequence

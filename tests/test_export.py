@@ -94,10 +94,8 @@ def adaptive_average(x: Tensor, bins: list[int]) -> Tensor:
 
 def in_onnxruntime(program: ExportedProgram) -> Callable[[Tensor], Tensor]:
     pooling = torch.ops.aten.adaptive_avg_pool2d.default
-    if any(node.target is pooling for node in program.graph.nodes):
-        table = torch.export.default_decompositions()
-        table[pooling] = adaptive_average
-        program = program.run_decompositions(table)
+    if any(node.target is pooling and max(node.args[1]) > 1 for node in program.graph.nodes):
+        program = program.run_decompositions({pooling: adaptive_average})
     proto = torch.onnx.export(program, dynamo=True, verbose=False).model_proto
     assert {node.domain for node in proto.graph.node} == {""}  # runs without swinx
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -70,7 +70,7 @@ def in_openvino(path: Path) -> Call:
 
 
 def make(name: str, engines: list[str], folder: Path) -> tuple[dict[str, Call], dict[str, float]]:
-    """The callables of a model by engine, and the seconds that each took to make, of one export for all that need it."""
+    """The callables of a model by engine, and the seconds of each step, of one export for all that need it."""
     torch.manual_seed(0)
     model = get_encoder(MODELS[name], weights=None).eval()
     calls: dict[str, Call] = {}
