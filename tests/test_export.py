@@ -54,13 +54,14 @@ STRIDES = {
     "Segformer": (8, 16, 32),
 }
 VERSIONS = ("v1", "v2")
-ALL = [(name, stride, version) for name, strides in STRIDES.items() for stride in strides for version in VERSIONS]
-FEW = [("Unet", 32, "v2"), ("DeepLabV3Plus", 8, "v1")]
+# (decoder, output stride, version, depth). The few lack the last stage, to be quick, and their stage 3 is dilated.
+ALL = [(name, stride, version, 5) for name, strides in STRIDES.items() for stride in strides for version in VERSIONS]
+FEW = [("Unet", 8, "v2", 4), ("DeepLabV3Plus", 8, "v1", 4)]
 
 
-def built(name: str, stride: int, version: str) -> nn.Module:
+def built(name: str, stride: int, version: str, depth: int = 5) -> nn.Module:
     """A model whose every parameter counts: V2's blocks are made as identities."""
-    model = build(name, stride, encoder=f"swinx_export_{version}").eval()
+    model = build(name, stride, depth, encoder=f"swinx_export_{version}").eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -120,12 +121,11 @@ def largest_difference(model: nn.Module, run: Callable[[Tensor], Tensor], sizes:
     return max(differences)
 
 
-@pytest.mark.parametrize(("name", "stride", "version"), ALL if SWEEP else FEW)
-def test_onnxruntime_and_the_program_equal_eager(name: str, stride: int, version: str) -> None:
-    model = built(name, stride, version)
+@pytest.mark.parametrize(("name", "stride", "version", "depth"), ALL if SWEEP else FEW)
+def test_onnxruntime_equals_eager(name: str, stride: int, version: str, depth: int) -> None:
+    model = built(name, stride, version, depth)
     program = exported(name, model)
     sizes = SIZES.get(name, DIVISIBLE)
-    assert largest_difference(model, program.module(), sizes) < TOLERANCE
     assert largest_difference(model, in_onnxruntime(program), sizes) < TOLERANCE
 
 
@@ -144,8 +144,8 @@ def sweep(path: Path) -> None:
         "| decoder | output stride | encoder | sizes, the first traced | largest difference | export, s |",
         "|---|---:|---|---|---:|---:|",
     ]
-    for name, stride, version in ALL:
-        model, sizes = built(name, stride, version), SIZES.get(name, DIVISIBLE)
+    for name, stride, version, depth in ALL:
+        model, sizes = built(name, stride, version, depth), SIZES.get(name, DIVISIBLE)
         start = time.perf_counter()
         run = in_onnxruntime(exported(name, model))
         seconds = time.perf_counter() - start
