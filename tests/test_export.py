@@ -1,7 +1,7 @@
 """Exported models compute what eager code computes at sizes that were not traced: in ONNX Runtime, by torch.export, and
 compiled ahead of time by AOTInductor.
 
-A few models are tried here, and with SWINX_EXPORT_SWEEP=1 in the environment all that docs/export.md promises. The
+A few models are tried here, and all with SWINX_EXPORT_SWEEP=1 in the environment. The
 table of the largest differences is made, in half an hour on one core, by
 
     PYTHONPATH=. python tests/test_export.py docs/benchmarks/export-sweep-DATE.md
