@@ -1,5 +1,5 @@
-"""Exported models compute what eager code computes at sizes that were not traced: in ONNX Runtime, and compiled ahead of
-time by AOTInductor.
+"""Exported models compute what eager code computes at sizes that were not traced: in ONNX Runtime, and compiled ahead
+of time by AOTInductor.
 
 A few models are tried here, and all with SWINX_EXPORT_SWEEP=1 in the environment. The table of the largest differences
 is made, in half an hour on one core, by
