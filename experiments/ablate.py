@@ -4,7 +4,7 @@
     python -m experiments.ablate dilation --data camvid --root PATH --size 192 256 --steps 1000 --output runs/dilation
 
 Each takes every option of experiments.compare_decoders and differs in its defaults. Three seeds each, so that
-differences can be tested. A new ablation is a new entry of ABLATIONS.
+differences can be tested. A new ablation is a new entry of ABLATIONS: axes of the grid and planned contrasts.
 """
 
 import sys

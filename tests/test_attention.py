@@ -310,7 +310,8 @@ def test_gather_and_scatter_are_inverse(
 ) -> None:
     device, batch = torch.device("cpu"), 3
     geometry = windows.WindowGeometry(batch, height, width, window, shift, dilation)
-    gather, scatter = windows.gather_index(geometry, device), windows.scatter_index(geometry, device)
+    gather = windows.gather_index(geometry, device)
+    scatter = windows.scatter_index(gather, geometry)
     tokens = batch * height * width
     assert torch.equal(gather[scatter], torch.arange(tokens))
     assert (gather == tokens).sum() == gather.numel() - tokens

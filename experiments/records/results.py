@@ -32,7 +32,8 @@ Row = dict[str, Any]
 
 RESULTS = "results.jsonl"
 STATUSES = ("ok", "diverged", "not applicable")
-# Fields of a row that hold a number or None: percentages, costs and what training used.
+# Fields of a row that hold a number or None: percentages, costs and what training used. A new score is named here,
+# computed in evaluation.metrics, put into rows by execution.runs.measure, and shown by reporting.tables.COLUMNS.
 SCORES = (
     *("test_miou", "val_miou", "thin_miou", "test_f1", "pixel_accuracy", "ece"),
     *("params_m", "gflops", "latency_ms_p20", "latency_ms_p50", "latency_ms_p80", "peak_memory_mb"),

@@ -10,7 +10,8 @@ Values are written as in the names of runs: os8 for output_stride, w8 for window
 as well), "own" where a field has none. Names may hold "-": the text is cut where both sides are known.
 
 A configuration of A is matched with the one of B that is equal in every field that neither names. The contrast is the
-mean over the matched pairs of A minus B; what has no partner is left out, and the note says so.
+mean over the matched pairs of A minus B; what has no partner is left out, and the note says so. Differences of
+differences (interactions) have no text here; Contrast takes any weights.
 """
 
 import math

@@ -42,6 +42,8 @@ def test_two_steps_write_everything(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert (row["kind"], row["status"], row["error"], row["images_seen"]) == ("segmentation", "ok", None, 4)
         assert set(row["class_iou"]) == {"dark", "grey", "bright <&>"}
         assert 0 < row["latency_ms_p20"] <= row["latency_ms_p50"] <= row["latency_ms_p80"]
+        unmeasured = {"thin_miou", "thin_boundary_f1", "corruption_miou", "best_step", "best_val_miou"}
+        assert [name for name in RESULT_FIELDS if row[name] is None and name not in unmeasured] == []
         assert row["params_m"] > 1
         assert row["gflops"] > 0.1
         assert 0 <= row["test_miou"] <= 100
