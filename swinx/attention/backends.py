@@ -66,7 +66,7 @@ def _in_windows(
         k = _unit(k).to(v.dtype)
         scale = 1.0
     out = attention(q, k, v, bias, plan.visible, scale).transpose(1, 2)
-    if torch.compiler.is_exporting():  # exporters may replace SDPA by what leaves its result in another order in memory
+    if is_exporting():  # exporters may replace SDPA by what leaves its result in another order in memory
         out = out.clone(memory_format=torch.contiguous_format)
     return out.reshape(-1, heads * head_dim)
 
