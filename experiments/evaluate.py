@@ -30,7 +30,7 @@ from experiments.execution.prepare import check_contrasts, check_scoring
 from experiments.execution.runs import Source, execute
 from experiments.records.files import plain_file
 from experiments.records.grid import Axes, NotApplicable, Run, grid
-from experiments.records.options import DataOptions, Inference, Precision, Scoring, Settings, choose_device
+from experiments.records.options import DataOptions, Inference, Precision, Scoring, Settings, choose_device, unset
 from experiments.records.results import RESULTS, Row, read_rows, run_of
 from experiments.reporting.rows import condition
 from experiments.training.train import processes
@@ -45,15 +45,15 @@ class Options:
     output: Path
     """folder for results and report"""
     data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
-    where: tuple[str, ...] = ()
+    where: Annotated[tuple[str, ...], unset("[FIELD=VALUE ...]")] = ()
     """conditions such as decoder=Unet,PAN that finished runs must all meet"""
-    output_strides: tuple[int, ...] = ()
+    output_strides: Annotated[tuple[int, ...], unset("[INT ...]")] = ()
     """8, 16, 32 (default: the run's own)"""
-    dilations: tuple[str, ...] = ()
+    dilations: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
     """exact, dense, enlarged (default: the run's own)"""
-    alignments: tuple[str, ...] = ()
+    alignments: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
     """none, centred (default: the run's own)"""
-    contrasts: tuple[str, ...] = ()
+    contrasts: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
     """planned comparisons such as exact-dense@os8, or a file of them (default: all pairs, as an exploration)"""
     inference: tyro.conf.OmitArgPrefixes[Inference] = field(default_factory=Inference)
     scoring: tyro.conf.OmitArgPrefixes[Scoring] = field(default_factory=Scoring)
