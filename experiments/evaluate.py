@@ -25,9 +25,9 @@ from rich.console import Console
 from experiments import data
 from experiments.data import SegmentationData
 from experiments.execution import comparison
-from experiments.execution.comparison import OnStep, complain, say
+from experiments.execution.comparison import complain, say
 from experiments.execution.prepare import check_contrasts, check_scoring
-from experiments.execution.runs import Source, execute
+from experiments.execution.runs import Source
 from experiments.records.files import plain_file
 from experiments.records.grid import Axes, NotApplicable, Run, grid
 from experiments.records.options import DataOptions, Inference, Precision, Scoring, Settings, choose_device, unset
@@ -69,9 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = tyro.cli(Options, args=arguments, prog="python -m experiments.evaluate", description=__doc__)
         sources, missing, loaded, settings = prepare(options, console)
 
-        def again(run: Run, origin: Row, on_step: OnStep) -> list[Row]:
-            return execute(run, loaded, settings, options.output, origin, trained=sources[run])
-
         rows = comparison.make(
             list(sources),
             missing,
@@ -79,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             settings,
             options.output,
             console,
-            work=again,
+            sources=sources,
             contrasts=options.contrasts,
         )
     except (ValueError, OSError) as error:
@@ -214,7 +211,7 @@ def _check_begun(begun: Sequence[Row], sources: Mapping[Run, Source], output: Pa
     """Refuse to go on in a folder whose rows are about other weights."""
     there = {row["run"]: row["source"] for row in begun if row.get("source") is not None}
     for run, source in sources.items():
-        was, now = there.get(run.id, source.told), source.told
+        was, now = there.get(run.id, source.summary), source.summary
         if differing := [
             f"{name} {was.get(name)} there, {now[name]} now" for name in now if was.get(name) != now[name]
         ]:
