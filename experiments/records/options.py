@@ -246,6 +246,32 @@ class CompareOptions:
 
 
 @dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of experiments.evaluate."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """folder of experiments.compare_decoders, with the weights of its runs"""
+    output: Path
+    """folder for results and report"""
+    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
+    where: Annotated[tuple[str, ...], unset("[FIELD=VALUE ...]")] = ()
+    """conditions such as decoder=Unet,PAN that finished runs must all meet"""
+    output_strides: Annotated[tuple[int, ...], unset("[INT ...]")] = ()
+    """8, 16, 32 (default: the run's own)"""
+    dilations: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
+    """exact, dense, enlarged (default: the run's own)"""
+    alignments: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
+    """none, centred (default: the run's own)"""
+    contrasts: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
+    """planned comparisons such as exact-dense@os8, or a file of them (default: all pairs, as an exploration)"""
+    inference: tyro.conf.OmitArgPrefixes[Inference] = field(default_factory=Inference)
+    scoring: tyro.conf.OmitArgPrefixes[Scoring] = field(default_factory=Scoring)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision | None = None
+    """bf16 and 16 are mixed precision; 16 needs cuda (default: that of training)"""
+
+
+@dataclass(frozen=True)
 class Settings:
     """What all runs of one folder share; it is part of every row, and rows that differ in it do not mix.
 
