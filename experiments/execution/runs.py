@@ -1,4 +1,4 @@
-"""One run from start to rows: build, train, evaluate, write what belongs to it; and trained weights evaluated again."""
+"""One run from start to rows: build, train, evaluate, write what belongs to it; and trained weights re-evaluated."""
 
 import json
 import secrets
