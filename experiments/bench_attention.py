@@ -1,6 +1,6 @@
 """Window attention by every way that a user could take today: time, memory, and whether the result is right.
 
-    python -m experiments.bench_attention                     # on a GPU four minutes, on a CPU one
+    python -m experiments.bench_attention
     python -m experiments.bench_attention --providers triton sdpa --phases forward --output DIR
     python -m experiments.bench_attention --report --output DIR
 

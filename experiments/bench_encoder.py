@@ -1,6 +1,6 @@
 """Whole encoders and DeepLabV3+, inference and training: every attention of swinx against timm's Swin.
 
-    python -m experiments.bench_encoder                 # on a GPU three minutes, on a CPU four
+    python -m experiments.bench_encoder
     OMP_NUM_THREADS=1 python -m experiments.bench_encoder --only inference --output runs/one_thread
     python -m experiments.bench_encoder --report --output DIR
 

@@ -17,20 +17,20 @@ from typing import Annotated
 
 import tyro
 
+from experiments.records.options import unset
+
 
 @dataclass(frozen=True)
 class Options:
     """Make a report of any subset of the rows of one or more folders of the same data."""
 
-    results: tyro.conf.Positional[
-        Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER|NAME.jsonl ...", help_behavior_hint="")]
-    ]
+    results: tyro.conf.Positional[Annotated[tuple[Path, ...], unset("FOLDER|NAME.jsonl ...")]]
     """folders of results, or files NAME.jsonl with NAME.npz beside them"""
     output: Path
     """a new folder, or one of an earlier call"""
-    where: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[FIELD=VALUE ...]", help_behavior_hint="")] = ()
+    where: Annotated[tuple[str, ...], unset("[FIELD=VALUE ...]")] = ()
     """conditions such as decoder=Unet,PAN: rows must meet them all; a dash stands for what is not given"""
-    contrasts: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="")] = ()
+    contrasts: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
     """planned comparisons such as exact-dense@os8, or a file of them (default: all pairs, as an exploration)"""
 
 

@@ -85,6 +85,20 @@ def take_apart(state_dict: Mapping[str, Any]) -> Entries:
     return Entries(within, whole, entries, backbone)
 
 
+def refuse_foreign(weights: Mapping[str, Any], families: Mapping[str, str], rule: str, known: bool = False) -> None:
+    """Refuse what is not for us. families: their names by a mark in names of entries; rule: why they are refused.
+
+    Raises:
+        ValueError: one of the families, or, unless known, no Swin Transformer in a layout that is known here.
+    """
+    for mark, family in families.items():
+        if any(mark in key for key in weights):
+            raise ValueError(f"the checkpoint is {family}, {rule} (entry {mark!r})")
+    if not (known or any(KNOWN.match(key) for key in weights)):
+        begin = [key[:200] for key in list(weights)[:5]]
+        raise ValueError(f"the checkpoint is no Swin Transformer in a known layout: it begins with {begin}")
+
+
 def to_our_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Foreign names to ours."""
     if any(key.startswith("stages.") for key in weights):

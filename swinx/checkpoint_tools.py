@@ -15,13 +15,13 @@ from swinx.checkpoint_files import read_checkpoint
 from swinx.checkpoint_layouts import (
     BLOCK,
     DROPPED,
-    KNOWN,
     LAYOUTS,
     OTHER_FAMILIES,
     VERSION_MARKS,
     Entries,
     Layout,
     from_our_names,
+    refuse_foreign,
     take_apart,
     to_our_names,
     without_wrappers,
@@ -131,12 +131,7 @@ def _read(path: Path) -> Entries:
 def _inspect(parts: Entries) -> tuple[Inspection, dict[str, Tensor]]:
     """What it is, and the weights of its encoder under our names."""
     backbone = parts.backbone
-    for mark, family in OTHER_FAMILIES.items():
-        if any(mark in key for key in backbone):
-            raise ValueError(f"the checkpoint is {family}, which swinx has not (entry {mark!r})")
-    if not any(KNOWN.match(key) for key in backbone):
-        begin = [key[:200] for key in list(backbone)[:5]]
-        raise ValueError(f"the checkpoint is no Swin Transformer in a known layout: it begins with {begin}")
+    refuse_foreign(backbone, OTHER_FAMILIES, "which swinx has not")
     refuse_unfit(backbone, {})
     weights = to_our_names(backbone)
     config, stages, in_channels, windows = _architecture(weights, backbone)

@@ -20,11 +20,11 @@ from swinx.checkpoint_files import read_checkpoint
 from swinx.checkpoint_layouts import (
     BLOCK,
     DROPPED,
-    KNOWN,
     OTHER_FAMILIES,
     TABLE,
     VERSION_MARKS,
     WITHIN,
+    refuse_foreign,
     take_apart,
     to_our_names,
     without_wrappers,
@@ -190,11 +190,7 @@ def _refuse_other_families(weights: Mapping[str, Tensor], encoder: SwinXEncoder,
     version = encoder.config.version
     other = "v2" if version == "v1" else "v1"
     families = OTHER_FAMILIES | {mark: f"Swin {other.upper()}" for mark in VERSION_MARKS[other]}
-    for mark, family in families.items():
-        if any(mark in key for key in weights):
-            raise ValueError(f"the checkpoint is {family}, which this encoder is not (entry {mark!r})")
-    if not (known or any(KNOWN.match(key) for key in weights)):
-        raise ValueError(f"the checkpoint is no Swin Transformer in a known layout: it begins with {list(weights)[:5]}")
+    refuse_foreign(weights, families, "which this encoder is not", known)
 
 
 def _within_depth(weights: Mapping[str, Tensor], encoder: SwinXEncoder) -> dict[str, Tensor]:

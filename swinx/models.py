@@ -94,9 +94,8 @@ def set_output_stride(model: nn.Module, output_stride: int) -> None:
     before = encoder.feature_info[-1].stride
     upsampling = _upsampling(found[0], decoder)
     encoder.make_dilated(output_stride)
-    if isinstance(
-        found[0].encoder, TimmUniversalEncoder
-    ):  # around timm's form of the encoder, and asked for the stride
+    # smp's wrapper around timm's form of the encoder, which answers for the stride itself.
+    if isinstance(found[0].encoder, TimmUniversalEncoder):
         found[0].encoder._output_stride = output_stride
     changed: dict[str, Any] = {"encoder_output_stride": output_stride}
     if upsampling is not None:

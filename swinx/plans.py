@@ -98,11 +98,10 @@ def window_indices(
     geometry: WindowGeometry, shifted: bool, attend_padding: bool, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """gather (B * M * N,), scatter (B * H * W,) and visible (B * M, N, N) or None, see `WindowPlan`."""
-    gather = windows.gather_index(geometry, device)
     visible: Tensor | None = None
     if shifted or not attend_padding:
-        visible = windows.visible_pairs(gather, geometry, attend_padding)
-    return gather, windows.scatter_index(gather, geometry), visible
+        visible = windows.visible_pairs(geometry, attend_padding, device)
+    return windows.gather_index(geometry, device), windows.scatter_index(geometry, device), visible
 
 
 @functools.lru_cache(maxsize=16)  # the stages of two image sizes

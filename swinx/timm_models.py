@@ -10,6 +10,7 @@ from timm.layers import ClassifierHead
 from timm.models._features import feature_take_indices  # timm's own models import it from there
 from torch import Tensor, nn
 
+from swinx.checkpoint_layouts import take_apart
 from swinx.checkpoints import convert_state_dict
 from swinx.config import SwinConfig
 from swinx.encoder import SwinXEncoder
@@ -167,10 +168,9 @@ def pretrained_filter(state_dict: Mapping[str, Any], model: SwinXPyramid) -> dic
     """
     converted = {f"encoder.{key}": value for key, value in convert_state_dict(state_dict, model.encoder).items()}
     if isinstance(model, SwinXClassifier):
-        for wrapper in ("model", "state_dict"):
-            state_dict = state_dict.get(wrapper, state_dict)
+        entries = take_apart(state_dict).entries
         for end in ("weight", "bias"):
-            found = [state_dict[key] for key in (f"head.fc.{end}", f"head.{end}") if key in state_dict]
+            found = [entries[key] for key in (f"head.fc.{end}", f"head.{end}") if key in entries]
             converted |= {f"head.fc.{end}": value for value in found[:1]}
     return converted
 

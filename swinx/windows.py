@@ -4,10 +4,8 @@ Shapes: B images, H W grid, d period, w window side (wh, ww), N = wh * ww tokens
 one lattice, M = d * d * n_h * n_w windows of one image, S slots.
 
 A slot is a place in a window. Slots are numbered by image, phase (p, q), window (i, j) and token (a, b), the last
-running fastest. Token (a, b) of window (i, j) of phase (p, q) holds lattice row (i * wh + a + sh) mod (n_h * wh): the
-lattice is padded at its end to a multiple of the window and then rolled by the shift. Its row r is grid row p + d * r.
-
-Rows and columns are computed apart and summed, without a branch on H or W: one program serves every image size.
+running fastest. Everything is arithmetic on flat slot and token numbers, without a branch on H or W and without a
+dimension that is 1 for small images only: one compiled graph serves every image size.
 """
 
 from collections.abc import Sequence
@@ -74,6 +72,47 @@ def needs_padding(geometry: WindowGeometry) -> bool:
     return slot_count(geometry) > geometry.batch * geometry.height * geometry.width
 
 
+def slot_coordinates(slots: Tensor, geometry: WindowGeometry) -> tuple[Tensor, Tensor, Tensor]:
+    """Where window slots read from: image, grid row and grid column of each, (S,) int64 each.
+
+    Token (a, b) of window (i, j) of phase (p, q) holds lattice row (i * wh + a + sh) mod (n_h * wh): the lattice is
+    padded at its end to a multiple of the window and then rolled by the shift. A row >= H or column >= W is padding.
+    """
+    _, _, _, window_size, shift, dilation = geometry
+    count_h, count_w = lattice_windows(geometry)
+    rest, b = _divmod(slots, window_size[1])
+    rest, a = _divmod(rest, window_size[0])
+    rest, j = _divmod(rest, count_w)
+    rest, i = _divmod(rest, count_h)
+    rest, q = _divmod(rest, dilation)
+    image, p = _divmod(rest, dilation)
+    row = (i * window_size[0] + a + shift[0]) % (count_h * window_size[0])
+    column = (j * window_size[1] + b + shift[1]) % (count_w * window_size[1])
+    return image, p + dilation * row, q + dilation * column
+
+
+def slot_regions(slots: Tensor, geometry: WindowGeometry) -> Tensor:
+    """Region of each window slot, (S,) int64: tokens of one window see each other inside one region only.
+
+    The roll wraps the first `shift` rows of a lattice to its end, where they share the last window with rows they do
+    not touch in the image. With shift 0 no window holds two regions.
+    """
+    _, _, _, window_size, shift, _ = geometry
+    count_h, count_w = lattice_windows(geometry)
+    rest, b = _divmod(slots, window_size[1])
+    rest, a = _divmod(rest, window_size[0])
+    rest, j = _divmod(rest, count_w)
+    i = rest % count_h
+    wrapped_row = (i == count_h - 1) & (a >= window_size[0] - shift[0])
+    wrapped_column = (j == count_w - 1) & (b >= window_size[1] - shift[1])
+    return 2 * wrapped_row.long() + wrapped_column.long()
+
+
+def _divmod(value: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
+    quotient = value // divisor
+    return quotient, value - quotient * divisor
+
+
 def gather_index(geometry: WindowGeometry, device: torch.device) -> Tensor:
     """Flat token number (image * H + y) * W + x of every window slot; B * H * W marks a padding token.
 
@@ -81,44 +120,38 @@ def gather_index(geometry: WindowGeometry, device: torch.device) -> Tensor:
         (B * M * N,) int64.
     """
     batch, height, width = geometry.batch, geometry.height, geometry.width
-    padding = batch * height * width
-    y, x = _coordinates(geometry, 0, device), _coordinates(geometry, 1, device)
-    rows = torch.where(y < height, y * width, padding)  # either summand alone reaches the padding token
-    columns = torch.where(x < width, x, padding)
-    images = torch.arange(batch, device=device) * (height * width)
-    return _in_slots(images, rows, columns, geometry).clamp(max=padding)
+    image, y, x = slot_coordinates(all_slots(geometry, device), geometry)
+    return torch.where((y < height) & (x < width), (image * height + y) * width + x, batch * height * width)
 
 
-def scatter_index(gather: Tensor, geometry: WindowGeometry) -> Tensor:
-    """Inverse of `gather_index`, from its result: the slot that holds each token.
+def all_slots(geometry: WindowGeometry, device: torch.device) -> Tensor:
+    """Numbers of all window slots of a batch: (B * M * N,) int64."""
+    return torch.arange(slot_count(geometry), device=device)
+
+
+def scatter_index(geometry: WindowGeometry, device: torch.device) -> Tensor:
+    """Inverse of `gather_index`: the slot that holds each token.
 
     Returns:
         (B * H * W,) int64.
     """
-    count = geometry.batch * geometry.height * geometry.width
-    slots = torch.arange(slot_count(geometry), device=gather.device)
-    return slots.new_zeros(count + 1).scatter(0, gather, slots)[:count]  # the last entry is for padding
+    batch, height, width, window_size, shift, dilation = geometry
+    count_h, count_w = lattice_windows(geometry)
+    rest, x = _divmod(torch.arange(batch * height * width, device=device), width)
+    image, y = _divmod(rest, height)
+    row, p = _divmod(y, dilation)
+    column, q = _divmod(x, dilation)
+    # A choice and not a remainder: torch 2.15 compiles the remainder into a failed assertion where sizes are static.
+    row = torch.where(row < shift[0], row + count_h * window_size[0], row) - shift[0]
+    column = torch.where(column < shift[1], column + count_w * window_size[1], column) - shift[1]
+    i, a = _divmod(row, window_size[0])
+    j, b = _divmod(column, window_size[1])
+    window = (((image * dilation + p) * dilation + q) * count_h + i) * count_w + j
+    return (window * window_size[0] + a) * window_size[1] + b
 
 
-def slot_regions(geometry: WindowGeometry, device: torch.device) -> Tensor:
-    """Region of every window slot: tokens of one window see each other inside one region only.
-
-    The roll wraps the first `shift` rows of a lattice to its end, where they share the last window with rows they do
-    not touch in the image. With shift 0 no window holds two regions.
-
-    Returns:
-        (B * M * N,) int64.
-    """
-    axes = []
-    for axis in (0, 1):
-        position = _positions(geometry, axis, device)
-        wrapped = position >= _extent(geometry, axis) - geometry.shift[axis]
-        axes.append(wrapped.long().expand(geometry.dilation, -1))
-    return _in_slots(torch.zeros(geometry.batch, dtype=torch.int64, device=device), 2 * axes[0], axes[1], geometry)
-
-
-def visible_pairs(gather: Tensor, geometry: WindowGeometry, attend_padding: bool) -> Tensor:
-    """Whether slot i of a window attends to slot j, with the result of `gather_index`.
+def visible_pairs(geometry: WindowGeometry, attend_padding: bool, device: torch.device) -> Tensor:
+    """Whether slot i of a window attends to slot j.
 
     Where padding is not attended it forms a region of its own: no query is left without a key, so no row of the
     softmax is undefined.
@@ -126,36 +159,10 @@ def visible_pairs(gather: Tensor, geometry: WindowGeometry, attend_padding: bool
     Returns:
         (B * M, N, N) bool.
     """
-    regions = slot_regions(geometry, gather.device)
+    slots = all_slots(geometry, device)
+    regions = slot_regions(slots, geometry)
     if not attend_padding:
-        regions = torch.where(gather < geometry.batch * geometry.height * geometry.width, regions, -1)
+        _, y, x = slot_coordinates(slots, geometry)
+        regions = torch.where((y < geometry.height) & (x < geometry.width), regions, -1)
     regions = regions.view(-1, geometry.window_size[0] * geometry.window_size[1])
     return regions[:, :, None] == regions[:, None, :]
-
-
-def _extent(geometry: WindowGeometry, axis: int) -> int:
-    """Length of an axis of the padded lattice."""
-    return lattice_windows(geometry)[axis] * geometry.window_size[axis]
-
-
-def _positions(geometry: WindowGeometry, axis: int, device: torch.device) -> Tensor:
-    """Positions along an axis of a padded and rolled lattice: (n * w,) int64."""
-    return torch.arange(_extent(geometry, axis), device=device)
-
-
-def _coordinates(geometry: WindowGeometry, axis: int, device: torch.device) -> Tensor:
-    """Grid row (axis 0) or column of each position of each lattice, past the edge too: (d, n * w) int64."""
-    extent = _extent(geometry, axis)
-    source = _positions(geometry, axis, device) + geometry.shift[axis]
-    # The remainder by a choice: ONNX export takes no remainder by a dynamic size.
-    source = torch.where(source < extent, source, source - extent)
-    return torch.arange(geometry.dilation, device=device)[:, None] + geometry.dilation * source
-
-
-def _in_slots(images: Tensor, rows: Tensor, columns: Tensor, geometry: WindowGeometry) -> Tensor:
-    """Sums of what each image (B,), row (d, n_h * wh) and column (d, n_w * ww) brings, in the order of slots."""
-    _, _, _, (window_h, window_w), _, dilation = geometry
-    count_h, count_w = lattice_windows(geometry)
-    rows = rows.reshape(dilation, 1, count_h, 1, window_h, 1)
-    columns = columns.reshape(1, dilation, 1, count_w, 1, window_w)
-    return (images.view(-1, 1, 1, 1, 1, 1, 1) + (rows + columns)).flatten()

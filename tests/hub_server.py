@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import torch
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TESTS = Path(__file__).parent
 
@@ -81,6 +83,7 @@ def run(code: str, *arguments: str, cwd: Path, endpoint: str) -> subprocess.Comp
         "HF_HOME": str(cwd / "home"),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # as many as here: the last bits depend on it
         "NO_PROXY": "127.0.0.1",
         "no_proxy": "127.0.0.1",
         "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),

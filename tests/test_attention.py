@@ -310,8 +310,7 @@ def test_gather_and_scatter_are_inverse(
 ) -> None:
     device, batch = torch.device("cpu"), 3
     geometry = windows.WindowGeometry(batch, height, width, window, shift, dilation)
-    gather = windows.gather_index(geometry, device)
-    scatter = windows.scatter_index(gather, geometry)
+    gather, scatter = windows.gather_index(geometry, device), windows.scatter_index(geometry, device)
     tokens = batch * height * width
     assert torch.equal(gather[scatter], torch.arange(tokens))
     assert (gather == tokens).sum() == gather.numel() - tokens

@@ -5,7 +5,7 @@ import json
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from experiments.data import SegmentationData
-from experiments.execution.runs import execute, finish, not_applicable_row
+from experiments.execution.runs import Source, execute, finish, not_applicable_row
 from experiments.records.files import locked, remove_torn, write_whole
 from experiments.records.grid import NotApplicable, Run
 from experiments.records.options import Settings
@@ -41,8 +41,8 @@ class RunsFailedError(RuntimeError):
 OnStep = Callable[[float, float], None]  # share done, loss
 Collect = Callable[[list[Row]], None]
 Fail = Callable[[Run, BaseException], None]
-# Makes the rows of a run in this process, given the origin of the rows and whom to tell share done and loss.
-Work = Callable[[Run, Row, OnStep], list[Row]]
+# Makes the rows of a run in this process, given what is called with share done and loss.
+Work = Callable[[Run, OnStep], list[Row]]
 # Makes runs elsewhere, given the origin of their rows.
 Launch = Callable[[Sequence[Run], Row, Collect, Fail], None]
 
@@ -50,8 +50,8 @@ Launch = Callable[[Sequence[Run], Row, Collect, Fail], None]
 def check_output(output: Path, known: Row, *, trained: bool = True) -> list[Row]:
     """The rows that output holds already; none for a new folder.
 
-    known: the part of Settings.as_row that can be told so far. trained: whether runs are trained, or trained weights
-    evaluated again. Raises ValueError where output is not a folder, was begun with other settings or the other way of
+    known: the part of Settings.as_row that is known so far. trained: whether runs are trained, or trained weights
+    re-evaluated. Raises ValueError where output is not a folder, was begun with other settings or the other way of
     these two, or holds files that are not of a comparison.
     """
     if output.exists() and not output.is_dir():
@@ -117,15 +117,16 @@ def make(
     console: Console,
     *,
     launch: Launch | None = None,
-    work: Work | None = None,
+    sources: Mapping[Run, Source] | None = None,
     contrasts: Sequence[str] = (),
 ) -> list[Row]:
     """Make the rows of every run that output has none for, and keep the report up to date; returns all rows.
 
     missing: runs that cannot exist; each gets a row that says why. launch: what makes the runs, by default one after
-    another in this process. work: what is done for a run there, by default training and evaluation. contrasts: those
-    planned, for the report. A run's files are in place before its rows, and these are appended at once: an interruption
-    at any moment loses what a run did since its last checkpoint, where it trains, and nothing else.
+    another in this process. sources: trained weights that are evaluated as each run, here and instead of training.
+    contrasts: those planned, for the report. A run's files are in place before its rows, and these are appended at
+    once: an interruption at any moment loses what a run did since its last checkpoint, where it trains, and nothing
+    else.
 
     Raises:
         RunsFailedError: after all others have finished, where runs ended in an error.
@@ -133,16 +134,16 @@ def make(
         OSError: the folder cannot be written.
     """
     first = processes().rank == 0
-    # Told before any training: later edits did not train these runs. Where they are made elsewhere, this machine need
+    # Read before any training: later edits did not train these runs. Where they are made elsewhere, this machine need
     # not have their device, and they name their own.
     origin = provenance(torch.device(settings.device if launch is None else "cpu"))
     with locked(output) if first else nullcontext():
-        rows = check_output(output, settings.as_row(), trained=work is None)
+        rows = check_output(output, settings.as_row(), trained=sources is None)
         done = {row["run"] for row in rows}
         todo = [run for run in runs if run.id not in done]
         if first:
             remove_torn(output)
-            begun = settings.as_row() | ({} if work is None else {"trained": False})
+            begun = settings.as_row() | ({} if sources is None else {"trained": False})
             write_whole(output / SETTINGS, json.dumps(begun, indent=1))
             save_examples(output, data)
             for run in runs:
@@ -162,7 +163,7 @@ def make(
             append_rows(output / RESULTS, made)
             rows.extend(made)
             finish(made[-1]["run"], output)
-            _tell(made[-1], runs, console)
+            _say_result(made[-1], runs, console)
             if time.monotonic() - reported > REPORT_SECONDS:
                 write_report(output, contrasts)
                 reported = time.monotonic()
@@ -172,14 +173,15 @@ def make(
             say(console, f"{_name(run, runs)}: failed, {type(error).__name__}: {error}", style="bold red")
             say(console, "".join(traceback.format_exception(error)))
 
-        def train(run: Run, origin: Row, on_step: OnStep) -> list[Row]:
-            return execute(run, data, settings, output, origin, on_step)
+        def work(run: Run, on_step: OnStep) -> list[Row]:
+            trained = None if sources is None else sources[run]
+            return execute(run, data, settings, output, origin, on_step, trained=trained)
 
         try:
             if todo and launch is not None:
                 launch(todo, origin, collect, fail)
             elif todo:
-                _here(todo, runs, work or train, console, origin, collect, fail)
+                _here(todo, runs, work, console, collect, fail)
         finally:
             # Also where nothing was left to do: contrasts or the renderer may be newer than the report.
             if first and rows:
@@ -195,7 +197,6 @@ def _here(
     runs: Sequence[Run],
     work: Work,
     console: Console,
-    origin: Row,
     collect: Collect,
     fail: Fail,
 ) -> None:
@@ -203,7 +204,7 @@ def _here(
     for run in todo:
         with _progress(_name(run, runs), console) as on_step:
             try:
-                rows = work(run, origin, on_step)
+                rows = work(run, on_step)
             except Exception as error:
                 # A disk that takes no more stops everything. Among several processes the others wait for this one:
                 # torchrun ends or restarts them all.
@@ -256,7 +257,7 @@ def _name(run: Run, runs: Sequence[Run]) -> str:
     return f"[{list(runs).index(run) + 1}/{len(runs)}] {run.id}"
 
 
-def _tell(row: Row, runs: Sequence[Run], console: Console) -> None:
+def _say_result(row: Row, runs: Sequence[Run], console: Console) -> None:
     name = next(_name(run, runs) for run in runs if run.id == row["run"])
     if row["status"] != "ok":
         say(console, f"{name}: {row['error']}", style="bold red")

@@ -1,4 +1,4 @@
-"""One run from start to rows: build, train, evaluate, write what belongs to it; and trained weights evaluated again."""
+"""One run from start to rows: build, train, evaluate, write what belongs to it; and trained weights re-evaluated."""
 
 import json
 import secrets
@@ -27,7 +27,7 @@ CURVE_POINTS = 500
 # Latencies are compared only where one process measured them.
 SITTING = secrets.token_hex(4)
 # What a row says of the finished run whose weights it began with or evaluates.
-TOLD = ("run", "step", "commit", "time", "command", "host", "precision")
+SOURCE_FIELDS = ("run", "step", "commit", "time", "command", "host", "precision")
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Source:
     weights: Path
 
     @property
-    def told(self) -> Row:
+    def summary(self) -> Row:
         """What rows of its weights say of it."""
-        return {name: self.row.get(name) for name in TOLD}
+        return {name: self.row.get(name) for name in SOURCE_FIELDS}
 
 
 def find_source(folder: Path, run: Run, rows: Iterable[Row] | None = None) -> Source:
@@ -98,21 +98,21 @@ def execute(
     common: dict[str, Any] = {"batch_size": max(1, settings.batch_size // share), "device": device}
     common["precision"] = settings.precision
     head = {**_head(run, settings, origin), "threads": torch.get_num_threads(), "world_size": together.world}
-    head |= {"source": source and source.told} | ({"trained": False} if trained else {})
+    head |= {"source": source and source.summary} | ({"trained": False} if trained else {})
     results: Row = {"status": "ok", "error": None, **dict.fromkeys(RESULT_FIELDS)}
     step, known = trained and trained.row["step"], None
-    told: Row = {}
+    fitted: Row = {}
     drawn: Arrays = {}
     try:
         if trained is None:
             training = _fit(model, run, data, settings, folder, on_step, common)
             if together.rank > 0:
                 return []
-            step, drawn, told = training.steps, curves(training), _told(training)
+            step, drawn, fitted = training.steps, curves(training), _fitted(training)
             model, known = _chosen(model, training, run, data, settings, folder)
         measured, counts = measure(model, data, settings, val_miou=known, **common)
         scope = memory.scope + (", without training" if trained else "")
-        results |= {**measured, **told, "peak_memory_mb": round(memory.megabytes(), 1), "peak_memory_scope": scope}
+        results |= {**measured, **fitted, "peak_memory_mb": round(memory.megabytes(), 1), "peak_memory_scope": scope}
         save_predictions(folder, model, data, device, settings, counts)
         write_whole(folder / f"step{step}.npz", pack({**counts.arrays(), **drawn}))
     except FloatingPointError as error:  # of training, or of predictions that are not finite
@@ -201,9 +201,9 @@ def finish(run_id: str, output: Path) -> None:
 
 def not_applicable_row(missing: NotApplicable, settings: Settings, origin: Row) -> Row:
     """The row of a run that cannot exist: status "not applicable", the rule as error, no results."""
-    told = {"threads": None, "world_size": None, "source": None, "step": None}
+    unknown = {"threads": None, "world_size": None, "source": None, "step": None}
     status = {"status": "not applicable", "error": missing.rule}
-    return {**_head(missing.run, settings, origin), **told, **status, **dict.fromkeys(RESULT_FIELDS)}
+    return {**_head(missing.run, settings, origin), **unknown, **status, **dict.fromkeys(RESULT_FIELDS)}
 
 
 def measure(
@@ -278,13 +278,13 @@ def _earlier(folder: Path, head: Row, settings: Settings) -> list[Row]:
     for step in settings.evaluate_at:
         path = folder / f"step{step}.json"
         if path.exists():
-            told = json.loads(path.read_text(encoding="utf-8"))
-            results = {**dict.fromkeys(RESULT_FIELDS), **told}
+            measured = json.loads(path.read_text(encoding="utf-8"))
+            results = {**dict.fromkeys(RESULT_FIELDS), **measured}
             rows.append({**head, "step": step, "status": "ok", "error": None, **results})
     return rows
 
 
-def _told(training: Training) -> Row:
+def _fitted(training: Training) -> Row:
     """What training says of itself."""
     best_step, best = training.best if training.best is not None else (None, None)
     return {

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.records.options import PLAIN, Inference, Precision, Size
+from experiments.records.options import PLAIN, Inference, Precision, Size, unset
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Options:
     """a picture, or a folder, searched with its sub-folders"""
     output: Path
     """folder for the results"""
-    short_side: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    short_side: Annotated[int | None, unset("INT")] = None
     """scale pictures to this shorter side in pixels (default: that of the training images)"""
-    size: Annotated[Size | None, tyro.conf.arg(metavar="HEIGHT WIDTH", help_behavior_hint="")] = None
+    size: Annotated[Size | None, unset("HEIGHT WIDTH")] = None
     """resize pictures to this height and width instead, whatever their aspect"""
     native: bool = False
     """leave pictures at their own size, and predict tiles"""

@@ -17,7 +17,7 @@ Precision = Literal["32", "bf16", "16"]
 Size = tuple[int, int]
 
 
-def _unset(metavar: str) -> Any:
+def unset(metavar: str) -> Any:
     """For options that are not set by default: help says in words what holds then, not "None"."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
@@ -29,21 +29,21 @@ class DataOptions:
     data: Literal["scenes", "camvid", "folder", "pet"] = "scenes"
     """scenes: generated; camvid, folder: images/ and masks/ by split under --root; pet: Oxford-IIIT Pet, which
     python -m experiments.fetch_pet downloads"""
-    root: Annotated[Path | None, _unset("PATH")] = None
+    root: Annotated[Path | None, unset("PATH")] = None
     """folder of the data, for all but scenes"""
-    classes: Annotated[Path | None, _unset("PATH")] = None
+    classes: Annotated[Path | None, unset("PATH")] = None
     """text file with one class name per line, for folder"""
-    ignore_index: Annotated[int | None, _unset("INT")] = None
+    ignore_index: Annotated[int | None, unset("INT")] = None
     """id in the masks that counts as unlabelled, for folder (default: 255)"""
-    size: Annotated[Size | None, _unset("HEIGHT WIDTH")] = None
+    size: Annotated[Size | None, unset("HEIGHT WIDTH")] = None
     """height and width that images are brought to (scenes: that are generated)"""
     fit: Literal["pad", "crop", "stretch"] = "pad"
     """how an image of another aspect comes to --size: padded, cropped at its centre, or stretched"""
-    groups: Annotated[str | None, _unset("STR")] = None
+    groups: Annotated[str | None, unset("STR")] = None
     """what test images belong to (drive, film, patient), for the statistics: a regular expression whose first group is
     found in the image's name, or a CSV file with the columns name and group (default: each image by itself; CamVid:
     runs of neighbouring frames)"""
-    data_seed: Annotated[int | None, _unset("INT")] = None
+    data_seed: Annotated[int | None, unset("INT")] = None
     """seed that scenes are generated from (default: 0)"""
 
 
@@ -71,21 +71,21 @@ class Recipe:
     """largest norm of the gradient of a step"""
     accumulate: int = 1
     """batches whose gradients make one step"""
-    crop: Annotated[Size | None, _unset("HEIGHT WIDTH")] = None
+    crop: Annotated[Size | None, unset("HEIGHT WIDTH")] = None
     """height and width trained on (default: the size of the images; --tile of this size evaluates at it)"""
     zoom: tuple[float, float] = (1.0, 2.0)
     """range of the random enlargement before the crop"""
     color: float = 0.3
     """largest relative change of brightness, contrast and saturation"""
-    weights: Annotated[str | None, _unset("STR")] = None
+    weights: Annotated[str | None, unset("STR")] = None
     """pretrained encoder weights by smp's tag, such as imagenet (default: from scratch)"""
     layer_decay: float = 1.0
     """factor of the learning rate from each block of a swinx encoder to the one before it; 1 is none"""
     freeze: Literal["nothing", "encoder"] = "nothing"
     """what keeps the weights that it starts from"""
-    validate_every: Annotated[int | None, _unset("INT")] = None
+    validate_every: Annotated[int | None, unset("INT")] = None
     """steps between validations (default: five of them with --steps, every 200 steps with --minutes)"""
-    patience: Annotated[int | None, _unset("INT")] = None
+    patience: Annotated[int | None, unset("INT")] = None
     """validations without a new best after which training stops (default: it never stops early)"""
     select: Literal["last", "best"] = "last"
     """weights that are evaluated: the last, or those of the best validation"""
@@ -121,7 +121,7 @@ class Inference:
         ValueError: a value outside the rules of its field; the message names the option.
     """
 
-    tile: Annotated[Size | None, _unset("HEIGHT WIDTH")] = None
+    tile: Annotated[Size | None, unset("HEIGHT WIDTH")] = None
     """height and width of overlapping tiles, for images that are larger"""
     overlap: float = 0.5
     """least share of a tile in common with the next one"""
@@ -168,7 +168,7 @@ class Scoring:
 
     score_at: Literal["size", "native"] = "size"
     """resolution of the masks that predictions are scored against: --size, or that of the files"""
-    corruptions: Annotated[tuple[Corruption, ...], _unset("[KIND ...]")] = ()
+    corruptions: Annotated[tuple[Corruption, ...], unset("[KIND ...]")] = ()
     """kinds of ImageNet-C that test images are also scored under, at severity 3: gaussian_noise, gaussian_blur, jpeg,
     brightness, contrast"""
 
@@ -177,7 +177,7 @@ class Scoring:
 class RayResources:
     """Where Ray runs the runs of a grid, and what each may use."""
 
-    address: Annotated[str | None, _unset("STR")] = None
+    address: Annotated[str | None, unset("STR")] = None
     """host:port of a Ray, or auto for the one running here (default: one is started on this machine)"""
     cpus: float = 1
     """CPU cores of each run"""
@@ -204,32 +204,32 @@ class CompareOptions:
     """decoders of segmentation_models_pytorch"""
     encoders: tuple[str, ...] = ("swinx_n",)
     """swinx's encoders, smp's, or tu- and a timm model"""
-    output_strides: Annotated[tuple[int, ...], _unset("[INT ...]")] = ()
+    output_strides: Annotated[tuple[int, ...], unset("[INT ...]")] = ()
     """8, 16, 32 (default: the decoder's own)"""
-    stems: Annotated[tuple[str, ...], _unset("[NAME ...]")] = ()
+    stems: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
     """shared, branch, inline, none (default: the encoder's own)"""
-    dilations: Annotated[tuple[str, ...], _unset("[NAME ...]")] = ()
+    dilations: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
     """exact, dense, enlarged: how stages beyond the output stride attend (default: exact)"""
-    windows: Annotated[tuple[int, ...], _unset("[INT ...]")] = ()
+    windows: Annotated[tuple[int, ...], unset("[INT ...]")] = ()
     """window sides in tokens (default: the encoder's own)"""
-    alignments: Annotated[tuple[str, ...], _unset("[NAME ...]")] = ()
+    alignments: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
     """none, centred: where the tokens of dilated levels stand (default: none)"""
     seeds: tuple[int, ...] = (0,)
     """each seed is a training run of its own; nothing is tested for significance with one"""
-    steps: Annotated[int | None, _unset("INT")] = None
+    steps: Annotated[int | None, unset("INT")] = None
     """training steps of each run (default: 200, unless --minutes is given)"""
-    minutes: Annotated[float | None, _unset("FLOAT")] = None
+    minutes: Annotated[float | None, unset("FLOAT")] = None
     """training time of each run, instead of --steps"""
     batch_size: int = 4
     """images of a batch, over all processes"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "32"
     """bf16 and 16 are mixed precision; 16 needs cuda"""
-    start: Annotated[Path | None, _unset("PATH")] = None
+    start: Annotated[Path | None, unset("PATH")] = None
     """folder of finished runs whose weights are begun with, seed by seed; stride, rule and alignment may differ"""
-    evaluate_at: Annotated[tuple[int, ...], _unset("[INT ...]")] = ()
+    evaluate_at: Annotated[tuple[int, ...], unset("[INT ...]")] = ()
     """steps after which the test split is scored as well, for learning curves; 0 is before training"""
-    contrasts: Annotated[tuple[str, ...], _unset("[NAME ...]")] = ()
+    contrasts: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
     """planned comparisons such as exact-dense@os8, or a file of them (default: all pairs, as an exploration)"""
     recipe: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
     inference: tyro.conf.OmitArgPrefixes[Inference] = field(default_factory=Inference)
@@ -243,6 +243,32 @@ class CompareOptions:
     ray: RayResources = field(default_factory=RayResources)
     output: Path = Path("runs/compare_decoders")
     """folder for results and report"""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of experiments.evaluate."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """folder of experiments.compare_decoders, with the weights of its runs"""
+    output: Path
+    """folder for results and report"""
+    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
+    where: Annotated[tuple[str, ...], unset("[FIELD=VALUE ...]")] = ()
+    """conditions such as decoder=Unet,PAN that finished runs must all meet"""
+    output_strides: Annotated[tuple[int, ...], unset("[INT ...]")] = ()
+    """8, 16, 32 (default: the run's own)"""
+    dilations: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
+    """exact, dense, enlarged (default: the run's own)"""
+    alignments: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
+    """none, centred (default: the run's own)"""
+    contrasts: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
+    """planned comparisons such as exact-dense@os8, or a file of them (default: all pairs, as an exploration)"""
+    inference: tyro.conf.OmitArgPrefixes[Inference] = field(default_factory=Inference)
+    scoring: tyro.conf.OmitArgPrefixes[Scoring] = field(default_factory=Scoring)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision | None = None
+    """bf16 and 16 are mixed precision; 16 needs cuda (default: that of training)"""
 
 
 @dataclass(frozen=True)

@@ -70,13 +70,13 @@ def trade_off(points: DataFrame, cost: str, label: str) -> bytes:
     return render(draw, 3.6)
 
 
-def curves(panels: Mapping[str, Sequence[tuple[str, DataFrame]]]) -> bytes:
-    """One panel for each heading, of named curves: columns step, value, and low and high of intervals, if known."""
-    names = list(dict.fromkeys(name for drawn in panels.values() for name, _ in drawn))
+def curves(subplots: Mapping[str, Sequence[tuple[str, DataFrame]]]) -> bytes:
+    """One subplot for each heading, of named curves: columns step, value, and low and high of intervals, if known."""
+    names = list(dict.fromkeys(name for drawn in subplots.values() for name, _ in drawn))
     lines = {}
 
     def draw(*every: Axes) -> None:
-        for axes, (heading, drawn) in zip(every, panels.items(), strict=True):
+        for axes, (heading, drawn) in zip(every, subplots.items(), strict=True):
             for name, curve in drawn:
                 color, marker = COLORS[names.index(name)], MARKERS[names.index(name)]
                 (line,) = axes.plot(curve["step"], curve["value"], color=color, marker=marker, markevery=0.2)
@@ -91,7 +91,7 @@ def curves(panels: Mapping[str, Sequence[tuple[str, DataFrame]]]) -> bytes:
         every[-1].set_xlabel("training step")
         every[0].legend(lines.values(), lines.keys(), loc="lower left", bbox_to_anchor=(0, 1))
 
-    return render(draw, 2.2 * len(panels) + 0.6 + 0.2 * len(names), len(panels))
+    return render(draw, 2.2 * len(subplots) + 0.6 + 0.2 * len(names), len(subplots))
 
 
 def widen(axes: Axes, axis: str, lowest: float = 0) -> None:
@@ -102,11 +102,11 @@ def widen(axes: Axes, axis: str, lowest: float = 0) -> None:
     axes.set(**{f"{axis}lim": (low, max(high + lack / 2, low + LEAST_SPAN))})
 
 
-def render(draw: Callable[..., None], height: float, panels: int = 1) -> bytes:
+def render(draw: Callable[..., None], height: float, rows: int = 1) -> bytes:
     """The SVG file of what draw puts on its axes, height inches high; the same bytes for the same content."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        draw(*figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0])
+        draw(*figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     return buffer.getvalue()

@@ -40,10 +40,11 @@ def on_ranking(content: Content) -> str:
     smallest = [min(effect.smallest, 100.0) for effect in content.effects if effect.smallest is not None]
     ends = dict.fromkeys(number(end(smallest)) for end in (min, max) if smallest)
     found = f"Smallest difference found four times in five: {' to '.join(ends)} points. " if ends else ""
-    shared = "Configurations that share a letter of groups are not significantly different. "
+    lettered = (content.table["letters"] != "").any()
+    shared = "Configurations that share a letter of groups are not significantly different. " if lettered else ""
     return (
         f"{found}Means over seeds ± standard deviation; interval: of test mIoU, over images and seeds. "
-        f"{'' if content.planned else shared}Boundary F: within 2 pixels. GFLOPs (two for each multiply-add) and "
+        f"{shared}Boundary F: within 2 pixels. GFLOPs (two for each multiply-add) and "
         "latency: one call on one image; latencies of one process alone. More: summary.csv."
     )
 

@@ -65,10 +65,8 @@ def _in_windows(
         q = (_unit(q) * cosine_scale[:, None, None]).to(v.dtype)
         k = _unit(k).to(v.dtype)
         scale = 1.0
-    out = attention(q, k, v, bias, plan.visible, scale).transpose(1, 2)
-    if is_exporting():  # exporters may replace SDPA by what leaves its result in another order in memory
-        out = out.clone(memory_format=torch.contiguous_format)
-    return out.reshape(-1, heads * head_dim)
+    out = attention(q, k, v, bias, plan.visible, scale)
+    return out.transpose(1, 2).reshape(-1, heads * head_dim)
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -215,5 +213,5 @@ def resolve_implementation(impl: AttentionImpl, case: Case) -> str:
 def attention_dtype(x: Tensor) -> torch.dtype:
     """What attention computes in: the dtype of x, or that of autocast, which leaves float64 alone."""
     device = x.device.type
-    lowered = device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    lowered = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
     return torch.get_autocast_dtype(device) if lowered else x.dtype

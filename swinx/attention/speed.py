@@ -126,9 +126,8 @@ def flex_attention(geometry: WindowGeometry, device: torch.device) -> Attention:
     from torch.nn.attention.flex_attention import flex_attention
 
     tokens = geometry.window_size[0] * geometry.window_size[1]
-    index = windows.gather_index(geometry, device)
-    scatter = windows.scatter_index(index, geometry)
-    region = windows.slot_regions(geometry, device).view(-1, tokens).int()
+    index, scatter = windows.gather_index(geometry, device), windows.scatter_index(geometry, device)
+    region = windows.slot_regions(windows.all_slots(geometry, device), geometry).view(-1, tokens).int()
     shifted = geometry.shift != (0, 0)
 
     def attention(qkv: Tensor, bias: Tensor, pad: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from toy import ONE, save_folder, toy_data
 from experiments import compare_decoders, data, evaluate
 from experiments.data import SegmentationData
 from experiments.evaluation import cost, metrics
-from experiments.execution import runs
+from experiments.execution import comparison, runs
 from experiments.records.counts import ImageCounts, counts_of, unpack
 from experiments.records.grid import DILATIONS, Run
 from experiments.records.options import Settings
@@ -79,7 +79,7 @@ def test_as_trained_gives_the_same_row(trained: Path, tmp_path: Path) -> None:
     assert {name: rows[run][name] for name in MEASURED} == {name: source[name] for name in MEASURED}
     assert Settings.of(rows[run]) == Settings.of(source)
     assert {rows[run][name] for name in OF_TRAINING} == {None}
-    assert rows[run]["source"] == {name: source[name] for name in runs.TOLD}
+    assert rows[run]["source"] == {name: source[name] for name in runs.SOURCE_FIELDS}
     assert rows[run]["trained"] is False
     assert rows[run]["time"] >= source["time"]
     for name in ("00.png", "04.png", "extreme_worst1.png"):
@@ -169,9 +169,9 @@ def test_the_same_command_goes_on(trained: Path, tmp_path: Path, monkeypatch: py
     arguments = ["--where", "decoder=Segformer", "--output-strides"]
     assert evaluated(trained, tmp_path / "out", *arguments, "16")[0] == 0
     before = read_rows(tmp_path / "out" / "results.jsonl")
-    original, asked = evaluate.execute, []
+    original, asked = comparison.execute, []
     monkeypatch.setattr(
-        evaluate, "execute", lambda run, *rest, **by: asked.append(run.id) or original(run, *rest, **by)
+        comparison, "execute", lambda run, *rest, **by: asked.append(run.id) or original(run, *rest, **by)
     )
     assert evaluated(trained, tmp_path / "out", *arguments, "16", "32")[0] == 0
     assert asked == [SEGFORMER]
@@ -220,8 +220,9 @@ def test_folders_that_were_begun_without_a_row_keep_their_kind(
 
     train = [*ONE[2:], "--decoders", "FPN", "Segformer", "--output"]
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "execute", interrupt)
+        patch.setattr(comparison, "execute", interrupt)
         assert evaluated(trained, tmp_path / "evaluated")[0] == 130
+    with monkeypatch.context() as patch:
         patch.setattr(runs, "fit", interrupt)
         assert compare_decoders.main([*train, str(tmp_path / "training")]) == 130
     assert evaluated(trained, tmp_path / "training")[0] == 2

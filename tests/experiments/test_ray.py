@@ -30,6 +30,14 @@ SETTINGS = Settings("toy", "0", 64, 64, 4, None, 2, "32", "cpu", Recipe(validate
 
 
 @pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """A shell makes what it starts in the background ignore it, and tests with it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -44,7 +52,8 @@ def wait_for(condition: Any, seconds: float) -> bool:
     return bool(condition())
 
 
-def test_runs_die_fail_and_are_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+@pytest.mark.usefixtures("one_thread", "ctrl_c")
+def test_runs_die_fail_and_are_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three runs one is killed while it trains and resumes, one raises, and Ctrl-C comes while the last goes on."""
     expected = execute_here(KILLED, toy_data(), SETTINGS, tmp_path / "local", provenance(torch.device("cpu")))
 
