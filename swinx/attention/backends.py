@@ -213,5 +213,6 @@ def resolve_implementation(impl: AttentionImpl, case: Case) -> str:
 def attention_dtype(x: Tensor) -> torch.dtype:
     """What attention computes in: the dtype of x, or that of autocast, which leaves float64 alone."""
     device = x.device.type
-    lowered = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    # torch.amp.is_autocast_available would say so of meta, but breaks the graph in torch 2.6.
+    lowered = device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64
     return torch.get_autocast_dtype(device) if lowered else x.dtype
