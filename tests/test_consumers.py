@@ -1,4 +1,4 @@
-"""Other libraries that build smp or timm models by name: torchgeo, terratorch, torchseg, Lightning. Skipped where absent."""
+"""Libraries that build smp or timm models by name: torchgeo, terratorch, torchseg, Lightning. Skipped where absent."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-import swinx  # noqa: F401 -- registers the encoders
+import swinx
 
 
 def copies(module: nn.Module) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ def test_terratorch_builds_our_encoders(decoder: str) -> None:
     factory = pytest.importorskip("terratorch.models.smp_model_factory").SMPModelFactory()
     torch.manual_seed(0)
     model = factory.build_model(
-        task="segmentation", backbone="swinx_n", decoder=decoder, bands=list(range(6)), in_channels=6, num_classes=3,
+        task="segmentation", backbone="swinx_n", model=decoder, bands=list(range(6)), in_channels=6, num_classes=3,
         pretrained=False,
     ).eval()  # fmt: skip
     ours = getattr(smp, decoder)("swinx_n", encoder_weights=None, in_channels=6, classes=3).eval()
