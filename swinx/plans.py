@@ -8,6 +8,7 @@ multiple of N. A whole grid has T = B * H * W and S = B * M * N.
 """
 
 import functools
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -60,6 +61,13 @@ def _may_ask_sizes(x: Tensor) -> bool:
     return plain and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
+def is_exporting() -> bool:
+    """Whether torch.export traces what runs now."""
+    if hasattr(torch.compiler, "is_exporting"):
+        return torch.compiler.is_exporting()
+    return getattr(sys.modules.get("torch.export._trace"), "_EXPORT_FLAGS", None) is not None  # torch 2.6
+
+
 def is_transformed() -> bool:
     """Whether a transformation runs: vmap, grad and their kin, or forward-mode differentiation."""
     # torch has no public names for these; its own autograd.Function asks in the same way.
@@ -80,7 +88,7 @@ def grid_plan(geometry: WindowGeometry, shifted: bool, impl: str, indexed: bool,
         return WindowPlan(impl, geometry, padded)
     if is_plain(x):
         return WindowPlan(impl, geometry, padded, *_kept_indices(geometry, shifted, x.device))
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    if torch.compiler.is_compiling() and not is_exporting():
         gather, scatter, visible = _indices_operator(*geometry, shifted, x.device)
         return WindowPlan(impl, geometry, padded, gather, scatter, visible if shifted else None)
     return WindowPlan(impl, geometry, padded, *window_indices(geometry, shifted, True, x.device))
@@ -140,7 +148,13 @@ def _slice(plan: WindowPlan, slots: Tensor, chosen: Tensor, count: int) -> Windo
 # Traced op by op, the integer arithmetic of a plan is inlined into every gather that reads it: the compiler takes
 # minutes to simplify it, and the kernel repeats it for every channel. As one opaque operator it is computed once per
 # stage. Exported programs hold the plain operations instead, so that they run without swinx.
-@torch.library.custom_op(f"{NAMESPACE}::window_indices", mutates_args=())
+# The schema is written out: torch 2.6 reads none from Sequence[int].
+@torch.library.custom_op(
+    f"{NAMESPACE}::window_indices",
+    mutates_args=(),
+    schema="(SymInt batch, SymInt height, SymInt width, SymInt[] window_size, SymInt[] shift, SymInt dilation, "
+    "bool shifted, Device device) -> (Tensor, Tensor, Tensor)",
+)
 def _indices_operator(
     batch: int,
     height: int,

@@ -8,7 +8,7 @@ import segmentation_models_pytorch as smp
 import torch
 from decoders import DECODERS, STRIDES, build, image
 from timm.models import group_parameters
-from timm.optim import param_groups_layer_decay
+from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 import swinx
@@ -210,8 +210,7 @@ def test_layer_decay_falls_from_block_to_block(wrapped: bool) -> None:
 
 def test_timms_own_layer_decay_orders_the_parameters_alike() -> None:
     encoder = swinx.SwinXEncoder(swinx.config.VARIANTS["swinx_n"])
-    exempt = encoder.no_weight_decay()
-    theirs = param_groups_layer_decay(encoder, 0.05, exempt, layer_decay=0.5)
+    theirs = create_optimizer_v2(encoder, "adamw", lr=1.0, weight_decay=0.05, layer_decay=0.5).param_groups
     scale = {id(parameter): group["lr_scale"] for group in theirs for parameter in group["params"]}
     decay = {id(parameter): group["weight_decay"] for group in theirs for parameter in group["params"]}
     rate, ours = rates(encoder, learning_rate=1.0, layer_decay=0.5, weight_decay=0.05)

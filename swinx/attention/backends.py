@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ..plans import WindowPlan, is_transformed
+from ..plans import WindowPlan, is_exporting, is_transformed
 from . import reference, sdpa
 from .triton import first_use, operator, records, support
 
@@ -96,7 +96,7 @@ def _triton_refuses(case: Case) -> str | None:
 
 def _triton_unasked(case: Case) -> str | None:
     """Why the kernels are not for a model that did not ask for them by `set_attention`, or None."""
-    if torch.compiler.is_exporting() or torch.jit.is_tracing() or is_transformed():
+    if is_exporting() or torch.jit.is_tracing() or is_transformed():
         return "exports, traces and transformations hold torch's own operations"
     return _triton_refuses(case)
 
@@ -213,5 +213,6 @@ def resolve_implementation(impl: AttentionImpl, case: Case) -> str:
 def attention_dtype(x: Tensor) -> torch.dtype:
     """What attention computes in: the dtype of x, or that of autocast, which leaves float64 alone."""
     device = x.device.type
-    lowered = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    # torch.amp.is_autocast_available would say so of meta, but breaks the graph in torch 2.6.
+    lowered = device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64
     return torch.get_autocast_dtype(device) if lowered else x.dtype

@@ -123,7 +123,7 @@ def test_variance_over_images_is_scipys_bootstrap() -> None:
 
     theirs = stats.bootstrap(
         (numpy.arange(41),), lambda i, axis: difference(i.astype(int), axis), n_resamples=10_000, batch=1000,
-        method="basic", rng=numpy.random.default_rng(7),
+        method="basic", random_state=numpy.random.default_rng(7),  # the name that scipy 1.13 knows too
     )  # fmt: skip
     arrays = [numpy.stack([getattr(c, name) for c in (a, b)], axis=1).astype(float) for name in ("hits", "union")]
     variance = significance._over_images(*arrays, numpy.array([[1.0], [-1.0]]), 41.0, 10_000, 0)

@@ -39,7 +39,14 @@ def attend(
     return out
 
 
-@torch.library.custom_op(f"{NAMESPACE}::window_attention", mutates_args=())
+# Schemas are written out: torch 2.6 reads none from Sequence[int].
+_INPUTS = "Tensor qkv, Tensor bias, Tensor? pad_qkv, Tensor? cosine_scale"
+_RULE = "SymInt[] window_size, SymInt[] shift, SymInt dilation"
+
+
+@torch.library.custom_op(
+    f"{NAMESPACE}::window_attention", mutates_args=(), schema=f"({_INPUTS}, {_RULE}) -> (Tensor, Tensor)"
+)
 def window_attention(
     qkv: Tensor,
     bias: Tensor,
@@ -77,7 +84,11 @@ def _(
     return qkv.new_empty(batch, height, width, heads * head_dim), qkv.new_empty(sums, dtype=dtype)
 
 
-@torch.library.custom_op(f"{NAMESPACE}::window_attention_backward", mutates_args=())
+@torch.library.custom_op(
+    f"{NAMESPACE}::window_attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad_out, {_INPUTS}, Tensor? out, Tensor? lse, {_RULE}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
 def window_attention_backward(
     grad_out: Tensor,
     qkv: Tensor,

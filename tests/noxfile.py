@@ -1,0 +1,62 @@
+"""The tests on the oldest and the newest releases, and on those that servers have.
+
+    nox -f tests/noxfile.py --list
+    nox -f tests/noxfile.py -s "lowest-3.11" -- tests/test_encoder.py
+
+Each session makes its own environment: some gigabytes, and twenty minutes of tests on two cores. Triton is the one that
+torch brings; the kernels' tests are skipped below the release that pyproject.toml names.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "uv"
+RUNNERS = ("pytest>=8.3", "pytest-xdist>=3.6", "torchmetrics>=1.5", "ruff>=0.17,<0.18", "mypy>=2.4")
+# Tests that read what only a checkout has.
+CHECKOUT = ("test_quality.py", "test_support_table.py", "test_kernel_resources.py")
+# torch with the torchvision made for it, and what else servers of its time have.
+SERVERS = {
+    "2.8": ("torch==2.8.0", "torchvision==0.23.0", "segmentation-models-pytorch==0.6.0"),
+    "2.11": ("torch==2.11.0", "torchvision==0.26.0", "segmentation-models-pytorch==0.5.0"),
+}
+
+
+@nox.session(python="3.11")
+def lowest(session: nox.Session) -> None:
+    """Every dependency at its floor in pyproject.toml."""
+    session.install("--resolution", "lowest-direct", "-e", ".[experiments,ray]", *RUNNERS)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python="3.11")
+@nox.parametrize("torch", list(SERVERS))
+def server(session: nox.Session, torch: str) -> None:
+    """An environment of a GPU server, to which swinx is added."""
+    session.install(*SERVERS[torch])
+    session.install("-e", ".[experiments,ray]", *SERVERS[torch], *RUNNERS)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python=["3.11", "3.12", "3.13", "3.14"])
+def newest(session: nox.Session) -> None:
+    """The newest releases that pyproject.toml allows."""
+    session.install("-e", ".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python="3.11")
+def wheel(session: nox.Session) -> None:
+    """The wheel in a clean environment, by those tests that need no checkout, run away from it."""
+    folder = Path(session.create_tmp())
+    dist = folder / "dist"
+    session.install("build", "twine")
+    session.run("python", "-m", "build", "--outdir", str(dist))
+    session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
+    session.install(*map(str, dist.glob("*.whl")), *RUNNERS)
+    tests = shutil.ignore_patterns("experiments", "benchmarks", "noxfile.py", *CHECKOUT)
+    shutil.copytree("tests", folder / "tests", ignore=tests, dirs_exist_ok=True)
+    session.chdir(folder)
+    session.run("pytest", "-c", os.devnull, "--rootdir=.", "-o", "pythonpath=tests", *session.posargs, "tests")
