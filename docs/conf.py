@@ -21,6 +21,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"  # the notebook is stored without outputs
 nb_execution_raise_on_error = True
+nb_execution_in_temp = True  # it writes a model
 nb_execution_timeout = 300
 
 default_role = "code"  # docstrings quote code as Markdown does

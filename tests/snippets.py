@@ -21,7 +21,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-import swinx
+import swinx  # registers its encoders
 from swinx.__main__ import main as swinx_command
 from swinx.checkpoint_tools import convert_checkpoint
 
@@ -41,34 +41,49 @@ def snippets(page: Path) -> Iterator[tuple[str, str, int]]:
         yield match[1], match[2], text[: match.start(2)].count("\n") + 1
 
 
-def write_files(folder: Path) -> None:
-    """The files that pages speak of as the reader's own, with random weights."""
-    encoder = smp.encoders.get_encoder("swinx_t", weights=None)
-    save_file(encoder.state_dict(), folder / "ours.safetensors")
-    convert_checkpoint(folder / "ours.safetensors", folder / "swin_tiny_patch4_window7_224.pth", "official")
-    # As the official segmentation code names it, below `encoder.`: the merge of stage i + 1 is at the end of stage i.
+def official(path: Path) -> None:
+    source = path.with_name("ours.safetensors")
+    save_file(smp.encoders.get_encoder("swinx_t", weights=None).state_dict(), source)
+    convert_checkpoint(source, path, "official")
+
+
+def registered_by_hand(path: Path) -> None:
+    """With the names of the official segmentation code: the merge before stage i + 1 is at the end of stage i."""
+    model = smp.PAN("swinx_t", encoder_weights=None, encoder_output_stride=32, classes=11)
     old: dict[str, torch.Tensor] = {}
-    for name, value in (
-        smp.PAN("swinx_t", encoder_weights=None, encoder_output_stride=32, classes=11).state_dict().items()
-    ):
+    for name, value in model.state_dict().items():
         stage = re.match(r"encoder\.layers\.(\d)\.downsample", name)
         name = name.replace(f"layers.{stage[1]}", f"layers.{int(stage[1]) - 1}") if stage else name
         old[re.sub(r"^encoder\.norms\.", "encoder.norm", name)] = value
-    torch.save(old, folder / "old_model.pth")
-    theirs = smp.Unet("tu-swin_tiny_patch4_window7_224", encoder_weights=None, classes=11)
-    torch.save(theirs.state_dict(), folder / "tu_swin_model.pth")
-    run = folder / "output" / "train" / "RUN"
-    run.mkdir(parents=True)
-    classifier = timm.create_model("swinx_t", stem="inline")
-    torch.save({"state_dict": classifier.state_dict()}, run / "model_best.pth.tar")
+    torch.save(old, path)
 
 
-def run_page(page: Path, files: Path, failures: Any) -> None:
+def tu_swin(path: Path) -> None:
+    model = smp.Unet("tu-swin_tiny_patch4_window7_224", encoder_weights=None, classes=11)
+    torch.save(model.state_dict(), path)
+
+
+def classifier(path: Path) -> None:
+    torch.save({"state_dict": timm.create_model("swinx_t", stem="inline").state_dict()}, path)
+
+
+# Files that pages speak of as the reader's own; here with random weights.
+FILES = {
+    "swin_tiny_patch4_window7_224.pth": official,
+    "old_model.pth": registered_by_hand,
+    "tu_swin_model.pth": tu_swin,
+    "output/train/RUN/model_best.pth.tar": classifier,
+}
+
+
+def run_page(page: Path, failures: Any) -> None:
     """Run all snippets of a page in one namespace."""
     line = 0
     with tempfile.TemporaryDirectory() as folder:
-        for file in files.iterdir():
-            (Path(folder) / file.name).symlink_to(file)
+        for name, write in FILES.items():
+            if f'"{name}"' in page.read_text():
+                (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+                write(Path(folder) / name)
         os.chdir(folder)
         try:
             names: dict[str, Any] = {"__name__": "__main__"}
@@ -91,14 +106,12 @@ def main(pages: list[str]) -> None:
     torch.set_num_threads(1)  # threads do not survive a fork
     context = multiprocessing.get_context("fork")  # once imported, torch and smp are there for every page
     failures = context.Manager().dict()
-    with tempfile.TemporaryDirectory() as folder:
-        write_files(Path(folder))
-        for page in pages:
-            process = context.Process(target=run_page, args=(Path(page), Path(folder), failures))
-            process.start()
-            process.join()
-            if process.exitcode:
-                failures[page] = f"{page} ended with status {process.exitcode}"
+    for page in pages:
+        process = context.Process(target=run_page, args=(Path(page), failures))
+        process.start()
+        process.join()
+        if process.exitcode:
+            failures[page] = f"{page} ended with status {process.exitcode}"
     print(json.dumps(dict(failures)))
 
 
