@@ -22,7 +22,9 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"  # the notebook is stored without outputs
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True  # it writes a model
-nb_execution_timeout = 300
+nb_execution_timeout = 300  # seconds for one cell
+nb_merge_streams = True
+nb_output_stderr = "remove"  # warnings of notebook front ends; errors still end the build
 
 default_role = "code"  # docstrings quote code as Markdown does
 autodoc_typehints = "signature"
