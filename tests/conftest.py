@@ -3,6 +3,14 @@
 import os
 
 import torch
+from hypothesis import HealthCheck, settings
+
+# Examples take as long as a machine does. The same ones are drawn in every run of CI, new ones at night.
+settings.register_profile(
+    "ci", max_examples=40, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("nightly", settings.get_profile("ci"), max_examples=2000, derandomize=False)
+settings.load_profile("ci")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread for each parallel worker: threads that wait for one another on busy cores cost more than they give.

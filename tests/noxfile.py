@@ -14,9 +14,16 @@ from pathlib import Path
 import nox
 
 nox.options.default_venv_backend = "uv"
-RUNNERS = ("pytest>=8.3", "pytest-xdist>=3.6", "torchmetrics>=1.5", "ruff>=0.17,<0.18", "mypy>=2.4")
+RUNNERS = (
+    "pytest>=8.3",
+    "pytest-xdist>=3.6",
+    "torchmetrics>=1.5",
+    "hypothesis>=6.100",
+    "ruff>=0.17,<0.18",
+    "mypy>=2.4",
+)
 # Tests that read what only a checkout has.
-CHECKOUT = ("test_quality.py", "test_support_table.py", "test_kernel_resources.py")
+CHECKOUT = ("test_quality.py", "test_documentation.py", "test_support_table.py", "test_kernel_resources.py")
 # torch with the torchvision made for it, and what else servers of its time have.
 SERVERS = {
     "2.8": ("torch==2.8.0", "torchvision==0.23.0", "segmentation-models-pytorch==0.6.0"),
