@@ -117,7 +117,7 @@ def test_one_graph_for_every_size_forward_and_backward(window: tuple[int, int]) 
         return swinx.window_attention(qkv, bias, window_size=window, shift=(1, 2), pad_qkv=pad, impl="triton")
 
     compiled = torch.compile(attention, backend=counter, fullgraph=True, dynamic=True)
-    for batch, height, width in [(2, 3, 6), (3, 5, 4), (4, 2, 3)]:  # torch compiles a batch of 1 apart
+    for batch, height, width in [(2, 4, 7), (3, 2, 5)]:  # torch compiles a batch of 1 apart, and equal sizes
         case = Case(height, width, window, (1, 2), batch=batch, heads=1)
         eager = case.run("triton", case.inputs(), torch.ones(batch, height, width, 16, device=DEVICE))
         inputs = leaves(case)
@@ -134,7 +134,7 @@ def test_export_with_dynamic_sizes() -> None:
         def forward(self, qkv: Tensor, bias: Tensor, pad: Tensor) -> Tensor:
             return swinx.window_attention(qkv, bias, window_size=(4, 5), shift=(2, 2), pad_qkv=pad, impl="triton")
 
-    case = Case(3, 7, (4, 5), (2, 2), batch=2)
+    case = Case(4, 7, (4, 5), (2, 2), batch=2)
     sizes = {0: Dim("batch"), 1: Dim("height"), 2: Dim("width")}
     program = torch.export.export(Attention(), tuple(case.inputs()), dynamic_shapes=(sizes, None, None), strict=True)
     assert "swinx.window_attention" in program.graph_module.code
