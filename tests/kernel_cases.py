@@ -3,19 +3,39 @@
 Shape letters: B images, H W grid, h heads, D head_dim, N tokens in a window.
 """
 
+import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from oracles import naive_window_attention
 from oracles_v2 import naive_cosine_attention
 from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
 
 import swinx
+from swinx.attention.triton import parameters
+from swinx.windows import WindowGeometry, lattice_windows, needs_padding, window_count
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # bfloat16 products are wrong in Triton's interpreter, float64 has no kernel on a GPU.
 DTYPES = [torch.float32, torch.float16, torch.bfloat16 if DEVICE == "cuda" else torch.float64]
 LAYOUTS = ("contiguous", "transposed", "sliced")
+
+_plain_call = InterpretedFunction.__call__
+_prepared: set[str] = set()
+
+
+def _call(function: InterpretedFunction, *args: Any, **kwargs: Any) -> Any:
+    """Triton's interpreter prepares its language anew for each call of a helper, which takes half of all time."""
+    module = function.fn.__module__
+    if module in _prepared:
+        return function.rewrite()(*args, **kwargs)
+    _prepared.add(module)
+    return _plain_call(function, *args, **kwargs)
+
+
+InterpretedFunction.__call__ = _call
 
 
 @dataclass(frozen=True)
@@ -34,6 +54,10 @@ class Case:
     cosine: bool = False
     layout: str = "contiguous"
     dtype: torch.dtype = torch.float32
+
+    def geometry(self) -> WindowGeometry:
+        """Its windows."""
+        return WindowGeometry(self.batch, self.height, self.width, self.window, self.shift, self.dilation)
 
     def inputs(self) -> list[Tensor | None]:
         """qkv in the case's dtype; bias and pad_qkv in at least float32, as the parameters that they come from.
@@ -115,6 +139,33 @@ class Case:
             allowed = (2 if name == "out" else 3) * (reference[name] - value).abs().max() + band
             error = (ours[name] - value).abs().max()
             assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}, in {self}"
+
+
+def covering(cases: list[Case], count: int) -> list[Case]:
+    """So many of the cases, each with the most pairs of factors that those before it lack, for the time it takes."""
+    left = {case: _pairs(case) for case in cases}
+    chosen: list[Case] = []
+    for _ in range(count):
+        best = max(left, key=lambda case: len(left[case]) / _tiles(case))
+        chosen.append(best)
+        new = left.pop(best)
+        left = {case: pairs - new for case, pairs in left.items()}
+    return chosen
+
+
+def _pairs(case: Case) -> set[tuple[tuple[str, object], ...]]:
+    """Every two of a case's factors; one window along an axis, two, or some inside too; none of sizes alone."""
+    geometry = case.geometry()
+    factors = {key: value for key, value in vars(case).items() if key not in ("height", "width", "shift")}
+    factors |= {"shifted": tuple(side > 0 for side in case.shift), "padded": needs_padding(geometry)}
+    factors["windows"] = tuple(min(side, 3) for side in lattice_windows(geometry))
+    return set(itertools.combinations(factors.items(), 2))
+
+
+def _tiles(case: Case) -> int:
+    """Tiles of all programs, which the time in the interpreter grows with."""
+    number = parameters.tiles(case.window[0] * case.window[1]).number
+    return window_count(case.geometry()) * case.heads * number
 
 
 def between_nans(values: Tensor) -> Tensor:

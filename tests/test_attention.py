@@ -275,6 +275,10 @@ def test_auto_takes_the_kernels_on_a_tested_gpu_where_they_take_the_case(
     for window, recording, expected in [((7, 7), True, "sdpa"), ((7, 7), False, "triton"), ((12, 12), False, "sdpa")]:
         assert choose("auto", cuda, fp32, window, 32, recording=recording) == expected
         assert choose("auto", cuda, bf16, window, 32, recording=recording) == "triton"
+    monkeypatch.setattr("triton.__version__", "3.2.0")
+    assert choose("auto", cuda, bf16, (7, 7), 32, recording=True) == "sdpa"
+    with pytest.raises(NotImplementedError, match=r"compute capability 8.x it takes Triton 3.3 and newer, got 3.2.0"):
+        choose("triton", cuda, bf16, (7, 7), 32, recording=True)
     gpu["capability"] = (10, 0)
     monkeypatch.setattr("triton.__version__", "3.7.1")
     assert choose("auto", cuda, bf16, (7, 7), 32, recording=True) == "sdpa"

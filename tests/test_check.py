@@ -10,7 +10,7 @@ from kernel_cases import DEVICE
 from torch import Tensor
 
 from swinx.attention import check
-from swinx.attention.triton import launch
+from swinx.attention.triton import launch, trial
 
 
 @pytest.fixture
@@ -24,6 +24,7 @@ def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(check, "REPEATED", ((4, 5),))
     monkeypatch.setattr(check, "REPEATED_INTERPRETED", ((4, 5),))
     monkeypatch.setattr(check, "timed", lambda device: [])
+    monkeypatch.setattr(trial, "trials", lambda *call, plain=trial.trials, **named: plain(*call, **named)[:2])
     monkeypatch.setattr("sys.argv", ["check", "--output", str(tmp_path / "record.json")])
     return tmp_path / "record.json"
 
@@ -38,11 +39,11 @@ def test_kernels_that_are_right(short: Path) -> None:
     status, record = run(short)
     assert status == 0
     assert record["right"]
-    assert [case["right"] for case in record["cases"]] == [True] * 6
+    assert [case["right"] for case in record["cases"]] == [True] * 4
     assert all(0 < case["excess"] <= 1 for case in record["cases"])
     assert (record["capability"] is None) == (DEVICE == "cpu")
     assert not record["faster"]  # nothing was timed
-    assert "Right: 6 of 6 cases" in record["verdict"][-3]
+    assert "Right: 4 of 4 cases" in record["verdict"][-3]
     assert record["verdict"][-2] == "Equal bits in 3 runs."
 
 
@@ -57,8 +58,8 @@ def test_kernels_that_are_wrong(short: Path, monkeypatch: pytest.MonkeyPatch) ->
     status, record = run(short)
     assert status == 1
     assert not record["right"]
-    assert [case["right"] for case in record["cases"]] == [True] * 3 + [False] * 3
-    assert "Right: 3 of 6 cases" in record["verdict"][-2]
+    assert [case["right"] for case in record["cases"]] == [True] * 2 + [False] * 2
+    assert "Right: 2 of 4 cases" in record["verdict"][-2]
 
 
 def test_kernels_that_give_other_bits_every_time(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +68,7 @@ def test_kernels_that_give_other_bits_every_time(short: Path, monkeypatch: pytes
     def wavering(*call: Any) -> tuple[Tensor, Tensor]:
         calls.append(0)
         out, lse = plain(*call)
-        return out + (2.0**-10 if len(calls) > 8 else 0.0), lse  # six cases, then the same one three times
+        return out + (2.0**-10 if len(calls) > 6 else 0.0), lse  # four cases, then the same one three times
 
     monkeypatch.setattr(launch, "forward", wavering)
     status, record = run(short)

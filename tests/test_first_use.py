@@ -15,14 +15,17 @@ from torch.utils.checkpoint import checkpoint
 
 import swinx
 from swinx.attention import backends
-from swinx.attention.triton import first_use, launch, parameters, records
+from swinx.attention.triton import first_use, launch, parameters, records, trial
 
-CASE = Case(9, 10, (4, 5), (2, 1))
+CASE = Case(3, 6, (4, 5), (2, 1), heads=1)
+TRIALS = trial.trials
 NO_COMPILER = "Failed to find C compiler. Please specify via CC environment variable or set triton.knobs.build.impl."
 
 
 @pytest.fixture(autouse=True)
-def nothing_tried() -> Iterator[None]:
+def nothing_tried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """And one small input is tried in place of three."""
+    monkeypatch.setattr(trial, "trials", lambda *case: TRIALS(*case)[:1])
     tried, warned = dict(first_use._tried), set(first_use._warned)
     first_use._tried.clear()
     first_use._warned.clear()
@@ -59,6 +62,7 @@ def count_launches(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
 
 
 def test_the_environment_chooses_in_place_of_auto(monkeypatch: pytest.MonkeyPatch, wished: None) -> None:
+    monkeypatch.setattr(trial, "trials", TRIALS)
     inputs = CASE.inputs()
     seen = count_launches(monkeypatch)
     assert torch.equal(attention("auto", inputs), attention("triton", inputs))
@@ -87,7 +91,7 @@ def test_what_is_trained_is_tried_with_its_gradients(wished: None) -> None:
 def test_another_precision_of_float32_products_is_tried_anew(monkeypatch: pytest.MonkeyPatch, wished: None) -> None:
     """It takes other kernels. Which settings of torch allow which, test_triton_operator says."""
     inputs, seen = CASE.inputs(), count_launches(monkeypatch)
-    for precision, tried in (("ieee", 3), ("tf32", 3), ("ieee", 0)):
+    for precision, tried in (("ieee", 1), ("tf32", 1), ("ieee", 0)):
         monkeypatch.setattr(parameters, "precision", lambda dtype, device, chosen=precision: chosen)
         seen.clear()
         attention("auto", inputs)

@@ -128,9 +128,10 @@ def test_every_learned_part_of_a_modification_gets_a_gradient(name: str) -> None
 
 
 @pytest.mark.usefixtures("small_slices")
-@pytest.mark.parametrize("output_stride", [32, 8])
-@pytest.mark.parametrize("impl", ["reference", "sdpa", "auto"])
-@pytest.mark.parametrize("batch", [1, 4, 7])
+@pytest.mark.parametrize(
+    ("batch", "impl", "output_stride"),
+    [(1, "reference", 8), (4, "reference", 32), (1, "sdpa", 32), (7, "sdpa", 8), (4, "auto", 8), (7, "auto", 32)],
+)
 def test_sliced_evaluation_equals_whole_grids(
     encoder: swinx.SwinXEncoder, batch: int, impl: str, output_stride: int
 ) -> None:

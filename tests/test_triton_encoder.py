@@ -9,8 +9,8 @@ from kernel_cases import DEVICE
 import swinx
 from swinx.config import SwinConfig
 
-# Small, for the interpreter's sake: a shifted block at every level, windows of one tile and of several.
-TINY = SwinConfig(16, (2, 2, 2, 2), (1, 1, 2, 2), 7, 0.0, stem="shared")
+# Small, for the interpreter's sake: a shifted block in the first stage, the only one whose grid is wider than a window.
+TINY = SwinConfig(16, (2, 1, 1, 1), (1, 2, 1, 2), 4, 0.0, stem="shared")
 
 
 def encoder(impl: str, version: str, output_stride: int, window: int, dtype: torch.dtype) -> swinx.SwinXEncoder:
@@ -25,12 +25,15 @@ def encoder(impl: str, version: str, output_stride: int, window: int, dtype: tor
 
 @pytest.mark.parametrize(
     ("version", "output_stride", "window"),
-    [("v1", 32, 7), ("v1", 16, 7), ("v1", 8, 7), ("v1", 16, 12), ("v2", 8, 7), ("v2", 16, 12)],
+    [("v1", 8, 4), ("v1", 16, 9), ("v2", 8, 4), ("v2", 32, 9)],
 )
 def test_training_step_and_evaluation(version: str, output_stride: int, window: int) -> None:
-    """float64 in the interpreter, where nothing but a mistake can differ; float32 on a GPU."""
+    """float64 in the interpreter, where nothing but a mistake can differ; float32 on a GPU.
+
+    At output stride 8 periods are 1, 1, 2 and 4, at 16 they are 1, 1, 1 and 2. Windows of 9 take two tiles, and time.
+    """
     dtype, tolerance = (torch.float64, 1e-9) if DEVICE == "cpu" else (torch.float32, 1e-3)
-    image = torch.randn(2, 3, 37, 61, dtype=dtype, device=DEVICE)
+    image = torch.randn(2 if window == 4 else 1, 3, 18, 41, dtype=dtype, device=DEVICE)
     results = []
     for impl in ("triton", "reference"):
         model = encoder(impl, version, output_stride, window, dtype).train()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from kernel_cases import DEVICE, Case
 from torch import Tensor, distributed
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -29,13 +29,15 @@ def leaves(case: Case) -> list[Tensor]:
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the kernels take float64 in the interpreter only")
-@pytest.mark.parametrize(("window", "exhaustive"), [((1, 3), True), ((4, 5), False), ((9, 9), False)])
+@pytest.mark.parametrize(("window", "exhaustive"), [((1, 2), True), ((4, 5), False), ((9, 9), False)])
 @pytest.mark.parametrize("cosine", [False, True])
 def test_gradcheck(window: tuple[int, int], exhaustive: bool, cosine: bool) -> None:
-    """All elements one by one where the window is small, else along random directions."""
-    shift = (window[0] // 2, window[1] // 2)
-    dilation = 1 if exhaustive else 2
-    case = Case(2, 5, window, shift, dilation=dilation, heads=1, head_dim=2, cosine=cosine, dtype=torch.float64)
+    """All elements one by one where the window is small, else along random directions.
+
+    The sweep holds all elements against the derivative that torch takes of the oracle; here torch's wiring is tried.
+    """
+    shift, width = (window[0] // 2, window[1] // 2), 3 if exhaustive else 4
+    case = Case(1, width, window, shift, heads=1, head_dim=2, cosine=cosine, dtype=torch.float64)
 
     def attention(qkv: Tensor, bias: Tensor, pad: Tensor, scale: Tensor | None = None) -> Tensor:
         return swinx.window_attention(qkv, bias, pad_qkv=pad, cosine_scale=scale, **rule(case))
@@ -46,7 +48,7 @@ def test_gradcheck(window: tuple[int, int], exhaustive: bool, cosine: bool) -> N
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize(("attended", "cosine"), [(True, False), (False, True), (True, True)])
 def test_opcheck(window: tuple[int, int], attended: bool, cosine: bool) -> None:
-    case = Case(6, 5, window, (1, 2), heads=2, head_dim=3, attended=attended, cosine=cosine)
+    case = Case(3, 4, window, (1, 2), heads=2, head_dim=3, attended=attended, cosine=cosine)
     inputs = [None if t is None else t.detach().requires_grad_() for t in case.inputs()]
     inputs += [None] * (not cosine)
     torch.library.opcheck(torch.ops.swinx.window_attention, (*inputs, list(window), [1, 2], 1))
@@ -55,7 +57,7 @@ def test_opcheck(window: tuple[int, int], attended: bool, cosine: bool) -> None:
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("cosine", [False, True])
 def test_opcheck_of_the_backward_operator(window: tuple[int, int], cosine: bool) -> None:
-    inputs = Case(6, 5, window, (1, 2), heads=2, head_dim=3, cosine=cosine).inputs() + [None] * (not cosine)
+    inputs = Case(3, 4, window, (1, 2), heads=2, head_dim=3, cosine=cosine).inputs() + [None] * (not cosine)
     operator = torch.ops.swinx.window_attention
     out, lse = operator(*inputs, list(window), [1, 2], 1)
     saved = (out, lse) if lse.numel() else (None, None)
@@ -67,7 +69,7 @@ def test_opcheck_of_the_backward_operator(window: tuple[int, int], cosine: bool)
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)])
 def test_gradients_of_some_inputs_alone(wanted: tuple[int, ...]) -> None:
-    case = Case(6, 7, (4, 5), (1, 2), heads=1)
+    case = Case(3, 7, (4, 5), (1, 2), heads=1)
     complete = leaves(case)
     swinx.window_attention(complete[0], complete[1], pad_qkv=complete[2], **rule(case)).sum().backward()
     inputs = case.inputs()
@@ -109,19 +111,17 @@ def test_a_second_derivative_is_refused_not_wrong() -> None:
 @pytest.mark.parametrize("window", WINDOWS)
 def test_one_graph_for_every_size_forward_and_backward(window: tuple[int, int]) -> None:
     torch._dynamo.reset()
-    counter = CompileCounter()
+    counter = CompileCounterWithBackend("aot_eager")
 
     def attention(qkv: Tensor, bias: Tensor, pad: Tensor) -> Tensor:
         return swinx.window_attention(qkv, bias, window_size=window, shift=(1, 2), pad_qkv=pad, impl="triton")
 
-    counted = torch.compile(attention, backend=counter, fullgraph=True, dynamic=True)
-    traced = torch.compile(attention, backend="aot_eager", fullgraph=True, dynamic=True)
-    for batch, height, width in [(2, 5, 7), (3, 8, 4), (4, 3, 9)]:  # torch compiles a batch of 1 apart
+    compiled = torch.compile(attention, backend=counter, fullgraph=True, dynamic=True)
+    for batch, height, width in [(2, 4, 7), (3, 2, 5)]:  # torch compiles a batch of 1 apart, and equal sizes
         case = Case(height, width, window, (1, 2), batch=batch, heads=1)
         eager = case.run("triton", case.inputs(), torch.ones(batch, height, width, 16, device=DEVICE))
-        counted(*case.inputs())
         inputs = leaves(case)
-        out = traced(*inputs)
+        out = compiled(*inputs)
         out.sum().backward()
         assert torch.equal(out.detach().double().cpu(), eager["out"])
         for tensor, name in zip(inputs, ("qkv", "bias", "pad_qkv"), strict=True):
@@ -134,18 +134,18 @@ def test_export_with_dynamic_sizes() -> None:
         def forward(self, qkv: Tensor, bias: Tensor, pad: Tensor) -> Tensor:
             return swinx.window_attention(qkv, bias, window_size=(4, 5), shift=(2, 2), pad_qkv=pad, impl="triton")
 
-    case = Case(6, 7, (4, 5), (2, 2), batch=2)
+    case = Case(4, 7, (4, 5), (2, 2), batch=2)
     sizes = {0: Dim("batch"), 1: Dim("height"), 2: Dim("width")}
     program = torch.export.export(Attention(), tuple(case.inputs()), dynamic_shapes=(sizes, None, None), strict=True)
     assert "swinx.window_attention" in program.graph_module.code
-    other = Case(9, 5, (4, 5), (2, 2), batch=3).inputs()
+    other = Case(5, 4, (4, 5), (2, 2), batch=3).inputs()
     assert torch.equal(program.module()(*other), Attention()(*other))
 
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_autocast_lowers_qkv_and_keeps_the_bias(window: tuple[int, int]) -> None:
     """float16 on the CPU too: the interpreter multiplies bfloat16 wrongly."""
-    case = Case(6, 7, window, (1, 2))
+    case = Case(3, 7, window, (1, 2), heads=1)
     inputs = leaves(case)
     with torch.autocast(DEVICE, torch.float16):
         out = swinx.window_attention(inputs[0], inputs[1], pad_qkv=inputs[2], **rule(case))
@@ -175,7 +175,7 @@ def test_flops_are_those_of_the_products() -> None:
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_checkpointing_and_inference_mode_change_no_bit(window: tuple[int, int]) -> None:
-    case = Case(6, 7, window, (1, 2))
+    case = Case(3, 7, window, (1, 2), heads=1)
     plain, kept = leaves(case), leaves(case)
 
     def attention(qkv: Tensor, bias: Tensor, pad: Tensor) -> Tensor:
@@ -189,8 +189,7 @@ def test_checkpointing_and_inference_mode_change_no_bit(window: tuple[int, int])
         assert torch.equal(attention(*case.inputs()), out)
 
 
-@pytest.mark.parametrize("window", WINDOWS)
-def test_distributed_data_parallel_changes_no_gradient(tmp_path: Path, window: tuple[int, int]) -> None:
+def test_distributed_data_parallel_changes_no_gradient(tmp_path: Path) -> None:
     class Attention(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -199,7 +198,7 @@ def test_distributed_data_parallel_changes_no_gradient(tmp_path: Path, window: t
         def forward(self, qkv: Tensor) -> Tensor:
             return swinx.window_attention(qkv, self.bias, pad_qkv=self.pad, **rule(case))
 
-    case = Case(6, 7, window, (1, 2))
+    case = Case(3, 7, (4, 5), (1, 2), heads=1)
     qkv = case.inputs()[0]
     alone, parallel = Attention(), Attention()
     alone(qkv).square().sum().backward()
@@ -232,7 +231,7 @@ def test_what_is_saved_for_backward(window: tuple[int, int], keeps_results: bool
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_the_raw_operator_makes_channels_contiguous(window: tuple[int, int]) -> None:
-    qkv, bias, pad = Case(6, 7, window).inputs()
+    qkv, bias, pad = Case(3, 6, window).inputs()
     operator = torch.ops.swinx.window_attention
     turned = qkv.transpose(4, 5).contiguous().transpose(4, 5)
     results = []
@@ -286,7 +285,7 @@ def test_the_raw_backward_operator_refuses_results_of_another_shape() -> None:
 
 def test_saved_results_may_come_back_with_other_strides() -> None:
     """As hooks on saved tensors may give them."""
-    case = Case(6, 7, (9, 9), (2, 1))
+    case = Case(3, 4, (9, 9), (2, 1))
     gradients = []
     for turned in (lambda tensor: tensor, lambda tensor: tensor.mT.contiguous().mT if tensor.ndim == 4 else tensor):
         inputs = leaves(case)

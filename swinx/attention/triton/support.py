@@ -11,7 +11,8 @@ from .parameters import ONE_TILE
 MAX_SIDE = 16
 MAX_HEAD_DIM = 128
 MIN_CAPABILITY = (8, 0)  # Ampere: bfloat16 in the matrix units
-MIN_TRITON = {10: (3, 8)}  # Blackwell: 3.6 compiles some float32 kernels into a trap
+# Ampere, Ada and Hopper: 3.2 joins no tuples. Blackwell: 3.6 compiles some float32 kernels into a trap.
+MIN_TRITON = {8: (3, 3), 10: (3, 8)}
 
 
 def triton_too_old(generation: int) -> str | None:
