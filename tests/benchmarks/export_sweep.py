@@ -1,11 +1,11 @@
 """Export every decoder at every output stride it takes, with Swin V1 and V2, and compare with eager code.
 
-    python tests/benchmarks/export_sweep.py --output docs/benchmarks/export-sweep-DATE
+    PYTHONPATH=.:tests python tests/benchmarks/export_sweep.py --output docs/benchmarks/export-sweep-DATE
 
-appends a row for each model and way to OUTPUT.jsonl, leaves out what is there, and writes a table of all to OUTPUT.md. The
-encoders are small, with every kind of block; batch, height and width are dynamic. A minute or two of one core a row.
-Ways: onnxruntime; program and strict, the program of torch.export that ONNX is made of and the one of its strict mode;
-aotinductor, which needs a C++ compiler. A failure is a row too.
+appends a row for each model and way to OUTPUT.jsonl, leaves out what is there, and writes a table of all to OUTPUT.md.
+The encoders are small, with every kind of block; batch, height and width are dynamic. A minute or two of one core a
+row. Ways: onnxruntime; program and strict, the program of torch.export that ONNX is made of and the one of its strict
+mode; aotinductor, which needs a C++ compiler. A failure is a row too.
 """
 
 import argparse
@@ -13,17 +13,14 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 import export_models as models
+import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
@@ -50,7 +47,7 @@ def run_way(way: str, program: ExportedProgram) -> Callable[[Tensor], Tensor]:
 
 
 def measure(decoder: str, stride: int, version: str, way: str) -> dict[str, Any]:
-    """A row: the largest difference from eager, and the processor's seconds of the export and of what follows it."""
+    """A row: the largest difference from eager, and processor seconds of the export and of what follows."""
     row: dict[str, Any] = {
         "kind": "export",
         "decoder": decoder,
