@@ -3,13 +3,16 @@
 The table of every decoder, stride and version is made by tests/benchmarks/export_sweep.py.
 """
 
+from collections.abc import Callable
+
 import export_models as models
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
 
-import swinx
 from swinx import exports, plans
+from swinx.stage import SwinStage
 from swinx.windows import WindowGeometry
 
 
@@ -20,23 +23,50 @@ def onnxruntime() -> None:
         pytest.importorskip(package)
 
 
-# The stages that these lack are in the sweep.
+def dilated_stage(version: str, impl: str) -> SwinStage:
+    """A dense merge, a plain and a shifted block; every parameter counts."""
+    torch.manual_seed(0)
+    stage = SwinStage(models.CONFIGS[version].stages[2], merge=True).eval()
+    stage.set_period(1, 2)
+    stage.impl = impl
+    with torch.no_grad():
+        for parameter in stage.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return stage
+
+
+def export_stage(stage: SwinStage, grid: Tensor, strict: bool = False) -> ExportedProgram:
+    """With every size that is not 1 dynamic."""
+    dynamic = {axis: Dim.DYNAMIC for axis in range(3) if grid.shape[axis] > 1}
+    return torch.export.export(stage, (grid,), dynamic_shapes=(dynamic,), strict=strict)
+
+
+def assert_same(run: Callable[[Tensor], Tensor], stage: SwinStage, sizes: list[tuple[int, int, int]]) -> None:
+    for batch, height, width in sizes:
+        grid = torch.randn(batch, height, width, 32)
+        with torch.no_grad():
+            torch.testing.assert_close(run(grid), stage(grid), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.usefixtures("onnxruntime")
-@pytest.mark.parametrize(
-    ("name", "stride", "version", "impl"),
-    [("Unet", 8, "v2", "auto"), ("DeepLabV3Plus", 8, "v1", "auto"), ("DeepLabV3Plus", 8, "v1", "sdpa")],
-)
-def test_onnxruntime_equals_eager(name: str, stride: int, version: str, impl: str) -> None:
-    model = models.build_model(name, stride, version, depth=4)
-    swinx.set_attention(model, impl)
-    run = models.in_onnxruntime(models.export(name, model))
-    assert models.largest_difference(model, run, models.sizes(name)) < models.TOLERANCE
+def test_a_whole_model_in_onnxruntime_equals_eager() -> None:
+    model = models.build_model("Unet", 32, "v1", depth=3)
+    run = models.in_onnxruntime(models.export("Unet", model))
+    assert models.largest_difference(model, run, models.sizes("Unet")) < models.TOLERANCE
+
+
+@pytest.mark.usefixtures("onnxruntime")
+@pytest.mark.parametrize(("version", "impl"), [("v2", "auto"), ("v1", "sdpa")])
+def test_a_dilated_stage_in_onnxruntime_equals_eager(version: str, impl: str) -> None:
+    stage = dilated_stage(version, impl)
+    run = models.in_onnxruntime(export_stage(stage, torch.randn(2, 31, 43, 32)))
+    assert_same(run, stage, [(2, 31, 43), (1, 29, 17), (3, 5, 23), (1, 1, 2), (1, 32, 32)])
 
 
 @pytest.mark.usefixtures("onnxruntime")
 def test_the_adaptive_pooling_of_the_guide_is_that_of_torch() -> None:
     pool = nn.AdaptiveAvgPool2d((3, 6)).eval()
-    dynamic = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    dynamic = {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     program = torch.export.export(pool, (torch.randn(2, 5, 12, 17),), dynamic_shapes=(dynamic,))
     run = models.in_onnxruntime(program)
     for height, width in [(12, 17), (3, 6), (2, 5), (1, 1), (19, 7)]:
@@ -45,16 +75,10 @@ def test_the_adaptive_pooling_of_the_guide_is_that_of_torch() -> None:
 
 
 @pytest.mark.parametrize("strict", [True, False])
-@torch.no_grad()
-def test_a_batch_of_one_and_images_of_one_window_need_no_export_of_their_own(strict: bool) -> None:
-    model = swinx.SwinXEncoder(models.CONFIGS["v1"], depth=3).eval()
-    dynamic = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    image = torch.randn(1, 3, 160, 224)  # several windows along both axes of every grid
-    program = torch.export.export(model, (image,), dynamic_shapes=(dynamic,), strict=strict).module()
-    for height, width in [(160, 224), (56, 101), (28, 29), (19, 23)]:
-        x = torch.randn(1, 3, height, width)
-        for got, expected in zip(program(x), model(x), strict=True):
-            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+def test_a_program_for_a_batch_of_one_takes_grids_of_one_window(strict: bool) -> None:
+    stage = dilated_stage("v1", "auto")
+    program = export_stage(stage, torch.randn(1, 31, 43, 32), strict).module()  # several windows along both axes
+    assert_same(program, stage, [(1, 31, 43), (1, 29, 13), (1, 11, 29), (1, 5, 7)])
 
 
 GEOMETRIES = [
