@@ -143,6 +143,10 @@ def provenance() -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line for each engine."""
     lines = [
+        "# Latency of exported encoders",
+        "",
+        f"{SIDE} x {SIDE} pixels, batch 1, float32, one thread: swinx_t of any size, timm's Swin-T of one.",
+        "",
         "| engine | swinx_t, ms | timm, ms | timm / swinx_t | swinx_t is made in, CPU s | timm, CPU s |",
         "|---|---:|---:|---:|---:|---:|",
     ]

@@ -82,6 +82,12 @@ def provenance() -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line for each model."""
     lines = [
+        "# Exported models against eager code",
+        "",
+        "Largest differences of the output, in float32, over the sizes that the rows name; the first was traced.",
+        "Empty: not run. Small encoders with random weights. Seconds of the processor are those of the export and of",
+        "the translation to ONNX.",
+        "",
         f"| decoder | output stride | encoder | {' | '.join(WAYS)} | export, s | to ONNX, s |",
         "|---|---:|---|" + "---:|" * (len(WAYS) + 2),
     ]
