@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import windows
+from . import exports, windows
+from .exports import HeadIndices
 from .windows import WindowGeometry
 
 # Of the operators. Named after the package that this file lies in: a copy of it in another one registers its own.
@@ -33,7 +34,8 @@ class WindowPlan(NamedTuple):
     holds, T for padding; scatter: (T,) the slot that holds each token; both None where slots are tokens, and for
     implementations that find the tokens themselves. visible: (S / N, N, N), whether slot i of a window attends to slot
     j, or None where all do. rows: (T,) flat numbers (image * H + y) * W + x of a slice's tokens; None for whole grids.
-    bias: (h, N, N) position bias of the block, where it was computed once for all slices.
+    bias: (h, N, N) position bias of the block, where it was computed once for all slices. by_head: in exported
+    programs, instead of gather and scatter.
     """
 
     impl: str
@@ -44,6 +46,7 @@ class WindowPlan(NamedTuple):
     visible: Tensor | None = None
     rows: Tensor | None = None
     bias: Tensor | None = None
+    by_head: HeadIndices | None = None
 
 
 def is_plain(x: Tensor) -> bool:
@@ -74,11 +77,14 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def grid_plan(geometry: WindowGeometry, shifted: bool, impl: str, indexed: bool, x: Tensor) -> WindowPlan:
+def grid_plan(
+    geometry: WindowGeometry, num_heads: int, shifted: bool, impl: str, indexed: bool, x: Tensor
+) -> WindowPlan:
     """The plan of whole grids x (B, H, W, C), with attended padding.
 
     Args:
         geometry: of x.
+        num_heads: of the attention.
         shifted: whether the shift can be other than (0, 0); in compiled code it is a symbol that must not be asked.
         impl: see `WindowPlan`.
         indexed: whether impl wants index tensors.
@@ -88,7 +94,10 @@ def grid_plan(geometry: WindowGeometry, shifted: bool, impl: str, indexed: bool,
         return WindowPlan(impl, geometry, padded)
     if is_plain(x):
         return WindowPlan(impl, geometry, padded, *_kept_indices(geometry, shifted, x.device))
-    if torch.compiler.is_compiling() and not is_exporting():
+    if is_exporting():
+        by_head, visible = exports.head_indices(geometry, num_heads, shifted, x.device)
+        return WindowPlan(impl, geometry, padded, visible=visible, by_head=by_head)
+    if torch.compiler.is_compiling():
         gather, scatter, visible = _indices_operator(*geometry, shifted, x.device)
         return WindowPlan(impl, geometry, padded, gather, scatter, visible if shifted else None)
     return WindowPlan(impl, geometry, padded, *window_indices(geometry, shifted, True, x.device))

@@ -100,7 +100,7 @@ class SwinStage(nn.Module):
         if indexed and x.device.type == "cpu" and not recording and plans.is_plain(x) and _is_as_made(self):
             return self._in_slices(x, geometries, impl)
         pair = [
-            plans.grid_plan(geometry, shifted, impl, indexed, x)
+            plans.grid_plan(geometry, self.num_heads, shifted, impl, indexed, x)
             for geometry, shifted in zip(geometries, (False, True), strict=True)
         ]
         for index, block in enumerate(self.blocks):

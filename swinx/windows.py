@@ -86,8 +86,8 @@ def slot_coordinates(slots: Tensor, geometry: WindowGeometry) -> tuple[Tensor, T
     rest, i = _divmod(rest, count_h)
     rest, q = _divmod(rest, dilation)
     image, p = _divmod(rest, dilation)
-    row = (i * window_size[0] + a + shift[0]) % (count_h * window_size[0])
-    column = (j * window_size[1] + b + shift[1]) % (count_w * window_size[1])
+    row = _wrapped(i * window_size[0] + a + shift[0], count_h * window_size[0])
+    column = _wrapped(j * window_size[1] + b + shift[1], count_w * window_size[1])
     return image, p + dilation * row, q + dilation * column
 
 
@@ -102,7 +102,7 @@ def slot_regions(slots: Tensor, geometry: WindowGeometry) -> Tensor:
     rest, b = _divmod(slots, window_size[1])
     rest, a = _divmod(rest, window_size[0])
     rest, j = _divmod(rest, count_w)
-    i = rest % count_h
+    _, i = _divmod(rest, count_h)
     wrapped_row = (i == count_h - 1) & (a >= window_size[0] - shift[0])
     wrapped_column = (j == count_w - 1) & (b >= window_size[1] - shift[1])
     return 2 * wrapped_row.long() + wrapped_column.long()
@@ -111,6 +111,10 @@ def slot_regions(slots: Tensor, geometry: WindowGeometry) -> Tensor:
 def _divmod(value: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
     quotient = value // divisor
     return quotient, value - quotient * divisor
+
+
+def _wrapped(value: Tensor, extent: int) -> Tensor:
+    return torch.where(value < extent, value, value - extent)
 
 
 def gather_index(geometry: WindowGeometry, device: torch.device) -> Tensor:

@@ -59,14 +59,20 @@ def _in_windows(
     cosine_scale: Tensor | None,
 ) -> Tensor:
     _, _, heads, head_dim = qkv.shape
-    q, k, v = qkv.reshape(-1, bias.shape[1], 3, heads, head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    if plan.by_head is None:
+        q, k, v = qkv.reshape(-1, bias.shape[1], 3, heads, head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    else:
+        rows, shape = qkv.reshape(-1, head_dim), (-1, heads, bias.shape[1], head_dim)
+        q, k, v = (rows.index_select(0, index).view(shape) for index in plan.by_head[:3])
     scale = head_dim**-0.5
     if cosine_scale is not None:
         q = (_unit(q) * cosine_scale[:, None, None]).to(v.dtype)
         k = _unit(k).to(v.dtype)
         scale = 1.0
     out = attention(q, k, v, bias, plan.visible, scale)
-    return out.transpose(1, 2).reshape(-1, heads * head_dim)
+    if plan.by_head is None:
+        return out.transpose(1, 2).reshape(-1, heads * head_dim)
+    return out.reshape(-1, head_dim).index_select(0, plan.by_head.results).view(-1, heads * head_dim)
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -120,12 +126,13 @@ def _triton_chosen(case: Case) -> bool:
 
 
 def _reference_chosen(case: Case) -> bool:
-    """In transformations that SDPA has no rules for; else in eager code on the CPU, where it is the faster one.
+    """In exports and in transformations, where SDPA has no rules for what they do; else in eager code on the CPU, where
+    it is the faster one.
 
     SDPA with a bias that needs a gradient falls back to slower products, and it makes little use of several threads for
     small windows in float32 or float64.
     """
-    if is_transformed():
+    if is_transformed() or is_exporting():
         return True
     if case.device.type != "cpu" or torch.compiler.is_compiling():
         return False
@@ -148,14 +155,14 @@ def attend(qkv: Tensor, bias: Tensor, plan: WindowPlan, cosine_scale: Tensor | N
     """Attention inside the windows of a plan.
 
     Args:
-        qkv: (S, 3, h, D) slots where the plan's implementation is indexed; else (T, 3, h, D) tokens, after them the
-            padding token where the plan is padded.
+        qkv: (S, 3, h, D) slots where the plan's implementation is indexed; else, and in exported programs, (T, 3, h, D)
+            tokens, after them the padding token where the plan is padded.
         bias: (h, N, N), added to the scores.
         cosine_scale: (h,), then scores are the cosines of queries and keys times it (Swin V2); else products by
             D^-0.5.
 
     Returns:
-        (S, h * D), or (T, h * D) where the implementation is not indexed.
+        (S, h * D), or (T, h * D) where qkv holds tokens.
     """
     return BACKENDS[plan.impl].attend(qkv, bias, plan, cosine_scale)
 

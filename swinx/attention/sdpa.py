@@ -3,8 +3,11 @@
 Shapes: m windows, h heads, N tokens in a window, D head_dim.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..plans import is_exporting
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, visible: Tensor | None, scale: float) -> Tensor:
@@ -15,4 +18,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, visible: Tensor | N
     mask = bias.to(q.dtype)[None]  # (1, h, N, N)
     if visible is not None:
         mask = mask.masked_fill(~visible[:, None], float("-inf"))  # (m, h, N, N)
+    elif is_exporting():  # where m is a number of unknown value, with which torch compares the 1
+        mask = mask.expand(q.shape[0], -1, -1, -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
