@@ -3,7 +3,6 @@
 Shapes: m windows, h heads, N tokens in a window, D head_dim.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
