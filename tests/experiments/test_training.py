@@ -67,7 +67,7 @@ def test_average_follows_the_formula_and_copies_whole_numbers(decay: float) -> N
     assert average.index.tolist() == list(range(3, 10))
 
 
-def test_training_learns_repeats_itself_and_leaves_one_file(
+def test_training_learns_repeats_itself_and_leaves_no_other_files(
     toy: SegmentationData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "cwd").mkdir()
@@ -78,14 +78,14 @@ def test_training_learns_repeats_itself_and_leaves_one_file(
     twin = copy.deepcopy(model)
     settings = toy_settings(Recipe(learning_rate=0.1), steps=40)
     result = run(model, toy, settings, tmp_path / "one")
-    assert (result.steps, result.images_seen, len(result.losses)) == (40, 80, 40)
-    assert result.minutes > 0
+    assert len(result.losses) == 40
+    assert result.seconds > 0
     repeated = run(twin, toy, settings, tmp_path / "two")
     assert repeated.losses == result.losses
     assert torch.equal(model.head.weight, twin.head.weight)
     assert sum(result.losses[-5:]) < 0.8 * sum(result.losses[:5])
     assert list((tmp_path / "cwd").iterdir()) == []
-    assert [path.name for path in (tmp_path / "one").iterdir()] == ["training.ckpt"]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["log", "training.ckpt"]
     assert capfd.readouterr() == ("", "")
     assert torch.equal(before.images, toy.train.images)
     assert torch.equal(before.masks, toy.train.masks)
@@ -165,15 +165,6 @@ def test_a_frozen_encoder_stays_as_it_is(
             assert torch.equal(model.model.encoder.eval()(inputs)[-1], features)
     held = torch.load(tmp_path / "training.ckpt", weights_only=True)["learner"]["optimizer"]["state"]
     assert len(held) == sum("encoder" not in name for name, _ in model.named_parameters())
-
-
-def test_a_budget_of_minutes_ends_by_the_clock(toy: SegmentationData, tmp_path: Path) -> None:
-    shares: list[float] = []
-    result = run(Pixelwise(), toy, toy_settings(minutes=0.01), tmp_path, on_step=lambda share, _: shares.append(share))
-    assert 0.01 <= result.minutes < 0.1
-    assert len(shares) == result.steps > 1
-    assert shares == sorted(shares)
-    assert shares[-1] == 1
 
 
 @pytest.mark.parametrize(
