@@ -2,7 +2,6 @@
 
     python -m experiments.bench_attention
     python -m experiments.bench_attention --providers triton sdpa --phases forward --output DIR
-    python -m experiments.bench_attention --report --output DIR
 
 Appends a row for each case, provider and phase to results.jsonl, and writes report.md from all rows. What has a row is
 not measured again. All providers of a case run one after the other in one process, on the same inputs, and each is held
@@ -16,7 +15,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import tyro
@@ -29,7 +28,10 @@ from swinx.attention.triton.trial import Trial
 from swinx.windows import WindowGeometry, cyclic_shift
 
 COMPILED = ("compiled reference", "compiled sdpa", "flex_attention")
-PROVIDERS = ("triton", "triton, CUDA graph", "reference", "sdpa", *COMPILED)
+Provider = Literal[
+    "triton", "triton, CUDA graph", "reference", "sdpa", "compiled reference", "compiled sdpa", "flex_attention"
+]
+PROVIDERS: tuple[Provider, ...] = get_args(Provider)
 Phase = Literal["forward", "forward_backward"]
 COLUMNS = (
     *("batch", "height", "heads", "window", "shift", "dilation", "dtype", "phase", "provider", "ms_p50", "ms_p20"),
@@ -67,8 +69,8 @@ class Options(benchmark.Options):
     """Measure window attention by every provider."""
 
     output: Path = Path("runs/bench_attention")
-    providers: tuple[str, ...] = PROVIDERS
-    """ways to compute it"""
+    providers: tuple[Provider, ...] = PROVIDERS
+    """ways to compute it; none writes the report alone"""
     phases: tuple[Phase, ...] = ("forward", "forward_backward")
     seconds: float = 0.3
     """for each measurement"""
@@ -139,19 +141,16 @@ def saved_bytes(forward: Callable[[], Tensor]) -> int:
 
 def main(options: Options) -> None:
     """Measure what is missing, print it as it comes, then write the report."""
-    if unknown := [name for name in options.providers if name not in PROVIDERS]:
-        raise SystemExit(f"--providers must be among {', '.join(PROVIDERS)}; got {', '.join(unknown)}")
-    if not options.report:
-        device = options.torch_device()
-        there, copy = read_rows(options.output / RESULTS), speed.copy_speed(device)
-        cases = HEADLINE if device.type == "cuda" else SMALL
-        for case, phase, provider in itertools.product(cases, options.phases, options.providers):
-            row: Row = {"kind": "attention", **fields(*case), "provider": provider, "phase": phase}
-            compared = provider not in COMPILED or case in (*COMPARED, *SMALL)
-            if compared and not any(row.items() <= known.items() for known in there):
-                found = measure(case, provider, phase, device, options.seconds, copy)
-                benchmark.append(options.output, [row | found], device)
-                print(*row.values(), found["status"], found.get("ms_p50", found.get("reason")), flush=True)
+    device = options.torch_device()
+    there, copy = read_rows(options.output / RESULTS), speed.copy_speed(device)
+    cases = HEADLINE if device.type == "cuda" else SMALL
+    for case, phase, provider in itertools.product(cases, options.phases, options.providers):
+        row: Row = {"kind": "attention", **fields(*case), "provider": provider, "phase": phase}
+        compared = provider not in COMPILED or case in (*COMPARED, *SMALL)
+        if compared and not any(row.items() <= known.items() for known in there):
+            found = measure(case, provider, phase, device, options.seconds, copy)
+            benchmark.append(options.output, [row | found], device)
+            print(*row.values(), found["status"], found.get("ms_p50", found.get("reason")), flush=True)
     benchmark.report(options.output, COLUMNS)
 
 

@@ -2,7 +2,6 @@
 
     python -m experiments.bench_encoder
     OMP_NUM_THREADS=1 python -m experiments.bench_encoder --only inference --output runs/one_thread
-    python -m experiments.bench_encoder --report --output DIR
 
 Appends a row for each network, mode and task to results.jsonl, and writes report.md from all rows. The networks of a
 task are timed in turn, round after round, so that a change of the machine's speed meets them all; the ratio of a row is
@@ -87,7 +86,7 @@ class Options(benchmark.Options):
     rounds: int = 15
     """times that each network of a task is timed (CPU: a third)"""
     only: str = ""
-    """measure only tasks whose name contains this"""
+    """measure only tasks whose name contains this; one that none contains writes the report alone"""
 
 
 def network(task: Task, attention: str, output_stride: int) -> nn.Module:
@@ -158,15 +157,14 @@ def measure(task: Task, rounds: int, device: torch.device) -> list[Row]:
 
 def main(options: Options) -> None:
     """Measure the tasks that have no rows, then write the report."""
-    if not options.report:
-        device = options.torch_device()
-        gpu = device.type == "cuda"
-        done = {row["task"] for row in read_rows(options.output / RESULTS)}
-        for task in ON_GPU if gpu else ON_CPU:
-            if task.name not in done and options.only in task.name:
-                print(f"{task.name} ...", flush=True)
-                rows = measure(task, options.rounds if gpu else options.rounds // 3, device)
-                benchmark.append(options.output, rows, device)
+    device = options.torch_device()
+    gpu = device.type == "cuda"
+    done = {row["task"] for row in read_rows(options.output / RESULTS)}
+    for task in ON_GPU if gpu else ON_CPU:
+        if task.name not in done and options.only in task.name:
+            print(f"{task.name} ...", flush=True)
+            rows = measure(task, options.rounds if gpu else options.rounds // 3, device)
+            benchmark.append(options.output, rows, device)
     benchmark.report(options.output, COLUMNS)
 
 

@@ -15,6 +15,7 @@ experiments.report compares them with each other and with the folder of the trai
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import tyro
 
@@ -28,34 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rich.console import Console
 
     from experiments.execution import comparison
-    from experiments.execution.comparison import complain, say
     from experiments.execution.reevaluation import prepare
 
-    console = Console()
-    try:
-        sources, missing, loaded, settings = prepare(options, console)
-        rows = comparison.make(
-            list(sources),
-            missing,
-            loaded,
-            settings,
-            options.output,
-            console,
-            sources=sources,
-            contrasts=options.contrasts,
-        )
-    except (ValueError, OSError) as error:
-        complain(str(error))
-        return 2
-    except comparison.RunsFailedError as error:
-        complain(str(error))
-        return 1
-    except KeyboardInterrupt:
-        say(console, "interrupted; the same command continues with the run that was cut off")
-        return 130
-    say(console, f"report: {options.output / 'report.html'}")
-    asked = {run.id for run in sources}
-    return int(any(row["status"] != "ok" for row in rows if row["run"] in asked))
+    def work(console: Console) -> Any:
+        sources, missing, *rest = prepare(options, console)
+        given = {"sources": sources, "contrasts": options.contrasts}
+        return list(sources), comparison.make(list(sources), missing, *rest, options.output, console, **given)
+
+    return comparison.command(work, options.output)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ for each way of inference (experiments.evaluate) and each setting that differs: 
 that repeats the one after training is left out.
 """
 
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,11 +26,11 @@ class Options:
     results: tyro.conf.Positional[Annotated[tuple[Path, ...], unset("FOLDER|NAME.jsonl ...")]]
     """folders of results, or files NAME.jsonl with NAME.npz beside them"""
     output: Path
-    """a new folder, or one of an earlier call"""
+    """a new folder"""
     where: Annotated[tuple[str, ...], unset("[FIELD=VALUE ...]")] = ()
     """conditions such as decoder=Unet,PAN: rows must meet them all; a dash stands for what is not given"""
     contrasts: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
-    """planned comparisons such as exact-dense@os8, or a file of them (default: all pairs, as an exploration)"""
+    """planned comparisons such as exact-dense@os8 (default: all pairs, as an exploration)"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +51,7 @@ def _rebuild(options: Options) -> None:
 
     from experiments.reporting.content import gather
     from experiments.reporting.load import read, write_merged
-    from experiments.reporting.pages import FILES, render
+    from experiments.reporting.pages import render
     from experiments.reporting.rows import condition
 
     results = read(options.results)
@@ -61,30 +60,12 @@ def _rebuild(options: Options) -> None:
     if not chosen:
         raise ValueError(f"--where: no row meets {' '.join(options.where)}")
     content = gather(replace(results, items=chosen), options.contrasts, strict=True)
-    own = ("results.jsonl", "results.npz", "data.json", "examples", "pictures", *FILES)
-    _clear(options.output, options.results, own)
+    if options.output.exists():
+        raise ValueError(f"--output must be a new folder, got {options.output}, which exists")
     if left := len(chosen) - len(content.results.items):
         print(f"left out: {left} rows of models that other rows evaluate in the same way")
     write_merged(content.results, options.output)
     render(content, options.output)
-
-
-def _clear(output: Path, sources: Sequence[Path], own: Sequence[str]) -> None:
-    """Remove an earlier report of this command.
-
-    Raises:
-        ValueError: output is something else, or a source.
-    """
-    there = {path.name for path in output.iterdir()} if output.is_dir() else set()
-    if (output.exists() and not output.is_dir()) or (there and "results.npz" not in there):
-        raise ValueError(f"--output must be a new folder or one of an earlier call, got {output}")
-    if foreign := sorted(there - set(own)):
-        raise ValueError(f"--output: {output} holds other files too ({', '.join(foreign[:5])}), choose another folder")
-    if output.resolve() in {path.resolve() for path in sources} | {path.resolve().parent for path in sources}:
-        raise ValueError(f"--output must not be one of the folders it is made from, got {output}")
-    for name in there:
-        path = output / name
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 if __name__ == "__main__":

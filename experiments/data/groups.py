@@ -65,9 +65,9 @@ def _read_table(path: Path) -> dict[str, str]:
         table = pd.read_csv(path, dtype=str, usecols=["name", "group"], encoding="utf-8-sig", keep_default_na=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"--groups {path}: cannot be read: {error}") from error
-    table = table.drop_duplicates().replace("", pd.NA)
-    wrong = table[table.isna().any(axis="columns") | table["name"].duplicated()]
+    table = table.fillna("").drop_duplicates()
+    wrong = table[table["name"].duplicated() | (table["group"] == "")]
     if len(wrong):
-        rows = shortened([f"{name}, {group}" for name, group in zip(wrong["name"], wrong["group"], strict=True)])
+        rows = shortened((wrong["name"] + ", " + wrong["group"]).tolist())
         raise ValueError(f"--groups {path}: each line must have a name and its one group, got {'; '.join(rows)}")
     return dict(zip(table["name"], table["group"], strict=True))

@@ -4,8 +4,8 @@ Shapes: N images of a split, B of a batch, K classes, R bands of the boundary F-
 its own resolution.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import Any
 
 import numpy
 import torch
@@ -24,26 +24,6 @@ from experiments.records.options import PLAIN, Corruption, Inference
 BINS = 15
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """All that is measured of a model on a split, in percent; None where there is nothing to measure.
-
-    Over all pixels that are not ignored: class_iou by name of the class (None: it is neither in the truth nor
-    predicted); miou, thin_miou and f1 are means over the classes, or the thin ones, that are not absent. ece: expected
-    calibration error. boundary_f1 and thin_boundary_f1 by band: mean over images for each class, then over classes.
-    """
-
-    miou: float | None
-    thin_miou: float | None
-    f1: float | None
-    pixel_accuracy: float | None
-    ece: float | None
-    class_iou: dict[str, float | None]
-    boundary_f1: dict[str, float | None]
-    thin_boundary_f1: dict[str, float | None]
-    counts: ImageCounts
-
-
 @torch.inference_mode()
 def miou(
     model: nn.Module,
@@ -55,7 +35,7 @@ def miou(
     device: torch.device,
     precision: str,
 ) -> float | None:
-    """Mean IoU in percent of plain inference, as in `Evaluation`, and nothing else: for validation during training.
+    """Mean IoU in percent of plain inference, as of `evaluate`, and nothing else: for validation during training.
 
     model: images (B, 3, H, W) uint8 to logits (B, K, H, W). It is left in eval mode.
     """
@@ -82,8 +62,13 @@ def evaluate(
     inference: Inference = PLAIN,
     native: bool = False,
     corruption: Corruption | None = None,
-) -> Evaluation:
-    """Every measure of a model on a split of data, in one pass.
+) -> tuple[dict[str, Any], ImageCounts]:
+    """Every measure of a model on a split of data, in one pass; and the counts of its images.
+
+    All are in percent, None where there is nothing to measure, over all pixels that are not ignored. class_iou: by name
+    of the class (None: it is neither in the truth nor predicted). miou, thin_miou and f1: means over the classes, or
+    the thin ones, that are not absent. pixel_accuracy. ece: expected calibration error. boundary_f1, thin_boundary_f1:
+    by band, means over images for each class, then over classes.
 
     model: images (B, 3, H, W) uint8 to logits (B, K, H, W), at any size that inference asks for. It is left in eval
     mode. native: probabilities are brought to the resolution of each image's own mask and scored there (where a split
@@ -123,7 +108,7 @@ def evaluate(
         boundary=torch.cat(boundaries).numpy(),
         bands=BANDS,
     )
-    return _measured(image_counts, data.thin_classes, gaps.abs().sum().item())
+    return _measured(image_counts, list(data.thin_classes), gaps.abs().sum().item()), image_counts
 
 
 def calibration_gaps(confidence: Tensor, hit: Tensor, ignored: Tensor) -> Tensor:
@@ -160,25 +145,21 @@ def image_confusion(predicted: Tensor, truth: Tensor, classes: int, ignore_index
     return entries.bincount(minlength=len(truth) * classes**2).view(len(truth), classes, classes)
 
 
-def _measured(images: ImageCounts, thin: Sequence[int], gap: float) -> Evaluation:
+def _measured(images: ImageCounts, thin: list[int], gap: float) -> dict[str, Any]:
     """The measures of counts. gap: sum over bins of |hits - confidence| in pixels."""
-    hits, truth, union, sides = (
-        array.sum(0) for array in (images.hits, images.truth, images.union, images.truth + images.predicted)
-    )
+    hits, truth, union = (array.sum(0) for array in (images.hits, images.truth, images.union))
     by_class = numpy.ma.masked_invalid(images.boundary).mean(0)  # (K, R); masked entries become None in lists
-    few = list(thin)
-    pixels = truth.sum()
-    return Evaluation(
-        miou=_mean_share(hits, union),
-        thin_miou=_mean_share(hits[few], union[few]),
-        f1=_mean_share(2 * hits, sides),
-        pixel_accuracy=float(100 * hits.sum() / pixels) if pixels else None,
-        ece=100 * gap / pixels if pixels else None,
-        class_iou=dict(zip(images.class_names, (100 * hits / numpy.ma.masked_equal(union, 0)).tolist(), strict=True)),
-        boundary_f1=dict(zip(images.bands, (100 * by_class.mean(0)).tolist(), strict=True)),
-        thin_boundary_f1=dict(zip(images.bands, (100 * by_class[few].mean(0)).tolist(), strict=True)),
-        counts=images,
-    )
+    pixels, iou = truth.sum(), 100 * hits / numpy.ma.masked_equal(union, 0)
+    return {
+        "miou": _mean_share(hits, union),
+        "thin_miou": _mean_share(hits[thin], union[thin]),
+        "f1": _mean_share(2 * hits, union + hits),
+        "pixel_accuracy": float(100 * hits.sum() / pixels) if pixels else None,
+        "ece": 100 * gap / pixels if pixels else None,
+        "class_iou": dict(zip(images.class_names, iou.tolist(), strict=True)),
+        "boundary_f1": dict(zip(BANDS, (100 * by_class.mean(0)).tolist(), strict=True)),
+        "thin_boundary_f1": dict(zip(BANDS, (100 * by_class[thin].mean(0)).tolist(), strict=True)),
+    }
 
 
 def _mean_share(part: counts.Counts, whole: counts.Counts) -> float | None:

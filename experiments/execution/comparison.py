@@ -2,26 +2,25 @@
 
 import errno
 import json
-import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from experiments.data import SegmentationData
 from experiments.execution.runs import Source, execute, finish, not_applicable_row
 from experiments.records.files import locked, remove_torn, write_whole
 from experiments.records.grid import NotApplicable, Run
 from experiments.records.options import Settings
-from experiments.records.results import RESULTS, Row, append_rows, provenance, read_rows
+from experiments.records.results import RESULTS, Row, append_rows, differing, provenance, read_rows
 from experiments.reporting.examples import save_examples
 from experiments.reporting.pages import write_report
+from experiments.reporting.tables import number
 from experiments.training.models import applicable
 from experiments.training.train import processes
 
@@ -39,20 +38,47 @@ class RunsFailedError(RuntimeError):
 
 
 OnStep = Callable[[float, float], None]  # share done, loss
-Collect = Callable[[list[Row]], None]
-Fail = Callable[[Run, BaseException], None]
-# Makes the rows of a run in this process, given what is called with share done and loss.
-Work = Callable[[Run, OnStep], list[Row]]
-# Makes runs elsewhere, given the origin of their rows.
-Launch = Callable[[Sequence[Run], Row, Collect, Fail], None]
+# Makes runs elsewhere, given the origin of their rows, and what takes the rows of a run, or its error.
+Launch = Callable[[Sequence[Run], Row, Callable[[list[Row]], None], Callable[[Run, BaseException], None]], None]
+
+
+def command(work: Callable[[Console], tuple[Iterable[Run], list[Row]]], output: Path) -> int:
+    """Do the work of a command on a console, and say how it ended; work returns the runs asked for, and all rows.
+
+    Returns the exit status: 0, 1 where a run diverged or failed, 2 for bad input, 130 when interrupted.
+    """
+    console = Console(quiet=processes().rank > 0)
+    try:
+        runs, rows = work(console)
+    except (ValueError, ImportError) as error:
+        return _complain(str(error), 2)
+    except OSError as error:
+        return _complain(f"{error}; finished runs are kept, and the same command continues after them", 2)
+    except RunsFailedError as error:
+        return _complain(str(error), 1)
+    except KeyboardInterrupt:
+        say(console, "interrupted; the same command continues with the run that was cut off")
+        return 130
+    say(console, f"report: {output / 'report.html'}")
+    if processes().world > 1:
+        return 0  # torchrun would take anything else for a process that broke down, and start it again
+    asked = {run.id for run in runs}
+    return int(any(row["status"] != "ok" for row in rows if row["run"] in asked))
+
+
+def _complain(message: str, status: int) -> int:
+    """Say an error to standard error, by the first process alone; returns the exit status."""
+    if processes().rank == 0:
+        say(Console(stderr=True), f"error: {message}", style="bold red")
+    return status
 
 
 def check_output(output: Path, known: Row, *, trained: bool = True) -> list[Row]:
     """The rows that output holds already; none for a new folder.
 
-    known: the part of Settings.as_row that is known so far. trained: whether runs are trained, or trained weights
-    re-evaluated. Raises ValueError where output is not a folder, was begun with other settings or the other way of
-    these two, or holds files that are not of a comparison.
+    known: Settings.as_row. trained: whether runs are trained, or trained weights re-evaluated. Raises ValueError where
+    output is not a folder, was begun with other settings or the other way of these two, or holds files that are not of
+    a comparison.
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output must be a folder, got {output}, which is a file")
@@ -66,9 +92,7 @@ def check_output(output: Path, known: Row, *, trained: bool = True) -> list[Row]
         what = "evaluations of runs trained elsewhere" if trained else "runs that were trained"
         raise ValueError(f"--output: {output} holds {what}, choose another folder")
     for there in (*begun, *rows):
-        differing = [f"{key} {there.get(key)} there, {known[key]} now" for key in known if there.get(key) != known[key]]
-        if differing:
-            listing = "; ".join(differing)
+        if listing := differing(there, known):
             raise ValueError(f"--output: {output} was begun with other settings ({listing}), choose another folder")
     if not rows and output.exists():
         # A first run that was interrupted leaves files, and rows if any were torn.
@@ -76,13 +100,6 @@ def check_output(output: Path, known: Row, *, trained: bool = True) -> list[Row]
         if foreign:
             raise ValueError(f"--output: {output} holds other files ({', '.join(foreign[:5])}), choose another folder")
     return rows
-
-
-def check_writable(output: Path) -> None:
-    """Create the folder and a file in it: raises OSError, naming the path, where that cannot be done."""
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=output):
-        pass
 
 
 def runnable(
@@ -97,11 +114,9 @@ def runnable(
     Raises:
         ValueError: none can.
     """
-    able, unable = list(runs), list(missing)
     with console.status("building every model once"):
-        for height, width in dict.fromkeys(sizes):
-            able, more = applicable(able, height, width, classes)
-            unable += more
+        able, unable = applicable(runs, sizes, classes)
+    unable = [*missing, *unable]
     if not able:
         listing = "\n".join(f"  {absent.run.id}: {absent.rule}" for absent in unable)
         raise ValueError(f"none of these runs can exist:\n{listing}")
@@ -173,15 +188,22 @@ def make(
             say(console, f"{_name(run, runs)}: failed, {type(error).__name__}: {error}", style="bold red")
             say(console, "".join(traceback.format_exception(error)))
 
-        def work(run: Run, on_step: OnStep) -> list[Row]:
-            trained = None if sources is None else sources[run]
-            return execute(run, data, settings, output, origin, on_step, trained=trained)
-
         try:
             if todo and launch is not None:
                 launch(todo, origin, collect, fail)
-            elif todo:
-                _here(todo, runs, work, console, collect, fail)
+            for run in todo if launch is None else ():
+                with _progress(_name(run, runs), console) as on_step:
+                    try:
+                        made = execute(run, data, settings, output, origin, on_step, trained=(sources or {}).get(run))
+                    except Exception as error:
+                        # A disk that takes no more stops everything. Among several processes the others wait for this
+                        # one: torchrun ends or restarts them all.
+                        if processes().world > 1 or (isinstance(error, OSError) and error.errno in DISK):
+                            raise
+                        fail(run, error)
+                        continue
+                if made:
+                    collect(made)
         finally:
             # Also where nothing was left to do: contrasts or the renderer may be newer than the report.
             if first and rows:
@@ -192,65 +214,32 @@ def make(
     return rows
 
 
-def _here(
-    todo: Sequence[Run],
-    runs: Sequence[Run],
-    work: Work,
-    console: Console,
-    collect: Collect,
-    fail: Fail,
-) -> None:
-    """One run after another in this process, or in those that torchrun started together."""
-    for run in todo:
-        with _progress(_name(run, runs), console) as on_step:
-            try:
-                rows = work(run, on_step)
-            except Exception as error:
-                # A disk that takes no more stops everything. Among several processes the others wait for this one:
-                # torchrun ends or restarts them all.
-                if processes().world > 1 or (isinstance(error, OSError) and error.errno in DISK):
-                    raise
-                fail(run, error)
-                continue
-        if rows:
-            collect(rows)
-
-
 @contextmanager
 def _progress(name: str, console: Console) -> Iterator[OnStep]:
-    """Shows how far a run is: a bar in a terminal, elsewhere a line every LINE_SECONDS."""
-    if processes().rank > 0:
-        yield lambda share, loss: None
-    elif console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        with Progress(*columns, TextColumn("{task.fields[loss]}"), console=console, transient=True) as bar:
-            task = bar.add_task(escape(name), total=1.0, loss="")
-            yield lambda share, loss: bar.update(task, completed=share, loss=f"loss {loss:.3f}")
-    else:
-        start = last = time.monotonic()
-        begun: float | None = None
+    """Shows how far a run is: in place in a terminal, elsewhere by a line every LINE_SECONDS."""
+    start = last = time.monotonic()
+    begun: float | None = None
 
-        def line(share: float, loss: float) -> None:
-            nonlocal last, begun
-            begun = share if begun is None else begun  # a resumed run does not begin at 0
-            now = time.monotonic()
-            if now - last >= LINE_SECONDS and share > begun:
-                left = (now - start) / (share - begun) * (1 - share) / 60
-                say(console, f"{name}: {100 * share:.0f} % trained, loss {loss:.3f}, {left:.1f} min of training left")
-                last = now
+    def show(share: float, loss: float) -> None:
+        nonlocal last, begun
+        begun = share if begun is None else begun  # a resumed run does not begin at 0
+        now = time.monotonic()
+        if share > begun and (console.is_terminal or now - last >= LINE_SECONDS):
+            left = (now - start) / (share - begun) * (1 - share) / 60
+            line = f"{name}: {100 * share:.0f} % trained, loss {loss:.3f}, {left:.1f} min of training left"
+            if console.is_terminal:
+                status.update(escape(line))
+            else:
+                say(console, line)
+            last = now
 
-        yield line
+    with console.status(escape(name)) as status:
+        yield show
 
 
 def say(console: Console, line: str, style: str | None = None) -> None:
     """One line as it is: names of runs look like markup, and a log must not be wrapped."""
     console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-def complain(message: str) -> None:
-    """One error, to standard error; by the first process alone, since the others would say the same."""
-    if processes().rank == 0:
-        say(Console(stderr=True), f"error: {message}", style="bold red")
 
 
 def _name(run: Run, runs: Sequence[Run]) -> str:
@@ -262,10 +251,6 @@ def _say_result(row: Row, runs: Sequence[Run], console: Console) -> None:
     if row["status"] != "ok":
         say(console, f"{name}: {row['error']}", style="bold red")
         return
-    scores = ", ".join(f"{split} mIoU {_percent(row[f'{split}_miou'])}" for split in ("test", "val"))
+    scores = ", ".join(f"{split} mIoU {number(row[f'{split}_miou'])} %" for split in ("test", "val"))
     took = f", {row['train_minutes']:.1f} min of training" if row["train_minutes"] is not None else ""
     say(console, f"{name}: {scores}{took}")
-
-
-def _percent(value: float | None) -> str:
-    return "none" if value is None else f"{value:.1f} %"

@@ -11,12 +11,11 @@ from experiments import data
 from experiments.data import SegmentationData
 from experiments.execution import comparison
 from experiments.execution.comparison import say
-from experiments.execution.prepare import check_contrasts, check_scoring
-from experiments.execution.runs import Source
-from experiments.records.files import plain_file
-from experiments.records.grid import Axes, NotApplicable, Run, grid
-from experiments.records.options import EvaluateOptions, Settings, choose_device
-from experiments.records.results import RESULTS, Row, read_rows, run_of
+from experiments.execution.prepare import check_contrasts
+from experiments.execution.runs import Source, finished_run
+from experiments.records.grid import NotApplicable, Run, grid
+from experiments.records.options import Axes, EvaluateOptions, Settings, choose_device
+from experiments.records.results import RESULTS, Row, differing, run_of, runs_in
 from experiments.reporting.rows import condition
 from experiments.training.train import processes
 
@@ -34,7 +33,6 @@ def prepare(
     rows = _chosen(options, console)
     sources, missing = _plan(rows, options)
     settings = _settings(rows, options)
-    options.inference.check(settings.height, settings.width)
     begun = comparison.check_output(options.output, settings.as_row(), trained=False)
     _check_begun(begun, sources, options.output)
     with console.status("loading data"):
@@ -45,18 +43,15 @@ def prepare(
             f"--data must be what {options.folder} was trained on, {settings.data} at {settings.height}x"
             f"{settings.width} with data_id {settings.data_id}, got {loaded.name} at {height}x{width} with {digest}"
         )
-    check_scoring(options.scoring, loaded)
     sizes = options.inference.sizes(settings.height, settings.width)
     runs, missing = comparison.runnable(list(sources), missing, sizes, len(loaded.class_names), console)
     check_contrasts(options.contrasts, [*runs, *(run_of(row) for row in begun)], settings)
-    comparison.check_writable(options.output)
     return {run: sources[run] for run in runs}, missing, loaded, settings
 
 
 def _chosen(options: EvaluateOptions, console: Console) -> list[Row]:
     """The last row of each finished run asked for; says which of the others have no weights to evaluate."""
-    found = [row for row in read_rows(options.folder / RESULTS) if row.get("kind") == "segmentation"]
-    if not found:
+    if not (found := runs_in(options.folder)):
         raise ValueError(f"FOLDER must hold finished runs ({RESULTS}), got {options.folder}")
     last = {row["run"]: row for row in found if row.get("trained", True)}
     met = list(filter(condition(options.where, found), last.values()))
@@ -75,10 +70,7 @@ def _plan(rows: Sequence[Row], options: EvaluateOptions) -> tuple[dict[Run, Sour
     sources: dict[Run, Source] = {}
     missing: dict[Run, NotApplicable] = {}
     for row in rows:
-        trained = run_of(row)
-        weights = options.folder / "runs" / trained.id / f"{row.get('select', 'last')}.pt"
-        if not plain_file(weights, options.folder):
-            raise FileNotFoundError(f"{weights}: no such file; the weights of a finished run are needed")
+        trained, source = run_of(row), finished_run(options.folder, row)
         runs, absent = grid(_axes(trained, options))
         missing |= {one.run: one for one in absent}
         for run in runs:
@@ -90,12 +82,7 @@ def _plan(rows: Sequence[Row], options: EvaluateOptions) -> tuple[dict[Run, Sour
             if run in sources:
                 both = f"{sources[run].row['run']} and {trained.id}"
                 raise ValueError(f"--where must leave one finished run for {run.id}, got {both}")
-            sources[run] = Source(row, weights)
-    for name, asked in (("dilations", options.dilations), ("alignments", options.alignments)):
-        there = {getattr(run, name[:-1]) for run in sources}
-        if asked and sources and there.isdisjoint(asked):
-            why = "nothing is dilated" if there - {None} else "no encoder is swinx's"
-            raise ValueError(f"--{name} {' '.join(asked)} would do nothing: {why}")
+            sources[run] = source
     return sources, list(missing.values())
 
 
@@ -125,24 +112,14 @@ def _settings(rows: Sequence[Row], options: EvaluateOptions) -> Settings:
         raise ValueError(f"--where must choose runs that were trained alike, got {len(of_training)} ways of training")
     settings = of_training[0]
     precision = options.precision or settings.precision
-    try:
-        device = choose_device(options.device, precision)
-    except ValueError as error:
-        if options.precision is None:
-            raise ValueError(f"{error}; runs were trained with precision {precision}, give another") from error
-        raise
     changed = {"inference": options.inference, "scoring": options.scoring, "evaluate_at": ()}
-    return replace(settings, **changed, precision=precision, device=device)
+    return replace(settings, **changed, precision=precision, device=choose_device(options.device, precision))
 
 
 def _check_begun(begun: Sequence[Row], sources: Mapping[Run, Source], output: Path) -> None:
     """Refuse to go on in a folder whose rows are about other weights."""
     there = {row["run"]: row["source"] for row in begun if row.get("source") is not None}
     for run, source in sources.items():
-        was, now = there.get(run.id, source.summary), source.summary
-        if differing := [
-            f"{name} {was.get(name)} there, {now[name]} now" for name in now if was.get(name) != now[name]
-        ]:
-            raise ValueError(
-                f"--output: {output} holds {run.id} with other weights ({'; '.join(differing)}), choose another folder"
-            )
+        if run.id in there and there[run.id] != source.summary:
+            listing = differing(there[run.id], source.summary)
+            raise ValueError(f"--output: {output} holds {run.id} with other weights ({listing}), choose another folder")

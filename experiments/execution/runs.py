@@ -2,8 +2,9 @@
 
 import json
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from experiments.records.counts import Arrays, ImageCounts, pack
 from experiments.records.files import plain_file, write_whole
 from experiments.records.grid import NotApplicable, Run
 from experiments.records.options import PLAIN, Settings
-from experiments.records.results import RESULT_FIELDS, RESULTS, Row, now, read_rows, run_of
+from experiments.records.results import RESULT_FIELDS, Row, now, run_of, runs_in
 from experiments.reporting.examples import save_predictions
 from experiments.training.models import Segmenter, build_model
 from experiments.training.train import CHECKPOINT, Training, fit, processes
@@ -43,25 +44,27 @@ class Source:
         return {name: self.row.get(name) for name in SOURCE_FIELDS}
 
 
-def find_source(folder: Path, run: Run, rows: Iterable[Row] | None = None) -> Source:
+def finished_run(folder: Path, row: Row) -> Source:
+    """The finished run of a row of a folder. Raises FileNotFoundError where its weights are gone."""
+    weights = folder / "runs" / row["run"] / f"{row.get('select', 'last')}.pt"
+    if not plain_file(weights, folder):
+        raise FileNotFoundError(f"{weights}: no such file; the weights of a finished run are needed")
+    return Source(row, weights)
+
+
+def find_source(folder: Path, run: Run) -> Source:
     """The one finished run of a folder whose weights fit run, with its seed.
 
     Raises:
         ValueError, FileNotFoundError: there is none, or several; or its weights are gone.
     """
-    rows = read_rows(folder / RESULTS) if rows is None else rows
-    finished = {row["run"]: row for row in rows if row.get("status") == "ok" and row.get("trained", True)}
-    fitting = [row for row in finished.values() if run_of(row).weights_fit(run)]
-    exact = [row for row in fitting if row["run"] == run.id]
-    fitting = exact or fitting
-    if len(fitting) != 1:
-        found = ", ".join(row["run"] for row in fitting) or f"none among {', '.join(finished) or 'none'}"
-        raise ValueError(f"{folder} must have one finished run whose weights fit {run.id}, got {found}")
-    (row,) = fitting
-    weights = folder / "runs" / row["run"] / f"{row.get('select', 'last')}.pt"
-    if not plain_file(weights, folder):
-        raise FileNotFoundError(f"{weights}: no such file; the weights of a finished run are needed")
-    return Source(row, weights)
+    finished = {row["run"]: row for row in runs_in(folder) if row["status"] == "ok" and row.get("trained", True)}
+    fitting = {name: row for name, row in finished.items() if run_of(row).weights_fit(run)}
+    found = [fitting[run.id]] if run.id in fitting else list(fitting.values())
+    if len(found) != 1:
+        names = ", ".join(fitting) or f"none among {', '.join(finished) or 'none'}"
+        raise ValueError(f"{folder} must have one finished run whose weights fit {run.id}, got {names}")
+    return finished_run(folder, found[0])
 
 
 def execute(
@@ -91,30 +94,27 @@ def execute(
     folder.mkdir(parents=True, exist_ok=True)
     memory = cost.PeakMemory(device)
     torch.manual_seed(run.seed)
-    source = trained or (None if settings.start is None else find_source(Path(settings.start), run))
-    model = _initial(run, source, data, settings).to(device).eval()
+    begun = trained or (None if settings.start is None else find_source(Path(settings.start), run))
+    model = _initial(run, begun, data, settings).to(device).eval()
     # One process evaluates, and has the memory for its own share of a batch.
     share = (trained.row.get("world_size") or 1) if trained else together.world
     common: dict[str, Any] = {"batch_size": max(1, settings.batch_size // share), "device": device}
     common["precision"] = settings.precision
     head = {**_head(run, settings, origin), "threads": torch.get_num_threads(), "world_size": together.world}
-    head |= {"source": source and source.summary} | ({"trained": False} if trained else {})
+    head |= {"source": begun and begun.summary} | ({"trained": False} if trained else {})
     results: Row = {"status": "ok", "error": None, **dict.fromkeys(RESULT_FIELDS)}
-    step, known = trained and trained.row["step"], None
-    fitted: Row = {}
-    drawn: Arrays = {}
+    step, known, fitted, drawn = trained and trained.row["step"], None, {}, {}
     try:
         if trained is None:
-            training = _fit(model, run, data, settings, folder, on_step, common)
-            if together.rank > 0:
-                return []
-            step, drawn, fitted = training.steps, curves(training), _fitted(training)
-            model, known = _chosen(model, training, run, data, settings, folder)
-        measured, counts = measure(model, data, settings, val_miou=known, **common)
-        scope = memory.scope + (", without training" if trained else "")
-        results |= {**measured, **fitted, "peak_memory_mb": round(memory.megabytes(), 1), "peak_memory_scope": scope}
-        save_predictions(folder, model, data, device, settings, counts)
-        write_whole(folder / f"step{step}.npz", pack({**counts.arrays(), **drawn}))
+            model, known, training = _train(model, run, data, settings, folder, on_step, common)
+            step, drawn, fitted = settings.steps, curves(training), _fitted(training, settings)
+        if together.rank == 0:
+            measured, counts = measure(model, data, settings, val_miou=known, **common)
+            scope = memory.scope + (", without training" if trained else "")
+            peak = {"peak_memory_mb": round(memory.megabytes(), 1), "peak_memory_scope": scope}
+            results |= {**measured, **fitted, **peak}
+            save_predictions(folder, model, data, device, settings, counts)
+            write_whole(folder / f"step{step}.npz", pack({**counts.arrays(), **drawn}))
     except FloatingPointError as error:  # of training, or of predictions that are not finite
         results |= {"status": "diverged", "error": str(error)}
     if together.rank > 0:
@@ -136,7 +136,7 @@ def _initial(run: Run, source: Source | None, data: SegmentationData, settings: 
     return Segmenter(build_model(run, len(trained.class_names), state=trained.model.model.state_dict()))
 
 
-def _fit(
+def _train(
     model: Segmenter,
     run: Run,
     data: SegmentationData,
@@ -144,51 +144,42 @@ def _fit(
     folder: Path,
     on_step: Callable[[float, float], None],
     common: dict[str, Any],
-) -> Training:
-    """Train model, and write best.pt and what is measured on the way into the folder of the run."""
+) -> tuple[Segmenter, float | None, Training]:
+    """Train model; returns the one to evaluate, its validation mIoU, and what training did.
 
-    def evaluate(average: torch.nn.Module, step: int) -> None:
-        if step != settings.steps and processes().rank == 0:
-            assert isinstance(average, Segmenter)
+    Writes best.pt, last.pt and what is measured on the way into the folder of the run.
+    """
+
+    def save(name: str, average: Segmenter, step: int, miou: float | None) -> None:
+        crop = settings.recipe.crop
+        save_weights(folder / f"{name}.pt", average, run, data, step=step, val_miou=miou, crop=crop)
+
+    def evaluate(average: Segmenter, step: int) -> None:
+        if step != settings.steps:
             results, counts = measure(average, data, settings, **common)
             write_whole(folder / f"step{step}.npz", pack(counts.arrays()))
             write_whole(folder / f"step{step}.json", json.dumps(results))
 
-    def keep_best(average: torch.nn.Module, step: int, miou: float) -> None:
-        assert isinstance(average, Segmenter)
-        crop = settings.recipe.crop
-        save_weights(folder / "best.pt", average, run, data, step=step, val_miou=miou, crop=crop)
-
-    classes = len(data.class_names), data.ignore_index
-    return fit(
+    classes, device = (len(data.class_names), data.ignore_index), common["device"]
+    training = fit(
         model,
         data,
         settings,
         seed=run.seed,
         folder=folder,
-        device=common["device"],
+        device=device,
         validate=lambda average: metrics.miou(average, data.val, *classes, **common),
-        on_best=keep_best,
+        on_best=partial(save, "best"),
         evaluate=evaluate,
         on_step=on_step,
     )
-
-
-def _chosen(
-    model: Segmenter, training: Training, run: Run, data: SegmentationData, settings: Settings, folder: Path
-) -> tuple[Segmenter, float | None]:
-    """The model that is evaluated, with its validation mIoU where that is known. Writes last.pt."""
-    device = next(model.parameters()).device
-    model.eval()
-    last = training.validations[-1] if training.validations else None
-    known = last[1] if last and last[0] == training.steps else None
-    crop = settings.recipe.crop
-    save_weights(folder / "last.pt", model, run, data, step=training.steps, val_miou=known, crop=crop)
-    if settings.recipe.select == "last":
-        return model, known
-    if training.best is None:
-        raise ValueError("--select best needs labelled pixels in the validation split, got none")
-    return load_weights(folder / "best.pt", device).model, training.best[1]
+    if processes().rank == 0:
+        save("last", model.eval(), *training.validations[-1])
+        if settings.recipe.select == "best":
+            if training.best is None:
+                raise ValueError("--select best needs labelled pixels in the validation split, got none")
+            return load_weights(folder / "best.pt", device).model, training.best[1], training
+    return model, training.validations[-1][1], training
 
 
 def finish(run_id: str, output: Path) -> None:
@@ -222,35 +213,21 @@ def measure(
     """
     common: dict[str, Any] = {"batch_size": batch_size, "device": device, "precision": precision}
     common["inference"] = settings.inference
-    native = settings.scoring.score_at == "native"
     if settings.inference != PLAIN or val_miou is None:
-        val_miou = metrics.evaluate(model, data.val, data, **common).miou
-    test = metrics.evaluate(model, data.test, data, native=native, **common)
+        val_miou = metrics.evaluate(model, data.val, data, **common)[0]["miou"]
+    common |= {"native": settings.scoring.score_at == "native"}
+    test, counts = metrics.evaluate(model, data.test, data, **common)
     corrupted = {
-        kind: _rounded(metrics.evaluate(model, data.test, data, native=native, corruption=kind, **common).miou)
+        kind: metrics.evaluate(model, data.test, data, corruption=kind, **common)[0]["miou"]
         for kind in settings.scoring.corruptions
     }
     image = data.test.images[:1].to(device)
     p20, p50, p80 = cost.latency(model, image, precision)
-    row = {
-        "val_miou": _rounded(val_miou),
-        "test_miou": _rounded(test.miou),
-        "thin_miou": _rounded(test.thin_miou),
-        "test_f1": _rounded(test.f1),
-        "pixel_accuracy": _rounded(test.pixel_accuracy),
-        "ece": _rounded(test.ece),
-        "class_iou": {name: _rounded(value) for name, value in test.class_iou.items()},
-        "boundary_f1": {band: _rounded(value) for band, value in test.boundary_f1.items()},
-        "thin_boundary_f1": {band: _rounded(value) for band, value in test.thin_boundary_f1.items()},
-        "corruption_miou": corrupted or None,
-        "params_m": round(cost.parameters(model) / 1e6, 4),
-        "gflops": round(cost.flops(model, image) / 1e9, 4),
-        "latency_ms_p20": round(p20, 3),
-        "latency_ms_p50": round(p50, 3),
-        "latency_ms_p80": round(p80, 3),
-        "latency_sitting": SITTING,
-    }
-    return row, test.counts
+    scores = {"val_miou": val_miou, "test_miou": test.pop("miou"), "test_f1": test.pop("f1"), **test}
+    latencies = {"latency_ms_p20": p20, "latency_ms_p50": p50, "latency_ms_p80": p80}
+    row = _rounded({**scores, "corruption_miou": corrupted or None, **latencies})
+    row |= {"params_m": round(cost.parameters(model) / 1e6, 4), "gflops": round(cost.flops(model, image) / 1e9, 4)}
+    return row | {"latency_sitting": SITTING}, counts
 
 
 def curves(training: Training) -> Arrays:
@@ -284,18 +261,19 @@ def _earlier(folder: Path, head: Row, settings: Settings) -> list[Row]:
     return rows
 
 
-def _fitted(training: Training) -> Row:
+def _fitted(training: Training, settings: Settings) -> Row:
     """What training says of itself."""
-    best_step, best = training.best if training.best is not None else (None, None)
+    best_step, best = training.best or (None, None)
     return {
-        "images_seen": training.images_seen,
-        "train_minutes": round(training.minutes, 3),
+        "images_seen": training.steps * settings.recipe.accumulate * settings.batch_size,
+        "train_minutes": round(training.seconds / 60, 3),
         "best_val_miou": _rounded(best),
         "best_step": best_step,
-        "stopped_step": training.steps,
     }
 
 
-def _rounded(value: float | None) -> float | None:
-    """A score as rows have it."""
+def _rounded(value: Any) -> Any:
+    """Scores as rows have them: a number or None, or an object of these."""
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
     return None if value is None else round(value, 3)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.records.options import PLAIN, Inference, Precision, Size, unset
+from experiments.records.options import PLAIN, Inference, Precision, Size, check, unset
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Options:
         given = [name for name, value in ways.items() if value is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other: each says at what size a picture is seen")
-        if self.short_side is not None and self.short_side < 1:
-            raise ValueError(f"--short-side must be at least 1, got {self.short_side}")
-        if self.size is not None and min(self.size) < 1:
-            raise ValueError(f"--size must be height and width of at least 1, got {self.size[0]} {self.size[1]}")
+        rules = {
+            "short_side": (self.short_side is None or self.short_side >= 1, "at least 1"),
+            "size": (self.size is None or min(self.size) >= 1, "height and width of at least 1"),
+        }
+        check(self, rules)

@@ -6,12 +6,9 @@ Shapes: K classes, H W pixels of a picture, h w of what the model saw of it.
 import errno
 import io
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
-from urllib.parse import quote
 
-import jinja2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,29 +18,11 @@ from torch.nn import functional
 
 from experiments.data.folder import IMAGES
 from experiments.data.images import ImageError
-from experiments.data.reading import printable
 from experiments.records.files import write_whole
-from experiments.records.options import Size
 
 KINDS = ("masks", "overlays", "confidence")
-# The most pixels that a picture may be enlarged to: a few rows that are very long would become an enormous image.
-MOST_ENLARGED = 2**24
 # What a file system says of a name that it cannot have, which says nothing about the next one.
 BAD_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Prediction</title>
-<style>:root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; } body { margin: 1.5rem; }
-ul, main { display: flex; flex-wrap: wrap; gap: .4rem 1rem; padding: 0; list-style: none; }
-i { display: inline-block; width: 1em; height: 1em; margin-right: .4em; outline: 1px solid #8888; }
-figure { margin: 0; width: 20rem; overflow-wrap: anywhere; } img { width: 100%; display: block; }
-</style></head><body><ul>
-{% for name, color in classes %}<li><i style="background:rgb{{ color }}"></i>{{ name }}</li>
-{% endfor %}</ul><main>
-{% for name, links in pictures %}<figure><a href="{{ links.overlays }}"><img src="{{ links.overlays }}" alt=""
-loading="lazy"></a><figcaption>{{ name }}: <a href="{{ links.masks }}">mask</a>, <a href="{{ links.confidence }}">
-confidence</a></figcaption></figure>
-{% endfor %}</main></body></html>
-"""
 
 Bytes = NDArray[np.uint8]
 Colors = tuple[tuple[int, int, int], ...]
@@ -82,22 +61,6 @@ def find_pictures(images: Path, output: Path) -> dict[str, Path]:
     if not found:
         raise ValueError(f"IMAGES must be or hold files with suffix {', '.join(IMAGES)}, got {images}")
     return found
-
-
-def enlarged(height: int, width: int, short_side: int) -> Size:
-    """Height and width with the shorter side brought to short_side pixels.
-
-    Raises:
-        ImageError: the picture would be enlarged beyond MOST_ENLARGED.
-    """
-    factor = short_side / min(height, width)
-    scaled = max(1, round(height * factor)), max(1, round(width * factor))
-    if factor > 1 and scaled[0] * scaled[1] > MOST_ENLARGED:
-        raise ImageError(
-            f"is {height}x{width}: with a shorter side of {short_side} it would have {scaled[0]}x{scaled[1]} pixels, "
-            f"more than {MOST_ENLARGED}; --native predicts it as it is"
-        )
-    return scaled
 
 
 def full_resolution(probabilities: Tensor, height: int, width: int) -> tuple[Bytes, Bytes]:
@@ -147,12 +110,3 @@ def write_results(output: Path, name: str, picture: Image.Image, ids: Bytes, con
             if error.errno in BAD_NAME:
                 raise ImageError(f"has a name that --output cannot have: {error.strerror}") from error
             raise
-
-
-def index_page(names: Iterable[str], class_names: Iterable[str], colors: Colors) -> str:
-    """HTML: the classes with their colours, and of each picture the overlay, with links to its files."""
-    # Links by their bytes: a name need not be UTF-8.
-    links = [{kind: quote(os.fsencode(f"{kind}/{name}.png")) for kind in KINDS} for name in names]
-    shown = zip(map(printable, names), links, strict=True)
-    page = jinja2.Environment(autoescape=True).from_string(PAGE)
-    return page.render(classes=zip(map(printable, class_names), colors, strict=True), pictures=shown)

@@ -5,7 +5,6 @@ overlays/NAME.png      the colours over the picture
 confidence/NAME.png    8-bit grey: 255 times the probability of the class in the mask, rounded
 classes.json           [{"id": 0, "name": ..., "color": [r, g, b]}, ...]
 prediction.json        what predicted, and where the results come from
-index.html             classes and overlays at a glance
 
 Shapes: h w pixels of what the model sees of a picture.
 """
@@ -30,10 +29,12 @@ from experiments.prediction.options import Options
 from experiments.records.files import write_whole
 from experiments.records.grid import size_rule
 from experiments.records.options import PLAIN, Inference, Size, choose_device
-from experiments.records.results import Row, provenance
+from experiments.records.results import Row, differing, provenance
 from experiments.training.weights import Trained, load_weights
 
-CLASSES, RECORD, INDEX = "classes.json", "prediction.json", "index.html"
+CLASSES, RECORD = "classes.json", "prediction.json"
+# The most pixels that a picture may be enlarged to: a few rows that are very long would become an enormous image.
+MOST_ENLARGED = 2**24
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,10 @@ class Job:
     def seen(self, height: int, width: int) -> Size:
         """Height and width that the model sees of a picture; raises ImageError where it cannot work on them."""
         if self.short_side is not None:
-            height, width = pictures.enlarged(height, width, self.short_side)
+            factor = self.short_side / min(height, width)
+            height, width = max(1, round(height * factor)), max(1, round(width * factor))
+            if factor > 1 and height * width > MOST_ENLARGED:
+                raise ImageError(f"would be enlarged to {height}x{width}; --native predicts it as it is")
         height, width = self.options.size or (height, width)
         run = self.trained.run
         for view in self.inference.sizes(height, width):
@@ -64,31 +68,25 @@ class Job:
 
 def run(options: Options) -> int:
     """The command behind experiments.predict; returns its exit status."""
-    output = options.output
     try:
         job = prepare(options)
-        names, colors = job.trained.class_names, job.trained.colors[:-1]
+        names, colors = job.trained.class_names, job.trained.colors
         classes = [{"id": i, "name": name, "color": colors[i]} for i, name in enumerate(names)]
-        write_whole(output / RECORD, json.dumps(job.record | provenance(job.device), indent=1) + "\n")
-        write_whole(output / CLASSES, json.dumps(classes, indent=1) + "\n")
-    except (ValueError, OSError) as error:
-        return _complain(str(error))
-    trained = f"{job.trained.run.id}, trained on {job.trained.data} at {job.trained.height}x{job.trained.width}"
-    ways = ", ".join(f"{name} {value}" for name, value in job.record.items() if value)
-    print(printable(f"{trained}, sees {len(job.todo)} pictures: {ways}"), flush=True)
-    try:
+        write_whole(options.output / RECORD, json.dumps(job.record | provenance(job.device), indent=1) + "\n")
+        write_whole(options.output / CLASSES, json.dumps(classes, indent=1) + "\n")
+        trained = f"{job.trained.run.id}, trained on {job.trained.data} at {job.trained.height}x{job.trained.width}"
+        ways = ", ".join(f"{name} {value}" for name, value in job.record.items() if value)
+        print(printable(f"{trained}, sees {len(job.todo)} pictures: {ways}"), flush=True)
         problems = predict(job)
-        page = pictures.index_page([name for name in job.found if name not in problems], names, colors)
-        write_whole(output / INDEX, page)
+    except ValueError as error:
+        return _complain(str(error))
     except OSError as error:
         return _complain(f"{error}; finished pictures are kept, and the same command continues after them")
-    except torch.OutOfMemoryError as error:
-        return _complain(f"{error}; a smaller --tile needs less memory; finished pictures are kept")
     except KeyboardInterrupt:
         print("interrupted; the same command continues after the pictures that are finished")
         return 130
     before = f", {len(job.found) - len(job.todo)} finished before" if len(job.todo) < len(job.found) else ""
-    print(printable(f"{len(job.todo) - len(problems)} predicted{before}: {output / INDEX}"))
+    print(printable(f"{len(job.todo) - len(problems)} predicted{before}: {options.output}"))
     if problems:
         lines = shortened([f"{printable(str(job.found[name]))} {problem}" for name, problem in problems.items()])
         _complain("\n  ".join([f"{len(problems)} of {len(job.found)} pictures have no result:", *lines]))
@@ -139,9 +137,7 @@ def check_output(output: Path, record: Row) -> None:
     except (OSError, ValueError, TypeError) as error:
         rule = "--output must be new, empty or of this command"
         raise ValueError(f"{rule}, got {output}, whose {RECORD} is no JSON object: {error}") from error
-    now = json.loads(json.dumps(record))
-    if differing := [f"{key} {there.get(key)} there, {now[key]} now" for key in now if there.get(key) != now[key]]:
-        listing = "; ".join(differing)
+    if listing := differing(there, json.loads(json.dumps(record))):
         raise ValueError(f"--output must be another folder, got {output}, which holds another prediction ({listing})")
 
 
@@ -168,9 +164,8 @@ def predict(job: Job) -> dict[str, str]:
         try:
             picture = read_image(path, upright=True)
             height, width = job.seen(picture.height, picture.width)
-            # Logits and probabilities; a GPU says itself when it has no more.
-            needed = 8 * len(job.trained.class_names) * height * width
-            if job.device.type == "cpu" and needed > available_memory():
+            needed = 8 * len(job.trained.class_names) * height * width  # logits and probabilities
+            if needed > available_memory():
                 raise ImageError(f"needs {needed / 1e9:.1f} GB as the model sees it, {height}x{width}: too much here")
             # Resized as folders of training data are; a size that is right already changes nothing.
             scaled = torch.from_numpy(np.array(picture.resize((width, height), Image.Resampling.BILINEAR)))
@@ -178,8 +173,9 @@ def predict(job: Job) -> dict[str, str]:
             (planes,) = probabilities(job.trained.model, images, job.inference, precision=job.options.precision)
             ids, confidence = pictures.full_resolution(planes, picture.height, picture.width)
             pictures.write_results(job.options.output, name, picture, ids, confidence, job.trained.colors[:-1])
-        except ImageError as error:
-            problems[name] = str(error)
+        except (ImageError, torch.OutOfMemoryError) as error:
+            advice = "" if isinstance(error, ImageError) else "; a smaller --tile needs less memory"
+            problems[name] = f"{error}{advice}"
             for kind in pictures.KINDS:
                 earlier = pictures.result(job.options.output, kind, name)
                 if os.path.lexists(earlier):  # of an earlier state of the picture

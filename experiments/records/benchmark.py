@@ -26,8 +26,6 @@ class Options:
     output: Path
     """folder for results.jsonl and report.md"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    report: bool = False
-    """measure nothing: write the report from the rows that are there"""
 
     def torch_device(self) -> torch.device:
         """The device; raises ValueError where there is none such."""

@@ -67,9 +67,12 @@ class ImageCounts:
 
     def arrays(self) -> Arrays:
         """The fields as arrays; those that are None are left out."""
-        texts = {name: numpy.array(getattr(self, name)) for name in ("names", "groups", "class_names", "bands")}
-        kept = {name: getattr(self, name) for name in ("hits", "truth", "predicted", "confusion", "boundary")}
-        return {**texts, **{name: array for name, array in kept.items() if array is not None}}
+        return {name: numpy.array(value) for name, value in vars(self).items() if value is not None}
+
+
+# Fields by the kinds of numpy's types that they may have in a file.
+TEXTS, WHOLE = ("names", "groups", "class_names"), ("hits", "truth", "predicted", "confusion")
+KINDS = dict.fromkeys(TEXTS, "U") | dict.fromkeys(WHOLE, "fiu") | {"boundary": "fiu", "bands": "Uf"}
 
 
 def counts_of(arrays: Mapping[str, NDArray[Any]]) -> ImageCounts:
@@ -78,23 +81,15 @@ def counts_of(arrays: Mapping[str, NDArray[Any]]) -> ImageCounts:
     Raises:
         ValueError: a field is missing or has the wrong type, and what ImageCounts refuses.
     """
-    needed = ("names", "groups", "class_names", "hits", "truth", "predicted")
-    if missing := [name for name in needed if name not in arrays]:
+    found: dict[str, Any] = {name: array for name, array in arrays.items() if name in KINDS}
+    if missing := [name for name in (*TEXTS, *WHOLE[:3]) if name not in found]:
         raise ValueError(f"lacks {', '.join(missing)}")
-    for name, array in arrays.items():
-        kinds = "U" if name in ("names", "groups", "class_names") else "Uf" if name == "bands" else "fiu"
-        if array.dtype.kind not in kinds:
+    for name, array in found.items():
+        if array.dtype.kind not in KINDS[name]:
             raise ValueError(f"{name} has the type {array.dtype}")
-    texts = {name: tuple(map(str, arrays[name])) for name in needed[:3]}
-    whole = {name: arrays[name].astype(numpy.int64) for name in needed[3:]}
-    confusion, boundary = arrays.get("confusion"), arrays.get("boundary")
-    return ImageCounts(
-        **texts,
-        **whole,
-        confusion=None if confusion is None else confusion.astype(numpy.int64),
-        boundary=None if boundary is None else boundary.astype(numpy.float64),
-        bands=tuple(map(str, arrays["bands"])) if "bands" in arrays else (),
-    )
+        texts = name in (*TEXTS, "bands")
+        found[name] = tuple(map(str, array)) if texts else array.astype(int if name in WHOLE else float)
+    return ImageCounts(**found)
 
 
 def miou(hits: NDArray[Any], union: NDArray[Any]) -> Floats:

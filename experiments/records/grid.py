@@ -3,21 +3,21 @@
 A run is one training; a configuration is what it is without its seed.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import segmentation_models_pytorch as smp
 import timm
 
+from experiments.records.options import Alignment, Axes, Dilation
 from swinx.config import OUTPUT_STRIDES, STEMS, VARIANTS
 
-# How a stage beyond the output stride attends, and where the tokens of a dilated level stand: see training.models.
-DILATIONS = ("exact", "dense", "enlarged")
-ALIGNMENTS = ("none", "centred")
+DILATIONS: tuple[str, ...] = get_args(Dilation)
+ALIGNMENTS: tuple[str, ...] = get_args(Alignment)
 # Images are padded to multiples of this, whatever the decoder, so that all see the same pixels.
 PAD_MULTIPLE = 32
+MOST_WINDOW = 64
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,9 @@ class Run:
     """One training of the grid.
 
     stem, dilation and alignment are None for encoders that are not swinx's. window is None for the encoder's own.
+
+    Raises:
+        ValueError: a value that no run can have, from a row or a file of weights perhaps; it names field and rule.
     """
 
     encoder: str
@@ -87,6 +90,24 @@ class Run:
     dilation: str | None = "exact"
     window: int | None = None
     alignment: str | None = "none"
+
+    def __post_init__(self) -> None:
+        choices: dict[str, tuple[object, ...]] = {
+            **{"decoder": tuple(DECODERS), "output_stride": OUTPUT_STRIDES, "stem": (*STEMS, None)},
+            **{"dilation": (*DILATIONS, None), "alignment": (*ALIGNMENTS, None)},
+        }
+        for name, known in choices.items():
+            value = getattr(self, name)
+            if type(value) not in map(type, known) or value not in known:
+                raise ValueError(f"{name} must be among {', '.join(map(str, known))}, got {str(value)[:80]!r}")
+        for name, value, least, most in (
+            ("seed", self.seed, 0, 2**63 - 1),
+            ("window", 1 if self.window is None else self.window, 1, MOST_WINDOW),
+        ):
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(f"{name} must be a whole number of {least} to {most}, got {str(value)[:80]!r}")
+        if not isinstance(self.encoder, str):
+            raise ValueError(f"encoder must be text, got {str(self.encoder)[:80]!r}")
 
     @property
     def id(self) -> str:
@@ -119,23 +140,6 @@ class NotApplicable(NamedTuple):
     rule: str
 
 
-@dataclass(frozen=True)
-class Axes:
-    """What to combine; an empty axis stands for the decoder's or the encoder's own.
-
-    The axes from stems to alignments are swinx's: an encoder of another library gets one run for all of their values.
-    """
-
-    decoders: Sequence[str]
-    encoders: Sequence[str]
-    seeds: Sequence[int]
-    output_strides: Sequence[int] = field(default=())
-    stems: Sequence[str] = field(default=())
-    dilations: Sequence[str] = field(default=())
-    windows: Sequence[int] = field(default=())
-    alignments: Sequence[str] = field(default=())
-
-
 def grid(axes: Axes) -> tuple[list[Run], list[NotApplicable]]:
     """Every run asked for, and every one that cannot exist.
 
@@ -143,7 +147,7 @@ def grid(axes: Axes) -> tuple[list[Run], list[NotApplicable]]:
     and the same network, such as a rule of dilation at output stride 32, where nothing is dilated, give one run.
 
     Raises:
-        ValueError: an unknown name, an empty or repeated choice, or an axis of swinx's without an encoder of swinx's.
+        ValueError: an unknown name, what no run can have, or an axis of swinx's without an encoder of swinx's.
     """
     _check(axes)
     runs: dict[Run, None] = {}
@@ -176,53 +180,23 @@ def own_window(encoder: str) -> int | None:
     return size if isinstance(size, int) else None
 
 
-EncoderOptions = tuple[str | None, str | None, int | None, str | None]
-
-
-def _encoder_options(encoder: str, axes: Axes) -> list[EncoderOptions]:
+def _encoder_options(encoder: str, axes: Axes) -> list[tuple[str | None, str | None, int | None, str | None]]:
     """(stem, dilation, window, alignment) of each run of an encoder."""
     if encoder not in VARIANTS:
         return [(None, None, None, None)]
     windows = [None if window == own_window(encoder) else window for window in axes.windows] or [None]
-    return list(
-        product(axes.stems or (own_stem(encoder),), axes.dilations or ("exact",), windows, axes.alignments or ("none",))
-    )
+    stems, rules = axes.stems or (own_stem(encoder),), axes.dilations or ("exact",)
+    return list(product(stems, rules, windows, axes.alignments or ("none",)))
 
 
 def _check(axes: Axes) -> None:
-    _check_choice("decoders", axes.decoders, tuple(DECODERS), required=True)
-    _check_choice("output-strides", axes.output_strides, OUTPUT_STRIDES)
-    _check_choice("seeds", axes.seeds, None, required=True)
-    _check_choice("encoders", axes.encoders, None, required=True)
-    if min(axes.seeds) < 0:
-        raise ValueError(f"--seeds must not be negative, got {min(axes.seeds)}")
+    if unknown := [name for name in axes.decoders if name not in DECODERS]:
+        raise ValueError(f"--decoders: {', '.join(unknown)} is not one of {', '.join(DECODERS)}")
     for encoder in axes.encoders:
         check_encoder(encoder)
-    if axes.windows and min(axes.windows) < 1:
-        raise ValueError(f"--windows must be at least 1, got {min(axes.windows)}")
-    own: dict[str, tuple[Sequence[object], Sequence[object] | None]] = {
-        "stems": (axes.stems, STEMS),
-        "dilations": (axes.dilations, DILATIONS),
-        "windows": (axes.windows, None),
-        "alignments": (axes.alignments, ALIGNMENTS),
-    }
-    for name, (values, choices) in own.items():
-        _check_choice(name, values, choices)
-        if values and not any(encoder in VARIANTS for encoder in axes.encoders):
+    for name in ("stems", "dilations", "windows", "alignments"):
+        if getattr(axes, name) and not any(encoder in VARIANTS for encoder in axes.encoders):
             raise ValueError(f"--{name} is for encoders of swinx, got --encoders {' '.join(axes.encoders)}")
-
-
-def _check_choice(
-    argument: str, values: Sequence[object], choices: Sequence[object] | None, required: bool = False
-) -> None:
-    if required and not values:
-        raise ValueError(f"--{argument}: at least one is needed, got none")
-    if len(set(values)) != len(values):
-        raise ValueError(f"--{argument}: each may be given once, got {' '.join(map(str, values))}")
-    unknown = [value for value in values if choices is not None and value not in choices]
-    if choices is not None and unknown:
-        names = ", ".join(map(str, choices))
-        raise ValueError(f"--{argument}: {', '.join(map(str, unknown))} is not one of {names}")
 
 
 def check_encoder(encoder: str) -> None:

@@ -5,7 +5,8 @@ Nothing here imports torch: --help need not wait for it.
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -14,12 +15,24 @@ import tyro
 Loss = Literal["ce", "dice", "lovasz"]
 Corruption = Literal["gaussian_noise", "gaussian_blur", "jpeg", "brightness", "contrast"]
 Precision = Literal["32", "bf16", "16"]
+# How a stage beyond the output stride attends, and where the tokens of a dilated level stand: training.dilation_rules.
+Dilation = Literal["exact", "dense", "enlarged"]
+Alignment = Literal["none", "centred"]
 Size = tuple[int, int]
 
 
 def unset(metavar: str) -> Any:
     """For options that are not set by default: help says in words what holds then, not "None"."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+def check(options: object, rules: Mapping[str, tuple[bool, str]], prefix: str = "--") -> None:
+    """Raise ValueError, naming option, rule and value, for the first field whose value breaks its rule."""
+    for name, (good, rule) in rules.items():
+        if not good:
+            value = getattr(options, name)
+            got = (" ".join(map(str, value)) or "none") if isinstance(value, tuple) else value
+            raise ValueError(f"{prefix}{name.replace('_', '-')} must be {rule}, got {got}")
 
 
 @dataclass(frozen=True)
@@ -84,33 +97,29 @@ class Recipe:
     freeze: Literal["nothing", "encoder"] = "nothing"
     """what keeps the weights that it starts from"""
     validate_every: Annotated[int | None, unset("INT")] = None
-    """steps between validations (default: five of them with --steps, every 200 steps with --minutes)"""
-    patience: Annotated[int | None, unset("INT")] = None
-    """validations without a new best after which training stops (default: it never stops early)"""
+    """steps between validations (default: five of them)"""
     select: Literal["last", "best"] = "last"
     """weights that are evaluated: the last, or those of the best validation"""
 
     def __post_init__(self) -> None:
-        names = get_args(Loss)
-        if not self.losses or len(set(self.losses)) < len(self.losses) or not set(self.losses) <= set(names):
-            got = " ".join(self.losses) or "none"
-            raise ValueError(f"--losses must be different names among {', '.join(names)}, got {got}")
-        for name in ("learning_rate", "gradient_clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"--{_dashed(name)} must be positive and finite, got {getattr(self, name)}")
-        for name, bound in (("weight_decay", math.inf), ("warmup", 1), ("ema_decay", 1), ("color", 1)):
-            if not 0 <= getattr(self, name) < bound:
-                raise ValueError(f"--{_dashed(name)} must be at least 0 and below {bound}, got {getattr(self, name)}")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"--layer-decay must be above 0 and at most 1, got {self.layer_decay}")
-        for name in ("accumulate", "validate_every", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{_dashed(name)} must be at least 1, got {value}")
-        if self.crop is not None and min(self.crop) < 1:
-            raise ValueError(f"--crop must be height and width of at least 1, got {self.crop[0]} {self.crop[1]}")
-        if not 1 <= self.zoom[0] <= self.zoom[1] < math.inf:
-            raise ValueError(f"--zoom must be two finite factors of at least 1, rising, got {self.zoom}")
+        names, inf = get_args(Loss), math.inf
+        different = 0 < len(self.losses) == len(set(self.losses) & set(names))
+        rules = {
+            "losses": (different, f"different names among {', '.join(names)}"),
+            "learning_rate": (0 < self.learning_rate < inf, "positive and finite"),
+            "weight_decay": (0 <= self.weight_decay < inf, "at least 0 and finite"),
+            "warmup": (0 <= self.warmup < 1, "at least 0 and below 1"),
+            "ema_decay": (0 <= self.ema_decay < 1, "at least 0 and below 1"),
+            "gradient_clip": (0 < self.gradient_clip < inf, "positive and finite"),
+            "accumulate": (self.accumulate >= 1, "at least 1"),
+            "crop": (self.crop is None or min(self.crop) >= 1, "height and width of at least 1"),
+            "zoom": (1 <= self.zoom[0] <= self.zoom[1] < inf, "two finite factors of at least 1, rising"),
+            "color": (0 <= self.color < 1, "at least 0 and below 1"),
+            "layer_decay": (0 < self.layer_decay <= 1, "above 0 and at most 1"),
+            "validate_every": (self.validate_every is None or self.validate_every >= 1, "at least 1"),
+            "class_weighting": (self.class_weighting == "sqrt" or "ce" in self.losses, "sqrt without --losses ce"),
+        }
+        check(self, rules)
 
 
 @dataclass(frozen=True)
@@ -131,13 +140,13 @@ class Inference:
     """average over the image resized by each of these factors; tiles are of the resized image"""
 
     def __post_init__(self) -> None:
-        if self.tile is not None and min(self.tile) < 1:
-            raise ValueError(f"--tile must be height and width of at least 1, got {self.tile[0]} {self.tile[1]}")
-        if not 0 <= self.overlap < 1:
-            raise ValueError(f"--overlap must be at least 0 and below 1, got {self.overlap}")
-        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
-            got = " ".join(map(str, self.scales)) or "none"
-            raise ValueError(f"--scales must be one or more positive finite factors, got {got}")
+        finite = all(0 < scale < math.inf for scale in self.scales)
+        rules = {
+            "tile": (self.tile is None or min(self.tile) >= 1, "height and width of at least 1"),
+            "overlap": (0 <= self.overlap < 1, "at least 0 and below 1"),
+            "scales": (len(self.scales) > 0 and finite, "one or more positive finite factors"),
+        }
+        check(self, rules)
 
     def sizes(self, height: int, width: int) -> list[Size]:
         """Heights and widths in pixels that a model meets in an image of height x width, at each scale and by tiles."""
@@ -146,20 +155,10 @@ class Inference:
             return whole
         return [(min(self.tile[0], size[0]), min(self.tile[1], size[1])) for size in whole]
 
-    def check(self, height: int, width: int) -> None:
-        """Raise ValueError, naming the option, where one would do nothing to images of height x width pixels."""
-        if self.tile is None:
-            if self.overlap != PLAIN.overlap:
-                raise ValueError(f"--overlap is for --tile, got {self.overlap} without it")
-        elif self.sizes(height, width) == replace(self, tile=None).sizes(height, width):
-            at = f" at --scales {' '.join(map(str, self.scales))}" if self.scales != PLAIN.scales else ""
-            got = "x".join(map(str, self.tile))
-            raise ValueError(f"--tile must be smaller than the images, {height}x{width}{at}, got {got}")
-
 
 PLAIN = Inference()
 # How work is done, not what is done: fields of Settings that are free to change when a grid goes on.
-EXECUTION = ("workers", "loggers")
+EXECUTION = ("workers",)
 
 
 @dataclass(frozen=True)
@@ -187,86 +186,113 @@ class RayResources:
     """how often a run is tried again when its machine or process died"""
 
     def __post_init__(self) -> None:
-        if self.cpus <= 0:
-            raise ValueError(f"--ray.cpus must be more than 0, got {self.cpus:g}")
-        if self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
-            raise ValueError(f"--ray.gpus must be a part of one GPU or a whole number, got {self.gpus:g}")
-        if self.retries < 0:
-            raise ValueError(f"--ray.retries must not be negative, got {self.retries}")
+        part = 0 <= self.gpus <= 1 or (self.gpus > 1 and self.gpus == int(self.gpus))
+        rules = {
+            "cpus": (self.cpus > 0, "more than 0"),
+            "gpus": (part, "a part of one GPU or a whole number"),
+            "retries": (self.retries >= 0, "at least 0"),
+        }
+        check(self, rules, "--ray.")
 
 
 @dataclass(frozen=True)
-class CompareOptions:
-    """Options of experiments.compare_decoders and of the ablations, which differ in their defaults."""
+class Axes:
+    """What to combine; an empty axis stands for the decoder's or the encoder's own.
 
-    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
+    The axes from stems to alignments are swinx's: an encoder of another library gets one run for all of their values.
+    """
+
     decoders: tuple[str, ...] = ("DeepLabV3Plus", "Unet", "FPN", "PAN")
     """decoders of segmentation_models_pytorch"""
     encoders: tuple[str, ...] = ("swinx_n",)
     """swinx's encoders, smp's, or tu- and a timm model"""
-    output_strides: Annotated[tuple[int, ...], unset("[INT ...]")] = ()
-    """8, 16, 32 (default: the decoder's own)"""
-    stems: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
+    seeds: tuple[int, ...] = (0,)
+    """each seed is a training run of its own; nothing is tested for significance with one"""
+    output_strides: Annotated[tuple[Literal[8, 16, 32], ...], unset("[8|16|32 ...]")] = ()
+    """(default: the decoder's own)"""
+    stems: Annotated[tuple[Literal["shared", "branch", "inline", "none"], ...], unset("[NAME ...]")] = ()
     """shared, branch, inline, none (default: the encoder's own)"""
-    dilations: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
+    dilations: Annotated[tuple[Dilation, ...], unset("[NAME ...]")] = ()
     """exact, dense, enlarged: how stages beyond the output stride attend (default: exact)"""
     windows: Annotated[tuple[int, ...], unset("[INT ...]")] = ()
     """window sides in tokens (default: the encoder's own)"""
-    alignments: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
+    alignments: Annotated[tuple[Alignment, ...], unset("[NAME ...]")] = ()
     """none, centred: where the tokens of dilated levels stand (default: none)"""
-    seeds: tuple[int, ...] = (0,)
-    """each seed is a training run of its own; nothing is tested for significance with one"""
-    steps: Annotated[int | None, unset("INT")] = None
-    """training steps of each run (default: 200, unless --minutes is given)"""
-    minutes: Annotated[float | None, unset("FLOAT")] = None
-    """training time of each run, instead of --steps"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What all commands that score models take."""
+
+    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
+    inference: tyro.conf.OmitArgPrefixes[Inference] = field(default_factory=Inference)
+    scoring: tyro.conf.OmitArgPrefixes[Scoring] = field(default_factory=Scoring)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    contrasts: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
+    """planned comparisons such as exact-dense@os8 (default: all pairs, as an exploration)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(Common):
+    """Options of experiments.compare_decoders and of the ablations, which differ in their defaults."""
+
+    axes: tyro.conf.OmitArgPrefixes[Axes] = field(default_factory=Axes)
+    steps: int = 200
+    """training steps of each run"""
     batch_size: int = 4
     """images of a batch, over all processes"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision = "32"
     """bf16 and 16 are mixed precision; 16 needs cuda"""
     start: Annotated[Path | None, unset("PATH")] = None
     """folder of finished runs whose weights are begun with, seed by seed; stride, rule and alignment may differ"""
     evaluate_at: Annotated[tuple[int, ...], unset("[INT ...]")] = ()
     """steps after which the test split is scored as well, for learning curves; 0 is before training"""
-    contrasts: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
-    """planned comparisons such as exact-dense@os8, or a file of them (default: all pairs, as an exploration)"""
     recipe: tyro.conf.OmitArgPrefixes[Recipe] = field(default_factory=Recipe)
-    inference: tyro.conf.OmitArgPrefixes[Inference] = field(default_factory=Inference)
-    scoring: tyro.conf.OmitArgPrefixes[Scoring] = field(default_factory=Scoring)
     workers: int = 0
     """processes that prepare the batches of a run; 0 prepares them between the steps"""
-    loggers: tuple[Literal["csv", "tensorboard"], ...] = ("csv",)
-    """logs of each step, into runs/ID/log"""
     launcher: Literal["here", "ray"] = "here"
     """here: one run after another (under torchrun, by all processes); ray: runs spread over a cluster"""
     ray: RayResources = field(default_factory=RayResources)
     output: Path = Path("runs/compare_decoders")
     """folder for results and report"""
 
+    def __post_init__(self) -> None:
+        at = self.evaluate_at
+        different = len(set(at)) == len(at) and all(0 <= step <= self.steps for step in at)
+        trained = self.recipe.weights is not None or self.start is not None
+        rules = {
+            "steps": (self.steps >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 2, "at least 2 (BatchNorm cannot train on one image)"),
+            "workers": (self.workers >= 0, "at least 0"),
+            "evaluate_at": (different, f"different steps from 0, at most {self.steps}"),
+            "start": (self.start is None or self.recipe.weights is None, "left out where --weights is given"),
+            "ray": (self.launcher == "ray" or self.ray == RayResources(), "left out without --launcher ray"),
+        }
+        check(self, rules)
+        here = "left out without --weights or --start"
+        rules = {
+            "layer_decay": (trained or self.recipe.layer_decay == 1, here),
+            "freeze": (trained or self.recipe.freeze == "nothing", here),
+        }
+        check(self.recipe, rules)
 
-@dataclass(frozen=True)
-class EvaluateOptions:
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(Common):
     """Options of experiments.evaluate."""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     """folder of experiments.compare_decoders, with the weights of its runs"""
     output: Path
     """folder for results and report"""
-    data: tyro.conf.OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
     where: Annotated[tuple[str, ...], unset("[FIELD=VALUE ...]")] = ()
     """conditions such as decoder=Unet,PAN that finished runs must all meet"""
-    output_strides: Annotated[tuple[int, ...], unset("[INT ...]")] = ()
-    """8, 16, 32 (default: the run's own)"""
-    dilations: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
+    output_strides: Annotated[tuple[Literal[8, 16, 32], ...], unset("[8|16|32 ...]")] = ()
+    """(default: the run's own)"""
+    dilations: Annotated[tuple[Dilation, ...], unset("[NAME ...]")] = ()
     """exact, dense, enlarged (default: the run's own)"""
-    alignments: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
+    alignments: Annotated[tuple[Alignment, ...], unset("[NAME ...]")] = ()
     """none, centred (default: the run's own)"""
-    contrasts: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
-    """planned comparisons such as exact-dense@os8, or a file of them (default: all pairs, as an exploration)"""
-    inference: tyro.conf.OmitArgPrefixes[Inference] = field(default_factory=Inference)
-    scoring: tyro.conf.OmitArgPrefixes[Scoring] = field(default_factory=Scoring)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision | None = None
     """bf16 and 16 are mixed precision; 16 needs cuda (default: that of training)"""
 
@@ -275,17 +301,16 @@ class EvaluateOptions:
 class Settings:
     """What all runs of one folder share; it is part of every row, and rows that differ in it do not mix.
 
-    data_id is a digest of the pixels and masks. height and width are those of the images in memory. One of steps and
-    minutes is None. evaluate_at lists steps after which the test split is scored as well. start: the folder whose
-    weights runs begin with, None for none. workers and loggers, which change no result, are not part of rows.
+    data_id is a digest of the pixels and masks. height and width are those of the images in memory. evaluate_at
+    lists steps after which the test split is scored as well. start: the folder whose weights runs begin with, None for
+    none. workers, which changes no result, is not part of rows.
     """
 
     data: str
     data_id: str
     height: int
     width: int
-    steps: int | None
-    minutes: float | None
+    steps: int
     batch_size: int
     precision: Precision
     device: str
@@ -295,7 +320,6 @@ class Settings:
     evaluate_at: tuple[int, ...] = ()
     start: str | None = None
     workers: int = 0
-    loggers: tuple[str, ...] = ()
 
     def as_row(self) -> dict[str, Any]:
         """The fields by name, flat, as JSON gives them back: recipe, inference and scoring are spread out."""
@@ -346,7 +370,3 @@ def check_precision(precision: str, device: str) -> None:
     """Raise ValueError where a device does not have a precision."""
     if precision == "16" and device == "cpu":
         raise ValueError("--precision 16 needs --device cuda; bf16 works on the CPU")
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")

@@ -37,7 +37,7 @@ STATUSES = ("ok", "diverged", "not applicable")
 SCORES = (
     *("test_miou", "val_miou", "thin_miou", "test_f1", "pixel_accuracy", "ece"),
     *("params_m", "gflops", "latency_ms_p20", "latency_ms_p50", "latency_ms_p80", "peak_memory_mb"),
-    *("images_seen", "train_minutes", "best_val_miou", "best_step", "stopped_step"),
+    *("images_seen", "train_minutes", "best_val_miou", "best_step"),
 )
 # Fields that hold an object of numbers or None.
 TABLES = ("class_iou", "boundary_f1", "thin_boundary_f1", "corruption_miou")
@@ -120,6 +120,16 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def runs_in(folder: Path) -> list[Row]:
+    """The rows of runs in a folder, in order; raises ValueError as read_rows does."""
+    return [row for row in read_rows(folder / RESULTS) if row.get("kind") == "segmentation"]
+
+
+def differing(there: Row, now: Row) -> str:
+    """The fields of now that have another value there, in words; empty where none has."""
+    return "; ".join(f"{key} {there.get(key)} there, {now[key]} now" for key in now if there.get(key) != now[key])
+
+
 def run_of(row: Row) -> Run:
     """The run that a row is about."""
     return Run(**{part.name: row.get(part.name, part.default) for part in fields(Run)})
@@ -134,16 +144,11 @@ def identity(row: Row) -> tuple[object, ...]:
 
 def check_row(row: Row) -> None:
     """Raise ValueError, naming field, rule and value, where a row of kind "segmentation" cannot be used."""
-    for name in ("run", "encoder", "decoder"):
-        _check(row, name, isinstance(row.get(name), str), "text")
-    for name in ("stem", "dilation", "alignment"):
-        _check(row, name, isinstance(row.get(name), str | None), "text or null")
-    for name in ("output_stride", "seed"):
-        _check(row, name, _whole(row.get(name)), "a whole number from 0")
-    for name in ("window", "step"):
-        _check(row, name, row.get(name) is None or _whole(row[name]), "a whole number from 0, or null")
+    run = run_of(row)
+    _check(row, "run", row.get("run") == run.id and _is_plain(run.id), "the plain name of its run")
+    step = row.get("step")
+    _check(row, "step", step is None or (type(step) is int and step >= 0), "a whole number from 0, or null")
     _check(row, "status", row.get("status") in STATUSES, f"one of {', '.join(STATUSES)}")
-    _check(row, "run", row["run"] == run_of(row).id and _is_plain(row["run"]), "the plain name of its run")
     for name in SCORES:
         _check(row, name, _number(row.get(name)), "a number or null")
     for name in TABLES:
@@ -162,10 +167,6 @@ def _check(row: Row, name: str, good: bool, rule: str) -> None:
 
 def _is_plain(value: object) -> bool:
     return isinstance(value, str) and PLAIN_NAME.fullmatch(value) is not None
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _number(value: object) -> bool:

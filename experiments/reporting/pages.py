@@ -30,7 +30,7 @@ class Section(NamedTuple):
 def write_report(output: Path, contrasts: Sequence[str] = ()) -> None:
     """Write FILES into a runs folder or a folder with a merged set, from its rows and what belongs to them.
 
-    contrasts: planned ones, or files of them (statistics.contrasts); all pairs by default. What is missing is left out,
+    contrasts: planned ones (statistics.contrasts); all pairs by default. What is missing is left out,
     and the notes say so.
 
     Raises:
@@ -45,7 +45,7 @@ def render(content: Content, output: Path) -> None:
     by_class, contrasts = classes.map(tables.number).reset_index(), tables.differences(content)
     sections = {
         "ranking": Section("Ranking by test mIoU", text.on_ranking(content), (), tables.ranking(content.table)),
-        "differences": Section("Differences", text.on_differences(content), text.advice(content), contrasts),
+        "differences": Section("Differences", text.on_differences(content), (), contrasts),
         "classes": Section("Test IoU by class, percent", "Means over seeds.", (), by_class),
         "unfinished": Section("Runs without a result", "", (), tables.unfinished(content)),
         "facts": Section("Where it comes from", "", text.commands(rows), text.facts(content)),

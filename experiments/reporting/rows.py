@@ -10,7 +10,7 @@ from experiments.records.results import Row, run_of
 from experiments.reporting.load import Result
 
 AXES = ("decoder", "encoder", "stem", "output_stride", "dilation", "window", "alignment")
-BUDGET = ("steps", "minutes", "batch_size", "precision")
+BUDGET = ("steps", "batch_size", "precision")
 RECIPE = (*(part.name for kind in (Recipe, Inference) for part in fields(kind)), "start", "score_at")
 # What makes another configuration where it differs. The rest of Settings is of the data, or changes no score.
 SETTINGS = (*BUDGET, *RECIPE)

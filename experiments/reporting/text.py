@@ -1,7 +1,5 @@
 """What a report says in sentences: a headline, short notes, and where it comes from."""
 
-import re
-import shlex
 from collections.abc import Sequence
 
 from experiments.records.results import Row
@@ -27,9 +25,8 @@ def notes(content: Content) -> list[str]:
     rows, data = [item.row for c in content.configurations for item in c.results], content.results.data
     said = [data.note] if data.note else []
     said += [f"{len(data.left_out)} left out of the data, such as {name}." for name in data.left_out[:1]]
-    for name in ("select", "patience"):
-        if any(row.get(name, "last") not in (None, "last") for row in rows):
-            said.append(f"Validation mIoU served for --{name}: it is no held-out score.")
+    if any(row.get("select") == "best" for row in rows):
+        said.append("Validation mIoU served for --select: it is no held-out score.")
     if taken := sum(not row.get("trained", True) for row in rows):
         said.append(f"{taken} of {len(rows)} rows evaluate weights that were trained elsewhere, without more training.")
     return [*said, *(f"Not compared: {gap}." for gap in content.gaps)]
@@ -61,27 +58,9 @@ def on_differences(content: Content) -> str:
     text = f"{kind}{some}. Corrected by Holm's method; {comparison.images} test images{grouped}."
     if untested := [effect for effect in effects if effect.significant is None]:
         text += f" {len(untested)} of {len(effects)} not tested, such as {untested[0].name}: {untested[0].reason}."
+    if any(len(c.results) == 1 for c in content.configurations):
+        text += " The commands below with --seeds 0 1 2 add seeds to the same folders."
     return text
-
-
-def advice(content: Content) -> list[str]:
-    """The commands that add seeds to the same folders, where a configuration has one alone."""
-    rows = [c.results[0].row for c in content.configurations if len(c.results) == 1 < len(content.configurations)]
-    seeds = {row["seed"] for row in rows} | {0, 1, 2}
-    return [found for command in commands(rows) if (found := more_seeds(command, seeds))]
-
-
-def more_seeds(command: str, seeds: set[int]) -> str | None:
-    """A command of this project with --seeds, quoted anew; None where it is no such command."""
-    try:
-        found = shlex.join(shlex.split(command))
-    except ValueError:
-        return None
-    if not re.match(r"python( -u)? -m experiments\.\w+ ", f"{found} "):
-        return None
-    without = re.sub(r" --seeds[ =]\d+( \d+)*", "", found)
-    more = f"{without} --seeds {' '.join(map(str, sorted(seeds)))}"
-    return found if "experiments.evaluate " in found else more  # that finds the seeds itself
 
 
 def commands(rows: Sequence[Row]) -> list[str]:

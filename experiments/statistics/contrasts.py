@@ -15,11 +15,10 @@ differences (interactions) have no text here; Contrast takes any weights.
 """
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
-from pathlib import Path
 
 Fields = Mapping[str, object]
 PREFIXES = {"output_stride": "os", "window": "w", "step": "step"}
@@ -47,25 +46,6 @@ class Contrast:
 def pairs(labels: Sequence[str]) -> list[Contrast]:
     """Every configuration minus every later one: an exploration, which has little power."""
     return [Contrast(f"{a} - {b}", {a: 1.0, b: -1.0}) for a, b in combinations(labels, 2)]
-
-
-def read_contrasts(given: Sequence[str]) -> list[str]:
-    """The texts of --contrasts: each is one, or a file with one per line, where # starts a comment (UTF-8).
-
-    Raises:
-        ValueError: a file that is not UTF-8.
-    """
-    texts: list[str] = []
-    for text in given:
-        if not os.path.isfile(text):
-            texts.append(text.strip())
-            continue
-        try:
-            lines = Path(text).read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"--contrasts {text}: the file must be UTF-8 ({error})") from error
-        texts += [content for line in lines if (content := line.split("#")[0].strip())]
-    return texts
 
 
 def planned(texts: Sequence[str], configurations: Sequence[tuple[str, Fields]]) -> list[Contrast]:
@@ -100,28 +80,24 @@ class _Reader:
 
     def contrast(self) -> Contrast:
         body, at, tail = self.text.partition("@")
-        first, second = (self._side(part) for part in self._cut(body))
+        first, second = map(self._side, self._cut(body))
         conditions: dict[str, set[str]] = {}
         for field, value in map(self._term, tail.split(",") if at else []):
             conditions.setdefault(field, set()).add(value)
         named = first.keys() | second.keys()
         if both := sorted(named & conditions.keys()):
             raise self._error(f"{', '.join(both)} is in a side and in a condition; it may be in one of them")
-        if first == second:
-            raise self._error("both sides are the same")
         rows = {k: row for k, row in self.table.items() if all(row[f] in values for f, values in conditions.items())}
-        return self._match(*(self._contexts(rows, side, named) for side in (first, second)))
-
-    def _match(self, first: Mapping[tuple[str, ...], str], second: Mapping[tuple[str, ...], str]) -> Contrast:
-        shared = [context for context in first if context in second]
+        one, other = (self._contexts(rows, side, named) for side in (first, second))
+        shared = [context for context in one if context in other]
         if not shared:
-            lists = " and ".join(", ".join(side.values()) for side in (first, second))
+            lists = " and ".join(", ".join(side.values()) for side in (one, other))
             raise self._error(f"no two configurations are alike in all that it does not name, among {lists}")
-        if twice := [first[context] for context in shared if first[context] == second[context]]:
+        if twice := [one[context] for context in shared if one[context] == other[context]]:
             raise self._error(f"both sides are {twice[0]}; let them name the same fields")
-        weights = {first[context]: 1 / len(shared) for context in shared}
-        weights |= {second[context]: -1 / len(shared) for context in shared}
-        alone = [side[context] for side in (first, second) for context in side if context not in shared]
+        weights = {one[context]: 1 / len(shared) for context in shared}
+        weights |= {other[context]: -1 / len(shared) for context in shared}
+        alone = [side[context] for side in (one, other) for context in side if context not in shared]
         note = f"mean over {len(shared)} pairs" if len(shared) > 1 else "one pair"
         return Contrast(self.text, weights, f"{note}; without a partner: {', '.join(alone)}" if alone else note)
 
@@ -131,34 +107,25 @@ class _Reader:
         """Labels of a side's configurations by their values in the fields that no side names."""
         found: dict[tuple[str, ...], str] = {}
         for label, row in rows.items():
-            if any(row[field] != value for field, value in side.items()):
-                continue
-            other = found.setdefault(tuple(value for field, value in row.items() if field not in named), label)
-            if other != label:
-                differ = ", ".join(field for field, value in row.items() if value != self.table[other][field])
-                raise self._error(f"{'+'.join(side.values())} may be {other} or {label}; let it name {differ} too")
+            if side.items() <= row.items():
+                other = found.setdefault(tuple(value for field, value in row.items() if field not in named), label)
+                if other != label:
+                    differ = ", ".join(field for field, value in row.items() if value != self.table[other][field])
+                    raise self._error(f"{'+'.join(side.values())} may be {other} or {label}; let it name {differ} too")
         if not found:
-            raise self._error(f"no configuration has {', '.join(side.values())} there; there are {self._labels()}")
+            there = ", ".join(self.table) or "none"
+            raise self._error(f"no configuration has {', '.join(side.values())} there; there are {there}")
         return found
 
     def _cut(self, body: str) -> tuple[str, str]:
         """The sides of the one "-" that has known terms on both."""
-        places = [i for i, character in enumerate(body) if character == "-"]
-        if not places:
+        cuts = [(body[:i], body[i + 1 :]) for i, character in enumerate(body) if character == "-"]
+        if not cuts:
             raise self._error("must be A-B or A-B@CONDITION,CONDITION")
-        cuts = [(body[:i], body[i + 1 :]) for i in places]
         known = [cut for cut in cuts if all(self._found(term) for side in cut for term in side.split("+"))]
-        if len(known) == 1:
-            return known[0]
-        if known:
+        if len(known) > 1:
             raise self._error(f"may be cut as {' or as '.join(' minus '.join(cut) for cut in known)}")
-        wrong = [term for side in cuts[0] for term in side.split("+") if not self._found(term)]
-        what = (
-            f"{' and '.join(repr(term.strip()) for term in wrong)} is no value"
-            if len(cuts) == 1
-            else "no - has known values on both sides"
-        )
-        raise self._error(f"{what}; there are {self._values()}, in {self._labels()}")
+        return known[0] if known else cuts[0]
 
     def _side(self, part: str) -> dict[str, str]:
         terms = [self._term(term) for term in part.split("+")]
@@ -169,7 +136,8 @@ class _Reader:
     def _term(self, text: str) -> Term:
         found = self._found(text)
         if not found:
-            raise self._error(f"'{text.strip()}' is no value; there are {self._values()}")
+            there = "; ".join(f"{field}: {', '.join(values)}" for field, values in self._choices.items())
+            raise self._error(f"'{text.strip()}' is no value; there are {there}")
         if len(found) > 1:
             raise self._error(f"{text.strip()} may be {' or '.join('='.join(term) for term in found)}")
         return found[0]
@@ -178,22 +146,13 @@ class _Reader:
         """The fields and values that a term may mean."""
         field, equals, value = (part.strip() for part in text.partition("="))
         if equals:
-            return [(field, one) for one in self._choices().get(field, ()) if one in (value, _text(field, value))]
-        return [(name, one) for name, values in self._choices().items() for one in values if one == field]
+            return [(field, one) for one in self._choices.get(field, ()) if one in (value, _text(field, value))]
+        return [(name, one) for name, values in self._choices.items() for one in values if one == field]
 
+    @cached_property
     def _choices(self) -> dict[str, list[str]]:
-        choices: dict[str, list[str]] = {}
-        for row in self.table.values():
-            for field, value in row.items():
-                if value not in choices.setdefault(field, []):
-                    choices[field].append(value)
-        return choices
-
-    def _values(self) -> str:
-        return "; ".join(f"{field}: {', '.join(values)}" for field, values in self._choices().items())
-
-    def _labels(self) -> str:
-        return ", ".join(self.table) or "none"
+        rows = list(self.table.values())
+        return {field: list(dict.fromkeys(row[field] for row in rows)) for field in (rows[0] if rows else ())}
 
     def _error(self, message: str) -> ValueError:
         return ValueError(f"--contrasts {self.text}: {message}")

@@ -3,7 +3,6 @@
 Shapes: B images per batch, H W pixels of a crop. Images are (3, H, W) uint8, masks (H, W) uint8.
 """
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -66,21 +65,11 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
     Samples come from one shuffled pass over the split after another, without gaps. Neither the order of calls nor the
     global random state changes an item, so training can stop and go on anywhere. Of a batch of batch_size images,
     process `rank` of `world` takes its share, B = batch_size / world: together they see what one process would.
-
-    Raises:
-        ValueError: batch_size below 2, above the number of images, or no multiple of world.
     """
 
     def __init__(
         self, split: Split, batch_size: int, seed: int, augment: v2.Transform, *, rank: int = 0, world: int = 1
     ) -> None:
-        images = len(split.images)
-        if batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2 (BatchNorm cannot train on one image), got {batch_size}")
-        if batch_size > images:
-            raise ValueError(f"batch_size must not exceed the number of training images, {images}, got {batch_size}")
-        if batch_size % world:
-            raise ValueError(f"batch_size must be a multiple of the number of processes, {world}, got {batch_size}")
         self.split, self.batch_size, self.seed, self.augment = split, batch_size, seed, augment
         self.rank, self.world = rank, world
         self._shuffled = lru_cache(maxsize=2)(self._shuffle)
@@ -111,12 +100,6 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, 0, epoch))
         order: list[int] = torch.randperm(len(self.split.images), generator=generator).tolist()
         return order
-
-
-def check_crop(crop: Sequence[int], height: int, width: int) -> None:
-    """Raise ValueError where a crop does not fit into images of height and width pixels."""
-    if crop[0] > height or crop[1] > width:
-        raise ValueError(f"--crop must fit into the images, {height}x{width}, got {crop[0]}x{crop[1]}")
 
 
 def mixed_seed(*parts: int) -> int:

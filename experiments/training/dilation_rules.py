@@ -17,48 +17,31 @@ Shapes: B images, C channels, H W grid of a level; h heads, w own window side, d
 has (2 w - 1)^2 rows and h columns.
 """
 
-import functools
 import math
-from typing import NoReturn, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.records.grid import DILATIONS
 from swinx import SwinXEncoder
 from swinx.layers import WindowAttention
 from swinx.stage import SwinStage
 
 
 def set_rule(encoder: SwinXEncoder, rule: str) -> None:
-    """Make the dilated stages of an exact encoder attend by a rule, in place; the other stages do not change.
+    """Make the dilated stages of an exact encoder attend by a rule, in place; other stages do not change.
 
-    Comes last: after make_dilated, which is refused from then on, and after the encoder's weights are loaded.
-    state_dict keys never change, and "dense" changes no shape either. "enlarged" resizes the bias table of each dilated
-    block (see `enlarged_table`) from (2 w - 1)^2 to (2 d w - 1)^2 rows for each head.
-
-    Raises:
-        ValueError: an unknown rule, or an encoder that has another rule than exact.
+    Comes last: after make_dilated, and after the encoder's weights are loaded. state_dict keys never change, and
+    "dense" changes no shape either. "enlarged" resizes the bias table of each dilated block (see `enlarged_table`) from
+    (2 w - 1)^2 to (2 d w - 1)^2 rows for each head.
     """
-    if rule not in DILATIONS:
-        raise ValueError(f"rule must be one of {', '.join(DILATIONS)}, got {rule!r}")
-    stages = cast(list[SwinStage], list(encoder.layers))
-    if any(stage.period != info.period for stage, info in zip(stages, encoder.feature_info[2:], strict=True)):
-        raise ValueError(f"rule must be set on an exact encoder, got {rule!r} for one that has another rule already")
-    if rule == "exact":
-        return
-    for stage in stages:
-        if stage.period == 1:
+    for stage in cast(list[SwinStage], list(encoder.layers)):
+        if rule == "exact" or stage.period == 1:
             continue
         if rule == "enlarged":
             _enlarge(stage)
         stage.period = 1  # of the windows; the merge keeps its spacing
-    encoder.make_dilated = functools.partial(_refuse, rule)  # type: ignore[method-assign]  # periods are the rule's now
-
-
-def _refuse(rule: str, output_stride: int) -> NoReturn:
-    raise ValueError(f"output_stride cannot change under the dilation rule {rule!r}, got {output_stride}")
 
 
 def _enlarge(stage: SwinStage) -> None:
@@ -101,12 +84,7 @@ def centre_levels(encoder: SwinXEncoder) -> None:
 
     The image, level 1 and undilated levels stay as they are, also where a stem sets them off by a pixel or two: that is
     the same at every output stride. A forward hook does it, so state_dict keys stay, and make_dilated may follow.
-
-    Raises:
-        ValueError: the encoder does so already.
     """
-    if _centred in encoder._forward_hooks.values():
-        raise ValueError("encoder must not be centred already, got one whose levels are")
     encoder.register_forward_hook(_centred)
 
 

@@ -97,8 +97,10 @@ def _encoder_name(run: Run) -> str:
     return name
 
 
-def applicable(runs: Sequence[Run], height: int, width: int, classes: int) -> tuple[list[Run], list[NotApplicable]]:
-    """Split runs into those that can train on images of height x width pixels, and those that cannot, with the rule.
+def applicable(
+    runs: Sequence[Run], sizes: Sequence[tuple[int, int]], classes: int
+) -> tuple[list[Run], list[NotApplicable]]:
+    """Split runs into those that work on images of all heights and widths in pixels, and those that do not, with why.
 
     Sizes that a decoder refuses are known (`records.grid`). Beyond that each distinct model is built untrained
     and run on one blank image in evaluation: encoders of other libraries fail there in their own ways, and the rule is
@@ -107,25 +109,17 @@ def applicable(runs: Sequence[Run], height: int, width: int, classes: int) -> tu
     Raises:
         Exception: what a model with an encoder of swinx's raises: all of them work, so that is a bug and no rule.
     """
-    able: list[Run] = []
-    unable: list[NotApplicable] = []
-    failures: dict[Run, str | None] = {}
-    for run in runs:
-        rule = size_rule(run.decoder, run.output_stride, height, width)
-        if rule is None:
-            model = replace(run, seed=0)
-            if model not in failures:
-                failures[model] = _failure(model, height, width, classes)
-            rule = failures[model]
-        if rule is None:
-            able.append(run)
-        else:
-            unable.append(NotApplicable(run, rule))
-    return able, unable
+    rules: dict[Run, str | None] = {}
+    for model in dict.fromkeys(replace(run, seed=0) for run in runs):
+        rules[model] = next(filter(None, (_failure(model, *size, classes) for size in dict.fromkeys(sizes))), None)
+    found = [(run, rules[replace(run, seed=0)]) for run in runs]
+    return [run for run, rule in found if rule is None], [NotApplicable(run, rule) for run, rule in found if rule]
 
 
 def _failure(run: Run, height: int, width: int, classes: int) -> str | None:
     """Why a run's model does not give logits of the image's size; None where it does."""
+    if rule := size_rule(run.decoder, run.output_stride, height, width):
+        return rule
     images = torch.zeros(1, 3, height, width, dtype=torch.uint8)
     try:
         with torch.inference_mode():

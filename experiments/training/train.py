@@ -1,4 +1,4 @@
-"""Training one model on data held in memory, under a budget of steps or minutes: one plain loop.
+"""Training one model on data held in memory: one plain loop.
 
 Under torchrun its processes train together (DistributedDataParallel, Li et al. 2020), each on its share of every batch.
 """
@@ -8,16 +8,16 @@ import io
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pandas
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader
 
 from experiments.data import SegmentationData
@@ -36,8 +36,6 @@ CHECKPOINT_SECONDS = 60.0
 DIVERGED = 100.0
 # Reading the loss waits for a GPU, so it is read in chunks.
 READ_EVERY = 20
-# More batches than any budget of minutes reaches.
-UNBOUNDED = 10**9
 # How long processes wait for the first one, which evaluates.
 WAIT = timedelta(hours=6)
 
@@ -64,20 +62,39 @@ def processes() -> Processes:
     return Processes(*(int(os.environ[name]) for name in names))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Training:
-    """What a run did.
+    """What a run did so far: with it and the learner's state, a resumed run ends like one that was left alone.
 
-    losses: of each step. steps: taken. images_seen: repeats counted, by all processes. minutes: wall time of training
-    without validation. validations: (step, mean IoU in percent or None) of each. best: the one with the highest.
+    losses: of each step. validations: (step, mean IoU in percent or None) of each. seconds: wall time of training
+    without validation.
     """
 
-    losses: list[float]
-    steps: int
-    images_seen: int
-    minutes: float
-    validations: list[tuple[int, float | None]]
-    best: tuple[int, float] | None
+    losses: list[float] = field(default_factory=list)
+    validations: list[tuple[int, float | None]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        """Steps taken."""
+        return len(self.losses)
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and mean IoU of the best validation, the first among equals; None without one."""
+        scored = [(step, miou) for step, miou in self.validations if miou is not None]
+        return max(scored, key=lambda item: item[1], default=None)
+
+    def read(self, unread: list[Tensor]) -> None:
+        """Move the losses of the last steps into losses, or raise DivergedError."""
+        for loss in [tensor.item() for tensor in unread]:
+            step = self.steps + 1
+            if not math.isfinite(loss):
+                raise DivergedError(f"the loss became {loss} at step {step}, training stopped")
+            if self.losses and loss > DIVERGED * max(1.0, self.losses[0]):
+                raise DivergedError(f"the loss grew from {self.losses[0]:.3g} to {loss:.3g} at step {step}, stopped")
+            self.losses.append(loss)
+        unread.clear()
 
 
 def fit(
@@ -88,9 +105,9 @@ def fit(
     seed: int,
     folder: Path,
     device: torch.device,
-    validate: Callable[[nn.Module], float | None],
-    on_best: Callable[[nn.Module, int, float], None],
-    evaluate: Callable[[nn.Module, int], None],
+    validate: Callable[[Segmenter], float | None],
+    on_best: Callable[[Segmenter, int, float], None],
+    evaluate: Callable[[Segmenter, int], None],
     on_step: Callable[[float, float], None],
 ) -> Training:
     """Train model in place on the train split; it ends with the moving average of its weights.
@@ -111,7 +128,7 @@ def fit(
 
     Raises:
         DivergedError: the loss is no longer finite, or far greater than at the start.
-        ValueError: a batch size or masks that cannot be trained on.
+        ValueError: masks that cannot be trained on.
         RuntimeError: processes that do not see the same folder; a worker that died; a checkpoint of another network.
     """
     recipe, together = settings.recipe, processes()
@@ -122,7 +139,7 @@ def fit(
     objective = Objective(recipe.losses, weights, data.ignore_index).to(device)
     checkpoint = folder / CHECKPOINT
     state = torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint.exists() else {"history": {}}
-    history = _History(**state["history"])
+    history = Training(**state["history"])
     _connect(together, device, (folder.name, history.steps))
     learner = Learner(model, objective, settings, data.train.images[:2, :, : size[0], : size[1]].to(device))
     if history.steps:
@@ -135,138 +152,54 @@ def fit(
     keep_best()
     if history.steps == 0 and 0 in settings.evaluate_at:
         agreed(evaluate, learner.average, 0)
-    interval = recipe.validate_every or (200 if settings.steps is None else max(1, settings.steps // 5))
+    interval = recipe.validate_every or max(1, settings.steps // 5)
     stream = _stream(batches, settings, history.steps * recipe.accumulate, device)
     unread: list[Tensor] = []
-    share, _ = agreed(_pace, settings, history, 0.0)
     since = saved = time.perf_counter()
-    loggers = settings.loggers if together.rank == 0 and not history.ended else ()
-    with closing(_Logs(loggers, folder / "log", history.steps)) as logs:
-        while not history.ended:
-            rate = recipe.learning_rate * learning_rate_factor(share, recipe.warmup)
-            unread.append(learner.step(islice(stream, recipe.accumulate), rate, history.steps))
-            history.rates.append(rate)
-            if len(unread) >= (READ_EVERY if device.type == "cuda" else 1):
-                history.read(unread)
-            now = time.perf_counter()
-            history.seconds += now - since
-            share, due = agreed(_pace, settings, history, now - saved)
-            on_step(share, history.losses[-1] if history.losses else math.nan)
-            history.ended = share >= 1
-            validating = history.ended or history.steps % interval == 0
-            evaluating = history.steps in settings.evaluate_at
-            if due or validating or evaluating:
-                history.read(unread)
-                if validating:
-                    history.validations.append((history.steps, agreed(validate, learner.average)))
-                    history.ended = history.ended or history.stale(recipe.patience)
-                if evaluating:
-                    agreed(evaluate, learner.average, history.steps)
-                if together.rank == 0:
-                    logs.write(history)
-                    content = io.BytesIO()
-                    torch.save({"learner": learner.state_dict(), "history": vars(history)}, content)
-                    write_whole(checkpoint, content.getvalue())
-                    keep_best()
-                saved = time.perf_counter()
-            since = time.perf_counter()
+    for step in range(history.steps + 1, settings.steps + 1):
+        rate = recipe.learning_rate * learning_rate_factor((step - 1) / settings.steps, recipe.warmup)
+        unread.append(learner.step(islice(stream, recipe.accumulate), rate, step - 1))
+        validating, evaluating = step == settings.steps or step % interval == 0, step in settings.evaluate_at
+        if validating or evaluating or len(unread) >= (READ_EVERY if device.type == "cuda" else 1):
+            history.read(unread)
+        now = time.perf_counter()
+        history.seconds += now - since
+        on_step(step / settings.steps, history.losses[-1] if history.losses else math.nan)
+        if validating:
+            history.validations.append((step, agreed(validate, learner.average)))
+        if evaluating:
+            agreed(evaluate, learner.average, step)
+        due = now - saved > CHECKPOINT_SECONDS and not unread
+        if together.rank == 0 and (validating or evaluating or due):
+            _log(folder / "log" / "metrics.csv", history, settings)
+            content = io.BytesIO()
+            torch.save({"learner": learner.state_dict(), "history": vars(history)}, content)
+            write_whole(checkpoint, content.getvalue())
+            keep_best()
+            saved = time.perf_counter()
+        since = time.perf_counter()
     model.load_state_dict(learner.average.state_dict())
-    images, minutes = history.steps * recipe.accumulate * settings.batch_size, history.seconds / 60
-    return Training(history.losses, history.steps, images, minutes, history.validations, history.best)
-
-
-@dataclass
-class _History:
-    """What has happened so far: with it and the learner's state, a resumed run ends like one that was left alone.
-
-    seconds: of training alone. rates: learning rate of each step. losses: those read. ended: nothing is left to do.
-    """
-
-    seconds: float = 0.0
-    rates: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    validations: list[tuple[int, float | None]] = field(default_factory=list)
-    ended: bool = False
-
-    @property
-    def steps(self) -> int:
-        return len(self.rates)
-
-    @property
-    def best(self) -> tuple[int, float] | None:
-        """Step and mean IoU of the best validation, the first among equals; None without one."""
-        scored = [(step, miou) for step, miou in self.validations if miou is not None]
-        return max(scored, key=lambda item: item[1], default=None)
-
-    def stale(self, patience: int | None) -> bool:
-        """Whether as many validations as patience followed the best one."""
-        if patience is None or self.best is None:
-            return False
-        return sum(step > self.best[0] for step, _ in self.validations) >= patience
-
-    def read(self, unread: list[Tensor]) -> None:
-        """Move the losses of the last steps into losses, or raise DivergedError."""
-        for loss in [tensor.item() for tensor in unread]:
-            step = len(self.losses) + 1
-            if not math.isfinite(loss):
-                raise DivergedError(f"the loss became {loss} at step {step}, training stopped")
-            if self.losses and loss > DIVERGED * max(1.0, self.losses[0]):
-                raise DivergedError(f"the loss grew from {self.losses[0]:.3g} to {loss:.3g} at step {step}, stopped")
-            self.losses.append(loss)
-        unread.clear()
-
-
-def _pace(settings: Settings, history: _History, waited: float) -> tuple[float, bool]:
-    """Share of the budget, 0..1, that was used; and whether the last checkpoint, waited seconds old, is too old."""
-    steps, minutes = settings.steps, settings.minutes
-    share = history.steps / steps if steps is not None else history.seconds / 60 / minutes  # exactly one is given
-    return min(1.0, share), waited > CHECKPOINT_SECONDS
+    return history
 
 
 def _stream(
     batches: Batches, settings: Settings, first: int, device: torch.device
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Batches from number first on: a seed for the model's own randomness, images and masks."""
-    count = UNBOUNDED if settings.steps is None else settings.steps * settings.recipe.accumulate
-    numbers, pinned = range(first, count), device.type == "cuda"
+    numbers, pinned = range(first, settings.steps * settings.recipe.accumulate), device.type == "cuda"
     loader = DataLoader(batches, None, sampler=numbers, num_workers=settings.workers, pin_memory=pinned)
     for number, (images, masks) in zip(numbers, loader, strict=True):
         yield mixed_seed(batches.seed, 2, number, batches.rank), images, masks
 
 
-class _Logs:
-    """Loss, learning rate and validation of each step, in folder: metrics.csv, and events for TensorBoard.
-
-    steps: how many an earlier start has logged. What its events hold beyond them is hidden.
-    """
-
-    def __init__(self, loggers: Sequence[str], folder: Path, steps: int) -> None:
-        self.table = folder / "metrics.csv" if "csv" in loggers else None
-        self.events, self.steps = None, steps
-        if "tensorboard" in loggers:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self.events = SummaryWriter(folder, purge_step=steps + 1)
-
-    def write(self, history: _History) -> None:
-        """Bring the files up to date; the table is written whole."""
-        validated, lines = dict(history.validations), ["step,loss,learning_rate,val_miou"]
-        for step, (loss, rate) in enumerate(zip(history.losses, history.rates, strict=True), start=1):
-            values = {"loss": loss, "learning_rate": rate, "val_miou": validated.get(step)}
-            lines.append(",".join(["" if value is None else repr(value) for value in (step, *values.values())]))
-            if self.events and step > self.steps:
-                for name, value in values.items():
-                    if value is not None:
-                        self.events.add_scalar(name, value, step)
-        self.steps = history.steps
-        if self.events:
-            self.events.flush()
-        if self.table:
-            write_whole(self.table, "\n".join(lines) + "\n")
-
-    def close(self) -> None:
-        if self.events:
-            self.events.close()
+def _log(path: Path, history: Training, settings: Settings) -> None:
+    """Write loss, learning rate and validation of each step as CSV."""
+    recipe, steps = settings.recipe, range(1, history.steps + 1)
+    table = pandas.DataFrame({"step": steps, "loss": history.losses})
+    shares = [(step - 1) / settings.steps for step in steps]
+    table["learning_rate"] = [recipe.learning_rate * learning_rate_factor(share, recipe.warmup) for share in shares]
+    table["val_miou"] = table["step"].map(dict(history.validations))
+    write_whole(path, table.to_csv(index=False))
 
 
 def _connect(together: Processes, device: torch.device, here: tuple[str, int]) -> None:

@@ -6,19 +6,17 @@ A file may come from a stranger: it names a known encoder, never a hub, and numb
 import io
 import zipfile
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from experiments.data import SegmentationData
 from experiments.records.files import write_whole
-from experiments.records.grid import ALIGNMENTS, DECODERS, DILATIONS, Run, check_encoder
+from experiments.records.grid import Run, check_encoder
 from experiments.training.models import Segmenter, build_model
 from swinx.checkpoint_files import RefusedFileError, read_checkpoint
-from swinx.config import OUTPUT_STRIDES, STEMS
 
 FORMAT = "swinx-experiments-2"
 ENTRIES = {
@@ -34,8 +32,8 @@ ENTRIES = {
     "crop": list | None,
     "state_dict": dict,
 }
-SHOWN = 20  # mismatches spelled out in one error; the rest are counted
-MOST_CLASSES, MOST_WINDOW, LEAST_CROP, MOST_SIDE = 255, 64, 16, 2**15
+SHOWN = 20  # lines of mismatches in one error
+MOST_CLASSES, LEAST_CROP, MOST_SIDE = 255, 16, 2**15
 
 
 @dataclass(frozen=True)
@@ -120,106 +118,54 @@ def load_weights(path: Path, device: torch.device | str) -> Trained:
 
 
 def _entries(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The entries of a file of this format. Raises ValueError that says what a file of another kind is."""
+    """The entries of a file of this format. Raises ValueError that says what is wrong with those of another."""
     if content.get("format") != FORMAT:
-        raise ValueError(f"is {_kind(content)}; weights of a trained run (format {FORMAT}) are needed")
+        kind = f"of the format {str(content['format'])[:80]}" if "format" in content else "a torch file of another kind"
+        raise ValueError(f"is {kind}; weights of a trained run (format {FORMAT}) are needed")
     if wrong := [name for name, kind in ENTRIES.items() if name not in content or not isinstance(content[name], kind)]:
         raise ValueError(f"lacks usable entries {', '.join(wrong)}, which the format {FORMAT} has")
-    names, colors, ignored = content["class_names"], content["colors"], content["ignore_index"]
-    if not 1 <= len(names) <= MOST_CLASSES or len(set(map(str, names))) < len(names):
-        raise ValueError(f"must have 1 to {MOST_CLASSES} different class_names, got {len(names)}")
+    names, colors, crop = content["class_names"], content["colors"], content["crop"]
     shades = [shade for color in colors for shade in color]
-    if len(colors) != len(names) + 1 or len(shades) != 3 * len(colors) or not set(shades) <= set(range(256)):
-        raise ValueError(f"must have {len(names) + 1} RGB colors of 0 to 255")
-    if not len(names) <= ignored <= 255:
-        raise ValueError(f"must have an ignore_index of {len(names)} to 255, got {ignored}")
-    sides = [content["height"], content["width"], *(content["crop"] or ())]
-    # Pictures are predicted by tiles as large as the crop: tiny ones would take for ever.
-    least = (1, 1, LEAST_CROP, LEAST_CROP)[: len(sides)]
-    good = len(sides) in (2, 4) and all(type(side) is int for side in sides)
-    if not good or any(not low <= side <= MOST_SIDE for low, side in zip(least, sides, strict=True)):
-        rule = f"height and width of 1 to {MOST_SIDE} pixels and a crop of {LEAST_CROP} to {MOST_SIDE}"
-        raise ValueError(f"must have {rule}, got {sides}")
+    sides = [content["height"], content["width"], *(crop or ())]
+    whole = all(type(side) is int and 1 <= side <= MOST_SIDE for side in sides)
+    rules = {
+        f"1 to {MOST_CLASSES} different class_names": 1 <= len(names) == len(set(map(str, names))) <= MOST_CLASSES,
+        f"{len(names) + 1} RGB colors of 0 to 255": {len(color) for color in colors} == {3}
+        and len(colors) == len(names) + 1
+        and set(shades) <= set(range(256)),
+        f"an ignore_index of {len(names)} to 255": len(names) <= content["ignore_index"] <= 255,
+        # Pictures are predicted by tiles as large as the crop: tiny ones would take for ever.
+        f"height and width of 1 to {MOST_SIDE} pixels and a crop of {LEAST_CROP} to {MOST_SIDE}": whole
+        and (crop is None or (len(crop) == 2 and min(crop) >= LEAST_CROP)),
+    }
+    if broken := [rule for rule, good in rules.items() if not good]:
+        raise ValueError(f"must have {broken[0]}")
     return content
 
 
-def _kind(content: Mapping[str, Any]) -> str:
-    """What a torch file of another kind is, in words."""
-    if isinstance(content.get("format"), str):
-        return f"of the format {content['format'][:80]}"
-    names = [str(name)[:80] for name in content]
-    if names and all(isinstance(value, Tensor) for value in content.values()):
-        return f"a bare state dict ({len(names)} tensors, first {names[0]}), which does not say what model it is of"
-    return f"a torch file with the entries {', '.join(names[:5]) or 'none'}{', ...' if len(names) > 5 else ''}"
-
-
 def _rebuild(entries: Mapping[str, Any], device: torch.device | str) -> Trained:
-    run = _run(entries["run"])
+    try:
+        run = Run(**entries["run"])
+        check_encoder(run.encoder)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"names a run that is not known here: {str(error)[:300]}") from error
     try:
         model = build_model(run, len(entries["class_names"]))
     except Exception as error:  # encoders of other libraries fail in their own ways
         problem = f"{type(error).__name__}: {error}"
         raise ValueError(f"names the model {run.id}, which cannot be built here ({problem})") from error
-    _load_state(model, entries["state_dict"], run)
-    red_green_blue = (tuple(color) for color in entries["colors"])
+    try:
+        model.load_state_dict(entries["state_dict"])
+    except (RuntimeError, AttributeError, TypeError) as error:  # each mismatch; the last two of keys that are no texts
+        lines = [line[:300] for line in str(error).splitlines()]
+        problem = "\n".join([*lines[:SHOWN], *(["..."] if len(lines) > SHOWN else [])])
+        raise ValueError(f"holds tensors that do not fit the model {run.id}: {problem}") from error
+    same = {name: entries[name] for name in ("ignore_index", "height", "width", "data", "step", "val_miou")}
     return Trained(
         model=Segmenter(model).eval().to(device),
         run=run,
         class_names=tuple(map(str, entries["class_names"])),
-        colors=tuple((red, green, blue) for red, green, blue in red_green_blue),
-        ignore_index=entries["ignore_index"],
-        height=entries["height"],
-        width=entries["width"],
-        data=entries["data"],
-        step=entries["step"],
-        val_miou=entries["val_miou"],
-        crop=None if entries["crop"] is None else (entries["crop"][0], entries["crop"][1]),
+        colors=tuple((red, green, blue) for red, green, blue in entries["colors"]),
+        crop=entries["crop"] and (entries["crop"][0], entries["crop"][1]),
+        **same,
     )
-
-
-def _run(values: Mapping[str, Any]) -> Run:
-    """The run of its fields, each of them among what is known here."""
-    names = [part.name for part in fields(Run)]
-    if unknown := [str(name)[:80] for name in values if name not in names]:
-        raise ValueError(f"names fields of a run that are not known here: {', '.join(unknown[:SHOWN])}")
-    if missing := [part.name for part in fields(Run) if part.default is MISSING and part.name not in values]:
-        raise ValueError(f"lacks fields of its run: {', '.join(missing)}")
-    run = Run(**values)
-    choices: dict[str, tuple[object, ...]] = {
-        "decoder": tuple(DECODERS),
-        "output_stride": OUTPUT_STRIDES,
-        "stem": (*STEMS, None),
-        "dilation": (*DILATIONS, None),
-        "alignment": (*ALIGNMENTS, None),
-    }
-    for name, known in choices.items():
-        if (value := getattr(run, name)) not in known:
-            raise ValueError(f"names a {name} that is not one of {', '.join(map(str, known))}: {str(value)[:80]}")
-    for name, least, most in (("seed", 0, 2**63), ("window", 1, MOST_WINDOW)):
-        value = getattr(run, name)
-        if not (isinstance(value, int) and least <= value <= most) and not (name == "window" and value is None):
-            raise ValueError(f"must have a {name} of {least} to {most}, got {str(value)[:80]}")
-    if not isinstance(run.encoder, str):
-        raise ValueError(f"must name an encoder, got {str(run.encoder)[:80]}")
-    try:
-        check_encoder(run.encoder)
-    except ValueError as error:
-        raise ValueError(f"names an encoder that is not known here: {run.encoder[:80]}") from error
-    return run
-
-
-def _load_state(model: nn.Module, state: Mapping[str, Tensor], run: Run) -> None:
-    """Load all tensors, or raise ValueError that lists those that do not fit."""
-    target = model.state_dict()
-    problems = [f"missing {name}" for name in target if name not in state]
-    problems += [f"unexpected {str(name)[:200]}" for name in state if name not in target]
-    problems += [
-        f"{name} has shape {tuple(getattr(state[name], 'shape', ()))}, the model's {tuple(tensor.shape)}"
-        for name, tensor in target.items()
-        if name in state and getattr(state[name], "shape", None) != tensor.shape
-    ]
-    if problems:
-        if len(problems) > SHOWN:
-            problems[SHOWN:] = [f"and {len(problems) - SHOWN} more"]
-        raise ValueError("\n  ".join([f"holds tensors that do not fit the model {run.id}:", *problems]))
-    model.load_state_dict(state)

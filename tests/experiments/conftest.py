@@ -9,6 +9,7 @@ from toy import toy_data
 from experiments import data
 from experiments.data import SegmentationData
 from experiments.evaluation import cost
+from experiments.reporting import pages
 
 
 @pytest.fixture(scope="session")
@@ -22,5 +23,6 @@ def tiny_scenes(toy: SegmentationData, monkeypatch: pytest.MonkeyPatch, tmp_path
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     monkeypatch.setattr(data, "make_scenes", lambda **_: toy)
-    # Thirty timed calls per run are for reports, not for tests.
+    # Thirty timed calls per run are for reports, not for tests; plots are looked at in test_report_pages.
+    monkeypatch.setattr(pages, "_figures", lambda _: [])
     monkeypatch.setattr(cost, "latency", functools.partial(cost.latency, warmup=0, runs=3))

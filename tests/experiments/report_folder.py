@@ -24,7 +24,7 @@ def row(decoder: str, seed: int = 0, test: float = 50.0, *, steps: int = 20, **c
     """A finished row with round numbers; changes of Run's fields change its name as well."""
     axes = {"encoder": "swinx_n", "stem": "inline", "decoder": decoder, "output_stride": 32, "seed": seed}
     run = Run(**(axes | {name: value for name, value in changes.items() if name in Run.__dataclass_fields__}))
-    settings = Settings("toy", "x", 64, 80, steps, None, 2, "32", "cpu")
+    settings = Settings("toy", "x", 64, 80, steps, 2, "32", "cpu")
     result: Row = {
         **{"kind": "segmentation", "run": run.id, **asdict(run), **settings.as_row(), **dict.fromkeys(RESULT_FIELDS)},
         **{"commit": "0123456789abcdef", "dirty": False, "command": COMMAND, "time": "2026-01-01T00:00:00+00:00"},

@@ -33,10 +33,10 @@ pytestmark = pytest.mark.usefixtures("tiny_scenes")
 
 def test_two_steps_write_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
-    assert main([*FAST, "--seeds", "0", "1", "--output", str(output)]) == 0
+    assert main([*FAST, "--output", str(output)]) == 0
     assert {path.name for path in output.iterdir()} == FOLDER
     rows = read_rows(output / "results.jsonl")
-    assert [(row["decoder"], row["seed"]) for row in rows] == [("FPN", 0), ("Unet", 0), ("FPN", 1), ("Unet", 1)]
+    assert [(row["decoder"], row["seed"]) for row in rows] == [("FPN", 0), ("Unet", 0)]
     for row in rows:
         assert set(row) >= {*PROVENANCE, *RESULT_FIELDS, "latency_sitting", "threads", "world_size", "step", "source"}
         assert (row["kind"], row["status"], row["error"], row["images_seen"]) == ("segmentation", "ok", None, 4)
@@ -62,9 +62,8 @@ def test_crops_are_kept_with_the_weights_and_whole_images_are_pointed_out(
     assert main([*ONE, "--crop", "48", "32", "--output", str(output)]) == 0
     assert note in capsys.readouterr().out
     assert load_weights(output / "runs" / "swinx_n-inline-FPN-os32-seed0" / "last.pt", "cpu").crop == (48, 32)
-    for number, more in enumerate((["--crop", "48", "32", "--tile", "48", "32"], ["--crop", "64", "64"], [])):
-        assert main([*ONE, *more, "--output", str(tmp_path / str(number))]) == 0
-        assert "note:" not in capsys.readouterr().out
+    assert main([*ONE, "--crop", "48", "32", "--tile", "48", "32", "--output", str(tmp_path / "tiles")]) == 0
+    assert "note:" not in capsys.readouterr().out
 
 
 def test_finished_runs_are_skipped_and_a_grown_grid_continues(
@@ -138,13 +137,6 @@ def test_a_diverged_run_has_a_row_and_the_grid_goes_on(
     assert "the loss became nan" in (output / "report.html").read_text()
 
 
-def test_a_budget_of_minutes(tmp_path: Path) -> None:
-    arguments = ["--decoders", "FPN", "--minutes", "0.005", "--batch-size", "2", "--output", str(tmp_path / "out")]
-    assert main(arguments) == 0
-    (row,) = read_rows(tmp_path / "out" / "results.jsonl")
-    assert (row["steps"], row["minutes"]) == (None, 0.005)
-
-
 def test_mixed_precision(tmp_path: Path) -> None:
     assert main([*ONE, "--precision", "bf16", "--output", str(tmp_path / "out")]) == 0
     (row,) = read_rows(tmp_path / "out" / "results.jsonl")
@@ -153,36 +145,19 @@ def test_mixed_precision(tmp_path: Path) -> None:
 
 def test_other_strides_stems_and_encoders(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    shared = [
-        "--decoders",
-        "Segformer",
-        "--device",
-        "cpu",
-        "--steps",
-        "1",
-        "--batch-size",
-        "2",
-        "--output",
-        str(output),
-    ]
-    assert main([*shared, "--output-strides", "8", "32", "--stems", "none", "shared"]) == 0
+    shared = [*ONE[2:], "--decoders", "Segformer", "--output", str(output)]
+    assert main([*shared, "--output-strides", "8", "--stems", "none"]) == 0
     assert main([*shared, "--encoders", "resnet18"]) == 0
     rows = read_rows(output / "results.jsonl")
-    assert [(row["encoder"], row["output_stride"], row["stem"]) for row in rows] == [
-        ("swinx_n", 8, "none"),
-        ("swinx_n", 8, "shared"),
-        ("swinx_n", 32, "none"),
-        ("swinx_n", 32, "shared"),
-        ("resnet18", 32, None),
-    ]
+    expected = [("swinx_n", 8, "none"), ("resnet18", 32, None)]
+    assert [(row["encoder"], row["output_stride"], row["stem"]) for row in rows] == expected
     assert "Segformer · resnet18" in (output / "report.html").read_text()
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), FileNotFoundError(2, "no weights in the cache")])
 def test_a_run_that_fails_leaves_the_others_and_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "out"
+    output, error = tmp_path / "out", FileNotFoundError(2, "no weights in the cache")
     original = runs.fit
 
     def breaks(model: Segmenter, *rest: Any, **options: Any) -> Any:
@@ -207,7 +182,7 @@ def test_the_best_weights_are_evaluated_where_asked_for(tmp_path: Path, monkeypa
     arguments = ["--decoders", "FPN", "--steps", "3", "--batch-size", "2", "--device", "cpu"]
     assert main([*arguments, "--validate-every", "1", "--select", "best", "--output", str(tmp_path / "out")]) == 0
     (row,) = read_rows(tmp_path / "out" / "results.jsonl")
-    assert (row["best_val_miou"], row["best_step"], row["stopped_step"], row["select"]) == (30.0, 2, 3, "best")
+    assert (row["best_val_miou"], row["best_step"], row["step"], row["select"]) == (30.0, 2, 3, "best")
     folder = tmp_path / "out" / "runs" / row["run"]
     best, last = (load_weights(folder / f"{name}.pt", torch.device("cpu")) for name in ("best", "last"))
     assert (best.step, best.val_miou, last.step, last.val_miou) == (2, 30.0, 3, 20.0)

@@ -52,5 +52,3 @@ def test_letters_are_shared_exactly_by_what_does_not_differ() -> None:
 def test_what_was_not_tested_has_no_letter() -> None:
     assert letters(compared("pqrs", ("pq", "rs"), untested="rs")) == {"p": "a", "q": "b", "r": "", "s": ""}
     assert set(letters(compared("pq", (), untested="pq")).values()) == {""}
-    with pytest.raises(ValueError, match="all pairs"):
-        letters(Comparison(50, 50, compared("pqr", ()).scores, compared("pqr", ()).effects[:2]))

@@ -3,6 +3,7 @@
 import colorsys
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -23,7 +24,7 @@ from experiments.data.dataset import SegmentationData, Split
 from experiments.evaluation.boundary import BANDS, boundary_f1
 from experiments.evaluation.corruptions import corrupted
 from experiments.evaluation.inference import probabilities
-from experiments.evaluation.metrics import BINS, Evaluation, calibration_gaps, evaluate, miou
+from experiments.evaluation.metrics import BINS, calibration_gaps, evaluate, miou
 from experiments.records.options import PLAIN, Inference
 
 IGNORE = 255
@@ -73,10 +74,12 @@ def pictures(count: int, classes: int) -> Split:
 
 def score(
     model: nn.Module, split: Split, classes: int, ignore: int = IGNORE, thin: tuple[int, ...] = (), **options: Any
-) -> Evaluation:
+) -> Any:
+    """The measures, and counts, as attributes."""
     names, colors = tuple(f"c{k}" for k in range(classes)), ((0, 0, 0),) * (classes + 1)
     data = SegmentationData("set", split, split, split, names, colors, ignore, thin)
-    return evaluate(model, split, data, **{"batch_size": 2, **COMMON, **options})
+    measured, counts = evaluate(model, split, data, **{"batch_size": 2, **COMMON, **options})
+    return SimpleNamespace(**measured, counts=counts)
 
 
 def test_scores_by_hand_with_an_absent_class_and_ignored_pixels() -> None:

@@ -73,7 +73,7 @@ def test_runs_that_cannot_run_are_told_apart_with_the_rule() -> None:
         Run("vgg11", None, "Unet", 32, 0, None, None, None),
         Run("mit_b0", None, "UnetPlusPlus", 32, 1, None, None, None),
     ]
-    able, unable = applicable(runs, 67, 61, 3)
+    able, unable = applicable(runs, [(67, 61)], 3)
     assert able == [runs[1], runs[3]]
     assert unable == [
         NotApplicable(runs[0], "PAN at output stride 16 needs image sides of at least 128 pixels, got 67x61"),
@@ -97,16 +97,16 @@ def test_each_model_is_built_once_and_our_own_failures_are_not_hidden(monkeypatc
     monkeypatch.setattr(models, "build_model", build)
     seeds = [Run("swinx_n", "inline", "Unet", 32, seed) for seed in (3, 4)]
     other = [Run("resnet18", None, "FPN", 32, seed, None, None, None) for seed in (3, 4)]
-    able, unable = applicable([*seeds, *other], 32, 32, 2)
+    able, unable = applicable([*seeds, *other], [(32, 32)], 2)
     assert able == seeds
     assert [(absent.run, absent.rule) for absent in unable] == [(run, "RuntimeError: first line") for run in other]
     assert len(built) == 2
     with pytest.raises(RuntimeError, match="second line"):
-        applicable([Run("swinx_n", "inline", "FPN", 32, 0)], 32, 32, 2)
+        applicable([Run("swinx_n", "inline", "FPN", 32, 0)], [(32, 32)], 2)
 
 
 def test_logits_of_another_size_are_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "build_model", lambda *_: torch.nn.Conv2d(3, 2, 1, stride=2))
     run = Run("resnet18", None, "FPN", 32, 0, None, None, None)
-    _, (absent,) = applicable([run], 48, 64, 2)
+    _, (absent,) = applicable([run], [(48, 64)], 2)
     assert absent.rule == "logits have 32x32 pixels for images of 48x64"

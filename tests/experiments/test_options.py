@@ -19,13 +19,12 @@ from experiments.records.options import EXECUTION, Inference, RayResources, Reci
         ({"learning_rate": 0.0}, "--learning-rate must be positive and finite, got 0.0"),
         ({"learning_rate": float("nan")}, "--learning-rate must be positive and finite, got nan"),
         ({"gradient_clip": float("inf")}, "--gradient-clip must be positive and finite, got inf"),
-        ({"weight_decay": -0.1}, "--weight-decay must be at least 0 and below inf, got -0.1"),
+        ({"weight_decay": -0.1}, "--weight-decay must be at least 0 and finite, got -0.1"),
         ({"warmup": 1.0}, "--warmup must be at least 0 and below 1, got 1.0"),
         ({"ema_decay": 1.0}, "--ema-decay must be at least 0 and below 1, got 1.0"),
         ({"color": 1.0}, "--color must be at least 0 and below 1, got 1.0"),
         ({"accumulate": 0}, "--accumulate must be at least 1, got 0"),
         ({"validate_every": 0}, "--validate-every must be at least 1, got 0"),
-        ({"patience": 0}, "--patience must be at least 1, got 0"),
         ({"crop": (0, 5)}, "--crop must be height and width of at least 1, got 0 5"),
         ({"zoom": (0.5, 2.0)}, "--zoom must be two finite factors of at least 1, rising"),
         ({"zoom": (2.0, 1.5)}, "--zoom must be two finite factors of at least 1, rising"),
@@ -51,7 +50,7 @@ def test_refusals_name_option_rule_and_value(change: dict[str, Any], message: st
         ),
         (RayResources, {"cpus": 0}, "--ray.cpus must be more than 0, got 0"),
         (RayResources, {"gpus": 1.5}, "--ray.gpus must be a part of one GPU or a whole number, got 1.5"),
-        (RayResources, {"retries": -1}, "--ray.retries must not be negative, got -1"),
+        (RayResources, {"retries": -1}, "--ray.retries must be at least 0, got -1"),
     ],
 )
 def test_other_refusals(kind: type, change: dict[str, Any], message: str) -> None:
@@ -60,25 +59,9 @@ def test_other_refusals(kind: type, change: dict[str, Any], message: str) -> Non
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("inference", "message"),
-    [
-        (Inference(overlap=0.25), "--overlap is for --tile, got 0.25 without it"),
-        (Inference(tile=(64, 96)), "--tile must be smaller than the images, 64x96, got 64x96"),
-        (Inference(tile=(96, 144), scales=(1.0, 1.5)), "images, 64x96 at --scales 1.0 1.5, got 96x144"),
-    ],
-)
-def test_inference_that_would_do_nothing_is_refused(inference: Inference, message: str) -> None:
-    with pytest.raises(ValueError, match=r"images|--overlap") as caught:
-        inference.check(64, 96)
-    assert message in str(caught.value)
-    Inference(tile=(63, 96)).check(64, 96)
-    Inference(tile=(64, 96), scales=(2.0,)).check(64, 96)
-
-
 def test_settings_come_back_from_their_row() -> None:
     settings = Settings(
-        *("scenes", "0123", 61, 83, None, 2.5, 7, "bf16", "cpu"),
+        *("scenes", "0123", 61, 83, 25, 7, "bf16", "cpu"),
         recipe=Recipe(losses=("ce", "dice"), crop=(31, 29), zoom=(1.0, 1.5)),
         inference=Inference(tile=(31, 29), scales=(0.5, 1.0)),
         scoring=Scoring("native", ("jpeg",)),

@@ -60,7 +60,6 @@ def test_files_are_what_the_model_says(tmp_path: Path, weights: Path, capsys: py
         *KINDS,
         "classes.json",
         "prediction.json",
-        "index.html",
     }
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == [
         {"id": 0, "name": "dark", "color": [20, 20, 90]},
@@ -70,7 +69,7 @@ def test_files_are_what_the_model_says(tmp_path: Path, weights: Path, capsys: py
     out = capsys.readouterr().out
     assert "trained on toy at 64x64, sees 2 pictures: weights " in out
     assert ", short_side 64, " in out
-    assert f"2 predicted: {tmp_path / 'out' / 'index.html'}" in out
+    assert f"2 predicted: {tmp_path / 'out'}" in out
 
 
 def load(root: Path, *class_names: str, **options: Any) -> SegmentationData:

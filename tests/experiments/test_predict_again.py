@@ -2,10 +2,8 @@
 
 import errno
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
@@ -41,10 +39,6 @@ def test_a_picture_that_fails_does_not_stop_the_others(
     for kind in KINDS:
         found = {str(path.relative_to(tmp_path / "out" / kind)) for path in (tmp_path / "out" / kind).rglob("*.png")}
         assert found == {"a.png", "sub/c.png"}
-    index = (tmp_path / "out" / "index.html").read_text()
-    assert "overlays/sub/c.png" in index
-    assert "overlays/b.png" not in index
-    assert "bright &lt;&amp;&gt;" in index
 
     (tmp_path / "in" / "b.png").write_bytes(whole)
     (tmp_path / "in" / "d.png").unlink()
@@ -106,26 +100,24 @@ def test_hostile_pictures_are_listed_and_the_others_done(
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "error: 4 of 12 pictures have no result:"
     at = f"  {tmp_path}/in/"
-    reasons = ("gone.png cannot be read: ", "pipe.png is not a regular file", "thread.png is 2x60000: with a shorter ")
+    reasons = (
+        "gone.png cannot be read: ",
+        "pipe.png is not a regular file",
+        "thread.png would be enlarged to 64x1920000",
+    )
     assert all(
         line.startswith(at + reason)
         for line, reason in zip(sorted(lines[1:]), (*reasons, "zero.png is not a regular file"), strict=True)
     )
-    index = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     for kind in KINDS:
         written = {path.stem for path in (tmp_path / "out" / kind).iterdir()}
         assert written == {*names, "link"}
-    linked = re.findall(r'<a href="(.*?)"><img', index)
-    assert {unquote_to_bytes(link) for link in linked} == {os.fsencode(f"overlays/{name}.png") for name in written}
-    assert "&lt;img src=x" in index
-    assert "<img src=x" not in index
-    assert "\x1b" not in index
 
     fill(tmp_path / "in2", {f"{names[3]}.png": (64, 96)})
     Image.new("RGB", (9, 9)).save(tmp_path / "in2" / f"{unprintable}bad.gif")
     (tmp_path / "in2" / f"{unprintable}bad.gif").rename(tmp_path / "in2" / f"{unprintable}2.png")
     assert main(arguments(tmp_path, images="in2", output=f"out{unprintable}")) == 0
-    assert "\\udce9\\n\\x1b[2J/index.html" in capsys.readouterr().out
+    assert "\\udce9\\n\\x1b[2J" in capsys.readouterr().out
 
 
 def test_a_name_that_the_output_cannot_have_is_a_problem_of_the_picture(
@@ -261,7 +253,7 @@ def test_bad_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "w.pt: no such file" in capsys.readouterr().err
     torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "w.pt")
     assert main(arguments(tmp_path)) == 2
-    assert "w.pt is a bare state dict (1 tensors, first layer.weight)" in capsys.readouterr().err
+    assert "w.pt is a torch file of another kind" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -300,7 +292,6 @@ def _after(count: int, error: BaseException) -> Callable[[Path, str | bytes], No
     [
         (KeyboardInterrupt(), 130, "interrupted; the same command continues"),
         (OSError(28, "No space left on device"), 2, "No space left on device; finished pictures are kept"),
-        (torch.OutOfMemoryError("CUDA out of memory"), 2, "a smaller --tile needs less memory"),
     ],
 )
 def test_a_run_that_is_cut_off_goes_on(

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from experiments.data.images import ImageError, read_image, stored_size
-from experiments.prediction.pictures import enlarged, find_pictures, full_resolution, write_results
+from experiments.prediction.pictures import find_pictures, full_resolution, write_results
 
 COLORS = ((20, 20, 90), (90, 160, 90), (240, 220, 90))
 
@@ -81,26 +81,6 @@ def test_255_classes_fit_a_mask_and_overlays_are_half_picture_half_colour(tmp_pa
     overlay = np.asarray(Image.open(tmp_path / "overlays" / "a.png"))
     assert np.abs(overlay - (picture + np.asarray(colors)[ids]) / 2).max() <= 0.5
     assert (np.asarray(Image.open(tmp_path / "confidence" / "a.png")) == 255 - ids).all()
-
-
-@pytest.mark.parametrize(
-    ("side", "size", "expected"),
-    [
-        (360, (720, 960), (360, 480)),
-        (360, (960, 720), (480, 360)),
-        (360, (90, 120), (360, 480)),
-        (128, (360, 480), (128, 171)),
-        (8, (1000, 3), (2667, 8)),
-        (64, (600, 180000), (64, 19200)),
-    ],
-)
-def test_the_shorter_side(side: int, size: tuple[int, int], expected: tuple[int, int]) -> None:
-    assert enlarged(*size, side) == expected
-
-
-def test_a_thread_of_pixels_is_not_enlarged_without_limit() -> None:
-    with pytest.raises(ImageError, match=r"is 1x5000: .* it would have 360x1800000 pixels, more than .*; --native"):
-        enlarged(1, 5000, 360)
 
 
 def test_pictures_are_found_by_name(tmp_path: Path) -> None:

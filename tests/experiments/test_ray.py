@@ -26,7 +26,7 @@ from experiments.records.results import Row, provenance
 pytest.importorskip("ray")
 
 KILLED, FAILS, HANGS = (Run("swinx_n", "inline", "FPN", 32, seed) for seed in range(3))
-SETTINGS = Settings("toy", "0", 64, 64, 4, None, 2, "32", "cpu", Recipe(validate_every=1))
+SETTINGS = Settings("toy", "0", 64, 64, 4, 2, "32", "cpu", Recipe(validate_every=1))
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ def flat(iou: list[float], images: int = 24) -> ImageCounts:
 
 
 def test_one_seed_is_never_significant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """50 points apart on every image; and what adds seeds to the same folder is printed."""
+    """50 points apart on every image; and what adds seeds to the same folder is said."""
     monkeypatch.setattr(pages, "_figures", lambda _: [])
     output = folder(tmp_path, [row("Unet", test=80.0), row("FPN", test=30.0)], [flat([80, 80]), flat([30, 30])])
     pages.write_report(output)
@@ -100,7 +100,7 @@ def test_one_seed_is_never_significant(tmp_path: Path, monkeypatch: pytest.Monke
         words = re.sub(r"not (significant|tested)|not significantly", "", (output / name).read_text(encoding="utf-8"))
         assert not re.search(r"(?<!filled: )significant", words)
         assert "python -m experiments.compare_decoders --data " in words
-        assert "--output runs/x --seeds 0 1 2" in words
+        assert "with --seeds 0 1 2 add seeds" in words
 
 
 def test_three_seeds_find_what_is_far_apart(tmp_path: Path) -> None:
@@ -116,7 +116,6 @@ def test_three_seeds_find_what_is_far_apart(tmp_path: Path) -> None:
     assert text.headline(content).endswith("significant.")
     least = min(effect.smallest for effect in content.effects)
     assert f" {least:.1f} to " in text.on_ranking(content)
-    assert text.advice(content) == []
 
 
 def test_planned_contrasts_are_tested_alone(tmp_path: Path) -> None:
@@ -126,9 +125,7 @@ def test_planned_contrasts_are_tested_alone(tmp_path: Path) -> None:
         for seed in range(3)
         for stride, rule in rules
     ]
-    plan = tmp_path / "plan.txt"
-    plan.write_text("exact-dense@os8  # planned\nexact-dense\n", encoding="utf-8")
-    content = content_of(tmp_path / "runs", rows, (str(plan),))
+    content = content_of(tmp_path / "runs", rows, ("exact-dense@os8", "exact-dense"))
     assert [effect.name for effect in content.effects] == ["exact-dense@os8", "exact-dense"]
     assert content.effects[1].contrast.weights == {
         c.label: pytest.approx(0.5 if "exact" in c.label else -0.5) for c in content.configurations
@@ -221,11 +218,10 @@ def test_missing_counts_and_steps(tmp_path: Path) -> None:
     assert content.table.set_index("label")["low"].isna().to_dict() == {"Unet": False, "FPN": True}
 
 
-@pytest.mark.parametrize(("changes", "option"), [({"select": "best"}, "--select"), ({"patience": 3}, "--patience")])
-def test_choices_by_validation_are_noted(changes: Row, option: str, tmp_path: Path) -> None:
-    assert option in " ".join(text.notes(content_of(tmp_path / "a", [row("Unet", **changes)])))
+def test_choices_by_validation_are_noted(tmp_path: Path) -> None:
+    assert "--select" in " ".join(text.notes(content_of(tmp_path / "a", [row("Unet", select="best")])))
     plain = text.notes(content_of(tmp_path / "b", [row("Unet")]))
-    assert option not in " ".join(plain)
+    assert "--select" not in " ".join(plain)
     assert plain[0] == "a <note>"
     assert "a.png: broken" in plain[1]
 
@@ -239,23 +235,3 @@ def test_facts_list_values_that_differ(tmp_path: Path) -> None:
     assert facts["code"] == "commit 0123456789abcdef; dirty True, False"
     assert facts["data"] == "toy, 7 train, 3 val, 24 test images"
     assert "learning rate 0.001" in facts["recipe"]
-
-
-MODULE = "python -m experiments.compare_decoders"
-
-
-@pytest.mark.parametrize(
-    ("command", "expected"),
-    [
-        (f"{MODULE} --seeds 0 --output 'a b'", f"{MODULE} --output 'a b' --seeds 0 1 4"),
-        (f"{MODULE} --seeds=4 --steps 3", f"{MODULE} --steps 3 --seeds 0 1 4"),
-        ("python -u -m experiments.ablate stem", "python -u -m experiments.ablate stem --seeds 0 1 4"),
-        (f"{MODULE} --output 'a; rm b'", f"{MODULE} --output 'a; rm b' --seeds 0 1 4"),
-        ("python -m experiments.evaluate runs/a", "python -m experiments.evaluate runs/a"),
-        ("python -c 'import this'", None),
-        ("python -m http.server", None),
-        ("python -m experiments.x 'open", None),
-    ],
-)
-def test_more_seeds_are_asked_of_commands_of_this_project_alone(command: str, expected: str | None) -> None:
-    assert text.more_seeds(command, {0, 1, 4}) == expected

@@ -67,7 +67,7 @@ def test_average_follows_the_formula_and_copies_whole_numbers(decay: float) -> N
     assert average.index.tolist() == list(range(3, 10))
 
 
-def test_training_learns_repeats_itself_and_leaves_one_file(
+def test_training_learns_repeats_itself_and_leaves_no_other_files(
     toy: SegmentationData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "cwd").mkdir()
@@ -78,14 +78,14 @@ def test_training_learns_repeats_itself_and_leaves_one_file(
     twin = copy.deepcopy(model)
     settings = toy_settings(Recipe(learning_rate=0.1), steps=40)
     result = run(model, toy, settings, tmp_path / "one")
-    assert (result.steps, result.images_seen, len(result.losses)) == (40, 80, 40)
-    assert result.minutes > 0
+    assert len(result.losses) == 40
+    assert result.seconds > 0
     repeated = run(twin, toy, settings, tmp_path / "two")
     assert repeated.losses == result.losses
     assert torch.equal(model.head.weight, twin.head.weight)
     assert sum(result.losses[-5:]) < 0.8 * sum(result.losses[:5])
     assert list((tmp_path / "cwd").iterdir()) == []
-    assert [path.name for path in (tmp_path / "one").iterdir()] == ["training.ckpt"]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["log", "training.ckpt"]
     assert capfd.readouterr() == ("", "")
     assert torch.equal(before.images, toy.train.images)
     assert torch.equal(before.masks, toy.train.masks)
@@ -167,15 +167,6 @@ def test_a_frozen_encoder_stays_as_it_is(
     assert len(held) == sum("encoder" not in name for name, _ in model.named_parameters())
 
 
-def test_a_budget_of_minutes_ends_by_the_clock(toy: SegmentationData, tmp_path: Path) -> None:
-    shares: list[float] = []
-    result = run(Pixelwise(), toy, toy_settings(minutes=0.01), tmp_path, on_step=lambda share, _: shares.append(share))
-    assert 0.01 <= result.minutes < 0.1
-    assert len(shares) == result.steps > 1
-    assert shares == sorted(shares)
-    assert shares[-1] == 1
-
-
 @pytest.mark.parametrize(
     ("factor", "message"),
     [
@@ -205,9 +196,8 @@ def test_ctrl_c_comes_out_as_such(toy: SegmentationData, tmp_path: Path) -> None
         run(Pixelwise(), toy, toy_settings(steps=9), tmp_path, on_step=interrupt)
 
 
-@pytest.mark.parametrize("decoder", ["DeepLabV3Plus", "Unet"])
-def test_every_decoder_sees_the_same_batches(
-    toy: SegmentationData, decoder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_model_sees_the_batches_of_its_seed(
+    toy: SegmentationData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[bytes] = []
     original = Segmenter.forward
@@ -217,7 +207,7 @@ def test_every_decoder_sees_the_same_batches(
         return original(self, images)
 
     monkeypatch.setattr(Segmenter, "forward", spy)
-    model = Segmenter(build_model(Run("swinx_n", "inline", decoder, 16, 0), 3))
+    model = Segmenter(build_model(Run("swinx_n", "inline", "DeepLabV3Plus", 16, 0), 3))
     run(model, toy, toy_settings(steps=2), tmp_path, seed=4)
     batches = Batches(toy.train, 2, 4, augmentation((64, 64), (1.0, 2.0), 0.3))
     assert seen == [batches[step][0].numpy().tobytes() for step in range(2)]

@@ -114,10 +114,8 @@ def test_a_failed_write_leaves_the_older_file(
 
 
 def test_fields_of_a_run_are_refused_by_name(path: Path) -> None:
-    assert "fields of a run that are not known here: halo, twist" in refusal(
-        changed(path, run={**asdict(RUN), "halo": 3, "twist": None})
-    )
-    assert "lacks fields of its run: decoder, seed" in refusal(
+    assert "'halo'" in refusal(changed(path, run={**asdict(RUN), "halo": 3}))
+    assert "'decoder' and 'seed'" in refusal(
         changed(path, run={"encoder": "swinx_n", "stem": "shared", "output_stride": 16})
     )
 
@@ -128,30 +126,21 @@ def test_missing_entries_are_named(path: Path) -> None:
     )
 
 
-def test_a_model_that_cannot_be_built_is_named(path: Path) -> None:
-    error = refusal(changed(path, run={**asdict(RUN), "encoder": "swinx_z"}))
-    assert "names an encoder that is not known here: swinx_z" in error
-
-
-def test_tensors_that_do_not_fit_are_listed(path: Path) -> None:
+def test_tensors_that_do_not_fit_are_listed(path: Path, model: Segmenter) -> None:
     state = torch.load(path, weights_only=True)["state_dict"]
     bias = state.pop("segmentation_head.0.bias")
     state["segmentation_head.9.bias"] = bias
     state["segmentation_head.0.weight"] = state["segmentation_head.0.weight"][:, :7]
-    lines = refusal(changed(path, state_dict=state)).splitlines()
-    assert lines[0].endswith(f"holds tensors that do not fit the model {RUN.id}:")
-    assert lines[1:] == [
-        "  missing segmentation_head.0.bias",
-        "  unexpected segmentation_head.9.bias",
-        "  segmentation_head.0.weight has shape (3, 7, 3, 3), the model's (3, 16, 3, 3)",
-    ]
-
-
-def test_a_long_list_of_mismatches_is_cut(path: Path, model: Segmenter) -> None:
-    count = len(model.model.state_dict())
-    lines = refusal(changed(path, state_dict={})).splitlines()
-    assert len(lines) == 22
-    assert lines[-1] == f"  and {count - 20} more"
+    error = refusal(changed(path, state_dict=state))
+    assert f"holds tensors that do not fit the model {RUN.id}:" in error
+    assert 'Missing key(s) in state_dict: "segmentation_head.0.bias"' in error
+    assert 'Unexpected key(s) in state_dict: "segmentation_head.9.bias"' in error
+    assert "size mismatch for segmentation_head.0.weight" in error
+    assert len(refusal(changed(path, state_dict={}))) < 7000
+    refusal(changed(path, state_dict=state | {3: bias}))
+    names = model.model.state_dict()
+    refusal(changed(path, state_dict=dict.fromkeys(names, "text")))
+    refusal(changed(path, state_dict={name: torch.zeros(2, 2, 2) for name in names}))
 
 
 def test_no_file(tmp_path: Path) -> None:
@@ -198,13 +187,9 @@ def test_code_is_refused_and_not_run(tmp_path: Path) -> None:
 
 def test_other_torch_files_are_told_apart(tmp_path: Path, model: Segmenter) -> None:
     path = tmp_path / "other.pt"
-    state = model.model.state_dict()
-    first = next(iter(state))
     kinds: dict[str, object] = {
-        f"is a bare state dict ({len(state)} tensors, first {first})": state,
+        "is a torch file of another kind": model.model.state_dict(),
         "is of the format swinx-experiments-1": {"format": "swinx-experiments-1"},
-        "is a torch file with the entries epoch, a, b, c, d, ...": dict.fromkeys(["epoch", "a", "b", "c", "d", "e"], 1),
-        "is a torch file with the entries none": {},
     }
     for sentence, content in kinds.items():
         torch.save(content, path)
@@ -216,22 +201,20 @@ def test_other_torch_files_are_told_apart(tmp_path: Path, model: Segmenter) -> N
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        (
-            {"run": asdict(RUN) | {"encoder": "tu-hf-hub:someone/model"}},
-            "names an encoder that is not known here: tu-hf-hub",
-        ),
-        ({"run": asdict(RUN) | {"encoder": ["swinx_n"]}}, "must name an encoder, got ['swinx_n']"),
-        ({"run": asdict(RUN) | {"window": 10**6}}, "must have a window of 1 to 64, got 1000000"),
-        ({"run": asdict(RUN) | {"seed": "../x"}}, "must have a seed of 0 to"),
-        ({"run": asdict(RUN) | {"decoder": "__class__"}}, "names a decoder that is not one of DeepLabV3, "),
-        ({"run": asdict(RUN) | {"stem": 3}}, "names a stem that is not one of shared, branch, inline, none, None: 3"),
-        ({"class_names": [str(i) for i in range(10**4)]}, "must have 1 to 255 different class_names, got 10000"),
-        ({"class_names": ["a", "a", "b"]}, "must have 1 to 255 different class_names, got 3"),
+        ({"run": asdict(RUN) | {"encoder": "tu-hf-hub:someone/model"}}, "tu-hf-hub:someone/model is not one of"),
+        ({"run": asdict(RUN) | {"encoder": "swinx_z"}}, "names a run that is not known here: --encoders: swinx_z"),
+        ({"run": asdict(RUN) | {"encoder": ["swinx_n"]}}, "encoder must be text, got \"['swinx_n']\""),
+        ({"run": asdict(RUN) | {"window": 10**6}}, "window must be a whole number of 1 to 64, got '1000000'"),
+        ({"run": asdict(RUN) | {"seed": "../x"}}, "seed must be a whole number of 0 to"),
+        ({"run": asdict(RUN) | {"decoder": "__class__"}}, "decoder must be among DeepLabV3, "),
+        ({"run": asdict(RUN) | {"stem": 3}}, "stem must be among shared, branch, inline, none, None, got '3'"),
+        ({"class_names": [str(i) for i in range(10**4)]}, "must have 1 to 255 different class_names"),
+        ({"class_names": ["a", "a", "b"]}, "must have 1 to 255 different class_names"),
         ({"colors": [[0, 0, 0]]}, "must have 4 RGB colors of 0 to 255"),
         ({"colors": [[0, 0, 256]] * 4}, "must have 4 RGB colors of 0 to 255"),
-        ({"ignore_index": 2}, "must have an ignore_index of 3 to 255, got 2"),
+        ({"ignore_index": 2}, "must have an ignore_index of 3 to 255"),
         ({"height": 10**9}, "must have height and width of 1 to 32768 pixels and a crop of 16 to 32768"),
-        ({"crop": [8, 64]}, "and a crop of 16 to 32768, got [64, 64, 8, 64]"),
+        ({"crop": [8, 64]}, "and a crop of 16 to 32768"),
         ({"crop": [1, 2, 3]}, "must have height and width of 1 to 32768 pixels and a crop of 16 to 32768"),
         ({"step": "many"}, f"lacks usable entries step, which the format {FORMAT} has"),
     ],

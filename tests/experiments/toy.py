@@ -43,8 +43,8 @@ def toy_data(size: int = HEIGHT) -> SegmentationData:
 
 
 def toy_settings(recipe: Recipe | None = None, **changes: Any) -> Settings:
-    """Settings of a short training on the CPU, in batches of 2; steps and minutes are None unless they are given."""
-    common = {"data": "toy", "data_id": "toy", "height": HEIGHT, "width": WIDTH, "steps": None, "minutes": None}
+    """Settings of a short training on the CPU, 1 step in batches of 2 unless changed."""
+    common = {"data": "toy", "data_id": "toy", "height": HEIGHT, "width": WIDTH, "steps": 1}
     common |= {"batch_size": 2, "precision": "32", "device": "cpu", "recipe": recipe or Recipe()}
     return Settings(**{**common, **changes})
 
