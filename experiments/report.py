@@ -30,7 +30,7 @@ class Options:
     where: Annotated[tuple[str, ...], unset("[FIELD=VALUE ...]")] = ()
     """conditions such as decoder=Unet,PAN: rows must meet them all; a dash stands for what is not given"""
     contrasts: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
-    """planned comparisons such as exact-dense@os8 (default: all pairs, as an exploration)"""
+    """planned comparisons such as exact-dense@os8, or a file of them (default: all pairs, as an exploration)"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

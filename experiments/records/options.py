@@ -229,7 +229,7 @@ class Common:
     scoring: tyro.conf.OmitArgPrefixes[Scoring] = field(default_factory=Scoring)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     contrasts: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
-    """planned comparisons such as exact-dense@os8 (default: all pairs, as an exploration)"""
+    """planned comparisons such as exact-dense@os8, or a file of them (default: all pairs, as an exploration)"""
 
 
 @dataclass(frozen=True, kw_only=True)

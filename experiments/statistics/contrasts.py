@@ -15,10 +15,12 @@ differences (interactions) have no text here; Contrast takes any weights.
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
+from pathlib import Path
 
 Fields = Mapping[str, object]
 PREFIXES = {"output_stride": "os", "window": "w", "step": "step"}
@@ -48,13 +50,31 @@ def pairs(labels: Sequence[str]) -> list[Contrast]:
     return [Contrast(f"{a} - {b}", {a: 1.0, b: -1.0}) for a, b in combinations(labels, 2)]
 
 
+def _from_files(given: Sequence[str]) -> list[str]:
+    """Each text is a contrast, or a file with one per line, where # starts a comment (UTF-8)."""
+    texts: list[str] = []
+    for text in given:
+        if not os.path.isfile(text):
+            texts.append(text.strip())
+            continue
+        try:
+            lines = Path(text).read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--contrasts {text}: the file must be UTF-8 ({error})") from error
+        texts += [content for line in lines if (content := line.split("#")[0].strip())]
+    return texts
+
+
 def planned(texts: Sequence[str], configurations: Sequence[tuple[str, Fields]]) -> list[Contrast]:
     """The contrasts that texts mean among configurations, each a label and its fields (run without seed, step, ...).
 
+    A text is a contrast, or the name of a file with one per line, where # starts a comment (UTF-8).
+
     Raises:
-        ValueError: what does not fit the grammar, names no configuration, could be read in two ways or is given twice;
-            the message lists the choices.
+        ValueError: a file that is not UTF-8; what does not fit the grammar, names no configuration, could be read in two
+            ways or is given twice; the message lists the choices.
     """
+    texts = _from_files(texts)
     if repeated := sorted({text for text in texts if texts.count(text) > 1}):
         raise ValueError(f"--contrasts: each may be given once, got {', '.join(repeated)} more than once")
     names = list(dict.fromkeys(name for _, fields in configurations for name in fields))
