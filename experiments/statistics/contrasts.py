@@ -71,8 +71,8 @@ def planned(texts: Sequence[str], configurations: Sequence[tuple[str, Fields]]) 
     A text is a contrast, or the name of a file with one per line, where # starts a comment (UTF-8).
 
     Raises:
-        ValueError: a file that is not UTF-8; what does not fit the grammar, names no configuration, could be read in two
-            ways or is given twice; the message lists the choices.
+        ValueError: a file that is not UTF-8; what does not fit the grammar, names no configuration, could be read in
+            two ways or is given twice; the message lists the choices.
     """
     texts = _from_files(texts)
     if repeated := sorted({text for text in texts if texts.count(text) > 1}):
