@@ -45,8 +45,10 @@ def test_gradcheck(window: tuple[int, int], exhaustive: bool, cosine: bool) -> N
     assert torch.autograd.gradcheck(attention, leaves(case), fast_mode=not exhaustive)
 
 
-@pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize(("attended", "cosine"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    ("window", "attended", "cosine"),
+    [((4, 5), True, False), ((4, 5), False, True), ((4, 5), True, True), ((9, 9), True, True)],
+)
 def test_opcheck(window: tuple[int, int], attended: bool, cosine: bool) -> None:
     case = Case(3, 4, window, (1, 2), heads=2, head_dim=3, attended=attended, cosine=cosine)
     inputs = [None if t is None else t.detach().requires_grad_() for t in case.inputs()]
@@ -54,8 +56,7 @@ def test_opcheck(window: tuple[int, int], attended: bool, cosine: bool) -> None:
     torch.library.opcheck(torch.ops.swinx.window_attention, (*inputs, list(window), [1, 2], 1))
 
 
-@pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("cosine", [False, True])
+@pytest.mark.parametrize(("window", "cosine"), [((4, 5), False), ((4, 5), True), ((9, 9), True)])
 def test_opcheck_of_the_backward_operator(window: tuple[int, int], cosine: bool) -> None:
     inputs = Case(3, 4, window, (1, 2), heads=2, head_dim=3, cosine=cosine).inputs() + [None] * (not cosine)
     operator = torch.ops.swinx.window_attention
@@ -229,15 +230,14 @@ def test_what_is_saved_for_backward(window: tuple[int, int], keeps_results: bool
     assert sum(saved.values()) == expected
 
 
-@pytest.mark.parametrize("window", WINDOWS)
-def test_the_raw_operator_makes_channels_contiguous(window: tuple[int, int]) -> None:
-    qkv, bias, pad = Case(3, 6, window).inputs()
+def test_the_raw_operator_makes_channels_contiguous() -> None:
+    qkv, bias, pad = Case(3, 6, (4, 5)).inputs()
     operator = torch.ops.swinx.window_attention
     turned = qkv.transpose(4, 5).contiguous().transpose(4, 5)
     results = []
     for given in (qkv, turned):
         leaf = given.detach().requires_grad_()
-        out, _ = operator(leaf, bias, pad, None, list(window), [0, 0], 1)
+        out, _ = operator(leaf, bias, pad, None, [4, 5], [0, 0], 1)
         results.append((out, *torch.autograd.grad(out.square().sum(), leaf)))
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
