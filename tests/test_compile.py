@@ -40,9 +40,9 @@ def _fresh_compiler() -> None:
     torch._dynamo.reset()
 
 
-# A stem is done with when the first stage begins, so two of them need no more; at 8 periods are 1, 1, 2 and 4.
+# A stem is done with when the first stage begins, so the others need no dilation; at 8 periods are 1, 1, 2 and 4.
 @pytest.mark.parametrize(
-    ("stem", "output_stride", "depth"), [("shared", 32, 5), ("branch", 8, 5), ("inline", 32, 2), ("none", 32, 2)]
+    ("stem", "output_stride", "depth"), [("branch", 8, 5), ("shared", 32, 3), ("inline", 32, 2), ("none", 32, 2)]
 )
 @torch.no_grad()
 def test_one_graph_serves_every_image_size(stem: str, output_stride: int, depth: int) -> None:
@@ -81,7 +81,9 @@ def test_the_operation_alone_compiles_at_a_fixed_size(impl: str) -> None:
 
 
 def test_inductor_training_step_equals_eager() -> None:
-    model = encoder(depth=3).train()
+    """Of one block, a merge and one block; a shifted one is above."""
+    torch.manual_seed(0)
+    model = swinx.SwinXEncoder(replace(SMALL, depths=(1, 1, 1, 1)), depth=3).train()
     image = images()[0]
 
     def gradients(function: torch.nn.Module) -> list[Tensor]:
