@@ -12,7 +12,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .windows import WindowGeometry, lattice_windows, window_count
+from .windows import WindowGeometry, floor_divmod, lattice_windows, window_count, wrap
 
 
 class HeadIndices(NamedTuple):
@@ -34,16 +34,16 @@ def head_indices(
     """Of whole grids with attended padding: indices, and visible (m, N, N) or None, see `swinx.plans.WindowPlan`."""
     batch, height, width, window_size, _, dilation = geometry
     count_h, count_w = lattice_windows(geometry)
-    rest, j = _divmod(torch.arange(_unknown(window_count(geometry)), device=device)[:, None], count_w)
-    image, i = _divmod(rest, count_h)
+    rest, j = floor_divmod(torch.arange(_unknown(window_count(geometry)), device=device)[:, None], count_w)
+    image, i = floor_divmod(rest, count_h)
     slots = torch.arange(window_size[0] * window_size[1], device=device)
-    a, b = _divmod(slots, window_size[1])
+    a, b = floor_divmod(slots, window_size[1])
     row, wrapped_row = _lattice_position(geometry, 0, i, a)
     column, wrapped_column = _lattice_position(geometry, 1, j, b)
     y, x = dilation * row, dilation * column
     if dilation > 1:
-        rest, q = _divmod(image, dilation)
-        image, p = _divmod(rest, dilation)
+        rest, q = floor_divmod(image, dilation)
+        image, p = floor_divmod(rest, dilation)
         y, x = y + p, x + q
     count = batch * height * width
     tokens = torch.where((y < height) & (x < width), (image * height + y) * width + x, count)  # (m, N)
@@ -65,13 +65,7 @@ def _lattice_position(geometry: WindowGeometry, axis: int, window: Tensor, insid
     """Lattice row (axis 0) or column of each slot, and whether the roll brought it from the other end: (m, N) each."""
     extent = lattice_windows(geometry)[axis] * geometry.window_size[axis]
     position = window * geometry.window_size[axis] + inside + geometry.shift[axis]
-    wrapped = position >= extent
-    return torch.where(wrapped, position - extent, position), wrapped
-
-
-def _divmod(value: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
-    quotient = value // divisor
-    return quotient, value - quotient * divisor
+    return wrap(position, extent), position >= extent
 
 
 def _unknown(size: int) -> int:

@@ -80,14 +80,14 @@ def slot_coordinates(slots: Tensor, geometry: WindowGeometry) -> tuple[Tensor, T
     """
     _, _, _, window_size, shift, dilation = geometry
     count_h, count_w = lattice_windows(geometry)
-    rest, b = _divmod(slots, window_size[1])
-    rest, a = _divmod(rest, window_size[0])
-    rest, j = _divmod(rest, count_w)
-    rest, i = _divmod(rest, count_h)
-    rest, q = _divmod(rest, dilation)
-    image, p = _divmod(rest, dilation)
-    row = _wrapped(i * window_size[0] + a + shift[0], count_h * window_size[0])
-    column = _wrapped(j * window_size[1] + b + shift[1], count_w * window_size[1])
+    rest, b = floor_divmod(slots, window_size[1])
+    rest, a = floor_divmod(rest, window_size[0])
+    rest, j = floor_divmod(rest, count_w)
+    rest, i = floor_divmod(rest, count_h)
+    rest, q = floor_divmod(rest, dilation)
+    image, p = floor_divmod(rest, dilation)
+    row = wrap(i * window_size[0] + a + shift[0], count_h * window_size[0])
+    column = wrap(j * window_size[1] + b + shift[1], count_w * window_size[1])
     return image, p + dilation * row, q + dilation * column
 
 
@@ -99,21 +99,23 @@ def slot_regions(slots: Tensor, geometry: WindowGeometry) -> Tensor:
     """
     _, _, _, window_size, shift, _ = geometry
     count_h, count_w = lattice_windows(geometry)
-    rest, b = _divmod(slots, window_size[1])
-    rest, a = _divmod(rest, window_size[0])
-    rest, j = _divmod(rest, count_w)
-    _, i = _divmod(rest, count_h)
+    rest, b = floor_divmod(slots, window_size[1])
+    rest, a = floor_divmod(rest, window_size[0])
+    rest, j = floor_divmod(rest, count_w)
+    _, i = floor_divmod(rest, count_h)
     wrapped_row = (i == count_h - 1) & (a >= window_size[0] - shift[0])
     wrapped_column = (j == count_w - 1) & (b >= window_size[1] - shift[1])
     return 2 * wrapped_row.long() + wrapped_column.long()
 
 
-def _divmod(value: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
+def floor_divmod(value: Tensor, divisor: int) -> tuple[Tensor, Tensor]:
+    """Quotient and remainder, without the operation that ONNX lacks for dynamic sizes."""
     quotient = value // divisor
     return quotient, value - quotient * divisor
 
 
-def _wrapped(value: Tensor, extent: int) -> Tensor:
+def wrap(value: Tensor, extent: int) -> Tensor:
+    """value modulo extent, for values below 2 * extent."""
     return torch.where(value < extent, value, value - extent)
 
 
@@ -141,15 +143,15 @@ def scatter_index(geometry: WindowGeometry, device: torch.device) -> Tensor:
     """
     batch, height, width, window_size, shift, dilation = geometry
     count_h, count_w = lattice_windows(geometry)
-    rest, x = _divmod(torch.arange(batch * height * width, device=device), width)
-    image, y = _divmod(rest, height)
-    row, p = _divmod(y, dilation)
-    column, q = _divmod(x, dilation)
+    rest, x = floor_divmod(torch.arange(batch * height * width, device=device), width)
+    image, y = floor_divmod(rest, height)
+    row, p = floor_divmod(y, dilation)
+    column, q = floor_divmod(x, dilation)
     # A choice and not a remainder: torch 2.15 compiles the remainder into a failed assertion where sizes are static.
     row = torch.where(row < shift[0], row + count_h * window_size[0], row) - shift[0]
     column = torch.where(column < shift[1], column + count_w * window_size[1], column) - shift[1]
-    i, a = _divmod(row, window_size[0])
-    j, b = _divmod(column, window_size[1])
+    i, a = floor_divmod(row, window_size[0])
+    j, b = floor_divmod(column, window_size[1])
     window = (((image * dilation + p) * dilation + q) * count_h + i) * count_w + j
     return (window * window_size[0] + a) * window_size[1] + b
 
