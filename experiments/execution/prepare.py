@@ -17,7 +17,7 @@ from experiments.records.grid import NotApplicable, Run, grid
 from experiments.records.options import CompareOptions, Settings, check_precision, choose_device
 from experiments.records.results import Row, run_of, runs_in
 from experiments.reporting.rows import axes_of
-from experiments.statistics.contrasts import planned
+from experiments.statistics.contrasts import planned, read_contrasts
 from experiments.training.losses import class_weights
 from experiments.training.train import processes
 from swinx.config import VARIANTS
@@ -60,7 +60,7 @@ def prepare(
 
 def check_contrasts(texts: Sequence[str], runs: Sequence[Run], settings: Settings) -> None:
     """Raise ValueError where planned contrasts name what the finished grid will not have."""
-    for text in texts:
+    for text in read_contrasts(texts):
         known: dict[str, Row] = {}
         for run in runs:
             fields = axes_of(asdict(run))

@@ -10,7 +10,7 @@ import pandas
 from experiments.records.results import SCORES, TABLES
 from experiments.reporting.load import Result, Results
 from experiments.reporting.rows import AXES, SETTINGS, axes_of, once, source_of, spelled
-from experiments.statistics.contrasts import Contrast, pairs, planned
+from experiments.statistics.contrasts import Contrast, pairs, planned, read_contrasts
 from experiments.statistics.significance import Comparison, Configured, Effect, Score, compare, letters
 
 Frame = pandas.DataFrame
@@ -59,7 +59,7 @@ def gather(results: Results, contrasts: Sequence[str] = (), *, strict: bool = Fa
     if without := [c.label for c in configurations if c not in counted]:
         gaps.append(f"counts of each test image, or scores, are missing for {', '.join(without)}")
     chosen: list[Contrast] = [] if contrasts else pairs([c.label for c in counted])
-    for text in contrasts:
+    for text in read_contrasts(contrasts):
         # Earlier steps are compared where a contrast asks for them, and are no partners elsewhere.
         there = [*counted, *steps] if "step" in text else counted
         try:

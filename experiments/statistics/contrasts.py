@@ -50,8 +50,12 @@ def pairs(labels: Sequence[str]) -> list[Contrast]:
     return [Contrast(f"{a} - {b}", {a: 1.0, b: -1.0}) for a, b in combinations(labels, 2)]
 
 
-def _from_files(given: Sequence[str]) -> list[str]:
-    """Each text is a contrast, or a file with one per line, where # starts a comment (UTF-8)."""
+def read_contrasts(given: Sequence[str]) -> list[str]:
+    """The texts of --contrasts: each is one, or a file with one per line, where # starts a comment (UTF-8).
+
+    Raises:
+        ValueError: a file that is not UTF-8.
+    """
     texts: list[str] = []
     for text in given:
         if not os.path.isfile(text):
@@ -68,13 +72,10 @@ def _from_files(given: Sequence[str]) -> list[str]:
 def planned(texts: Sequence[str], configurations: Sequence[tuple[str, Fields]]) -> list[Contrast]:
     """The contrasts that texts mean among configurations, each a label and its fields (run without seed, step, ...).
 
-    A text is a contrast, or the name of a file with one per line, where # starts a comment (UTF-8).
-
     Raises:
-        ValueError: a file that is not UTF-8; what does not fit the grammar, names no configuration, could be read in
-            two ways or is given twice; the message lists the choices.
+        ValueError: what does not fit the grammar, names no configuration, could be read in two ways or is given twice;
+            the message lists the choices.
     """
-    texts = _from_files(texts)
     if repeated := sorted({text for text in texts if texts.count(text) > 1}):
         raise ValueError(f"--contrasts: each may be given once, got {', '.join(repeated)} more than once")
     names = list(dict.fromkeys(name for _, fields in configurations for name in fields))

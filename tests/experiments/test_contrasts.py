@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.statistics.contrasts import Contrast, pairs, planned
+from experiments.statistics.contrasts import Contrast, pairs, planned, read_contrasts
 
 SWIN, TIMM = "swinx_n", "tu-swin_tiny_patch4_window7_224"
 
@@ -141,14 +141,12 @@ def test_contrasts_and_labels_are_given_once() -> None:
 def test_contrasts_come_from_the_command_or_a_file(tmp_path: Path) -> None:
     path = tmp_path / "planned.txt"
     path.write_text("\ufeff# of dilation\nexact-dense@os8  # the main one\n\n  Unet-FPN\r\n", encoding="utf-8")
-    given = planned([str(path), " os8-os16 "], GRID)
-    assert [one.name for one in given] == ["exact-dense@os8", "Unet-FPN", "os8-os16"]
-    assert given[0].weights == weights("exact-dense@os8")
+    assert read_contrasts([str(path), " os8-os16 "]) == ["exact-dense@os8", "Unet-FPN", "os8-os16"]
     path.write_bytes(b"Unet-\xff")
     with pytest.raises(ValueError, match="the file must be UTF-8"):
-        planned([str(path)], GRID)
-    with pytest.raises(ValueError, match="xxx"):
-        planned(["Unet-" + "x" * 5000], GRID)  # too long for the name of a file
+        read_contrasts([str(path)])
+    assert read_contrasts([]) == []
+    assert read_contrasts(["Unet-" + "x" * 5000]) == ["Unet-" + "x" * 5000], "too long for a file's name"
 
 
 def test_all_pairs_are_each_once_in_order() -> None:

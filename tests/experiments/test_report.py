@@ -203,7 +203,7 @@ def test_rows_without_a_score_are_last(tmp_path: Path) -> None:
     pages.write_report(folder(tmp_path / "none", rows[:1], [absent]))
 
 
-def test_missing_counts_and_steps(tmp_path: Path) -> None:
+def test_missing_counts_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row(d, seed, 20.0 + step, step=step) for d in ("Unet", "FPN") for seed in range(2) for step in (0, 10, 20)]
     output = folder(tmp_path, rows)
     content = gather(read([output]), ["Unet-FPN@step10"])
@@ -211,6 +211,9 @@ def test_missing_counts_and_steps(tmp_path: Path) -> None:
     assert [c.label for c, _ in content.steps][:3] == [f"Unet · step {step}" for step in (0, 10, 20)]
     assert content.steps[1][1].miou == pytest.approx(30, abs=3)
     assert content.effects[0].contrast.weights == {"Unet · step 10": 1.0, "FPN · step 10": -1.0}
+    (tmp_path / "planned.txt").write_text("Unet-FPN@step10\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)  # so that "step" is in the file alone, not in its name
+    assert gather(read([output]), ["planned.txt"]).effects == content.effects
     (output / "runs" / row("FPN")["run"] / "step20.npz").unlink()
     content = gather(read([output]))
     assert not content.effects
