@@ -237,7 +237,7 @@ class CompareOptions(Common):
     """Options of experiments.compare_decoders and of the ablations, which differ in their defaults."""
 
     axes: tyro.conf.OmitArgPrefixes[Axes] = field(default_factory=Axes)
-    steps: int = 150
+    steps: int = 200
     """training steps of each run"""
     batch_size: int = 4
     """images of a batch, over all processes"""
