@@ -16,8 +16,10 @@ def headline(content: Content) -> str:
     (best, *others), (miou, *less) = scored["label"], scored["test_miou"]
     if not others:
         return f"{best} reaches {number(miou)} % test mIoU."
-    found = verdict(next((e for e in content.effects if set(e.contrast.weights) == {best, others[0]}), None))
-    return f"{best} reaches {number(miou)} % test mIoU, {number(miou - less[0])} points above {others[0]}: {found}."
+    effect = next((e for e in content.effects if set(e.contrast.weights) == {best, others[0]}), None)
+    # Of the table of differences, where it has it: scores of rows are rounded, and would be rounded twice.
+    lead = abs(effect.points) if effect else miou - less[0]
+    return f"{best} reaches {number(miou)} % test mIoU, {number(lead)} points above {others[0]}: {verdict(effect)}."
 
 
 def notes(content: Content) -> list[str]:
