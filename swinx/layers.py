@@ -191,11 +191,11 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 2C) strided, (B, H, W, 2C) dense."""
-        e = self.spacing
+        e, (height, width) = self.spacing, x.shape[1:3]
         # Padding an even grid too adds nothing, as its last 2 x 2 would need two more rows; traced code must not ask.
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if traced or self.stride == 1 or x.shape[1] % 2 == 1 or x.shape[2] % 2 == 1:
             x = F.pad(x, (0, 0, 0, e, 0, e))
-        taps = x.unfold(1, e + 1, self.stride)[..., ::e].unfold(2, e + 1, self.stride)[..., ::e]
-        x = taps.permute(0, 1, 2, 5, 4, 3).flatten(3)  # (B, H', W', C, row, column) -> (..., column, row, C)
+        rows, columns = ([slice(tap, tap + size, self.stride) for tap in (0, e)] for size in (height, width))
+        x = torch.cat([x[:, row, column] for column in columns for row in rows], -1)
         return self.norm(self.reduction(x)) if self.norm_last else self.reduction(self.norm(x))

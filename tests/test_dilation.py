@@ -38,8 +38,8 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize(
     ("config", "window"),
-    [(VARIANTS["swinx_n"], 7), (VARIANTS["swinx_n"], 8), (SMALL_T, 7), (SMALL_T, 8)],
-    ids=["n-w7", "n-w8", "t-w7", "t-w8"],
+    [(VARIANTS["swinx_n"], 8), (SMALL_T, 7)],
+    ids=["n-w8", "t-w7"],
 )
 @torch.no_grad()
 def test_first_phase_of_every_dilated_level_is_the_undilated_level(config: SwinConfig, window: int) -> None:

@@ -40,4 +40,4 @@ def run(output: str, kill_at: int | None, torn_row: bool) -> None:
     os.replace = counted  # type: ignore[assignment]
     if torn_row:
         os.write = torn  # type: ignore[assignment]
-    raise SystemExit(main([*ARGUMENTS, "--device", "cpu", "--output", output]))
+    raise SystemExit(main([*ARGUMENTS, "--jobs", "1", "--device", "cpu", "--output", output]))
