@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy
 import pytest
-from benchmarks import simulate_significance
 from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
@@ -13,6 +12,7 @@ from experiments.records.counts import ImageCounts, miou
 from experiments.statistics import significance
 from experiments.statistics.contrasts import Contrast, pairs
 from experiments.statistics.significance import Configured, Effect, compare
+from tests.benchmarks import simulate_significance
 
 Floats = NDArray[numpy.float64]
 PIXELS = 10**8
