@@ -1,8 +1,8 @@
 """Predict a folder of pictures with a trained run: masks, colour overlays and confidence maps.
 
-    python -m experiments.predict runs/camvid/runs/ID/best.pt photos --output runs/photos
-    python -m experiments.predict best.pt photos --output DIR --flip --scales 0.75 1.0 1.25
-    python -m experiments.predict best.pt aerial --output DIR --native --tile 512 512
+    python -m experiments.predict runs/camvid/runs/ID/last.pt photos --output runs/photos
+    python -m experiments.predict last.pt photos --output DIR --flip --scales 0.75 1.0 1.25
+    python -m experiments.predict last.pt aerial --output DIR --native --tile 512 512
 
 Works on one picture or on a folder with its sub-folders (JPEG, PNG, TIFF, WebP, BMP), of any sizes. By default a
 picture is scaled so that its shorter side is that of the training images, the scale that the model knows; results are

@@ -4,7 +4,6 @@ import json
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from experiments.training.models import Segmenter, build_model
 from experiments.training.train import CHECKPOINT, Training, fit, processes
 from experiments.training.weights import load_weights, save_weights
 
+WEIGHTS = "last.pt"  # of a finished run, in its folder
 # Points kept of a loss curve, so that a long run does not swell the report.
 CURVE_POINTS = 500
 # Latencies are compared only where one process measured them.
@@ -46,7 +46,7 @@ class Source:
 
 def finished_run(folder: Path, row: Row) -> Source:
     """The finished run of a row of a folder. Raises FileNotFoundError where its weights are gone."""
-    weights = folder / "runs" / row["run"] / f"{row.get('select', 'last')}.pt"
+    weights = folder / "runs" / row["run"] / WEIGHTS
     if not plain_file(weights, folder):
         raise FileNotFoundError(f"{weights}: no such file; the weights of a finished run are needed")
     return Source(row, weights)
@@ -106,8 +106,11 @@ def execute(
     step, known, fitted, drawn = trained and trained.row["step"], None, {}, {}
     try:
         if trained is None:
-            model, known, training = _train(model, run, data, settings, folder, on_step, common)
-            step, drawn, fitted = settings.steps, curves(training), _fitted(training, settings)
+            training = _train(model, run, data, settings, folder, on_step, common)
+            step, known = training.validations[-1]
+            seen = training.steps * settings.recipe.accumulate * settings.batch_size
+            fitted = {"images_seen": seen, "train_minutes": round(training.seconds / 60, 3)}
+            drawn = curves(training)
         if together.rank == 0:
             measured, counts = measure(model, data, settings, val_miou=known, **common)
             scope = memory.scope + (", without training" if trained else "")
@@ -144,15 +147,11 @@ def _train(
     folder: Path,
     on_step: Callable[[float, float], None],
     common: dict[str, Any],
-) -> tuple[Segmenter, float | None, Training]:
-    """Train model; returns the one to evaluate, its validation mIoU, and what training did.
+) -> Training:
+    """Train model in place; returns what training did.
 
-    Writes best.pt, last.pt and what is measured on the way into the folder of the run.
+    Writes last.pt and what is measured on the way into the folder of the run.
     """
-
-    def save(name: str, average: Segmenter, step: int, miou: float | None) -> None:
-        crop = settings.recipe.crop
-        save_weights(folder / f"{name}.pt", average, run, data, step=step, val_miou=miou, crop=crop)
 
     def evaluate(average: Segmenter, step: int) -> None:
         if step != settings.steps:
@@ -160,26 +159,21 @@ def _train(
             write_whole(folder / f"step{step}.npz", pack(counts.arrays()))
             write_whole(folder / f"step{step}.json", json.dumps(results))
 
-    classes, device = (len(data.class_names), data.ignore_index), common["device"]
+    classes = len(data.class_names), data.ignore_index
     training = fit(
         model,
         data,
         settings,
         seed=run.seed,
         folder=folder,
-        device=device,
+        device=common["device"],
         validate=lambda average: metrics.miou(average, data.val, *classes, **common),
-        on_best=partial(save, "best"),
         evaluate=evaluate,
         on_step=on_step,
     )
     if processes().rank == 0:
-        save("last", model.eval(), *training.validations[-1])
-        if settings.recipe.select == "best":
-            if training.best is None:
-                raise ValueError("--select best needs labelled pixels in the validation split, got none")
-            return load_weights(folder / "best.pt", device).model, training.best[1], training
-    return model, training.validations[-1][1], training
+        save_weights(folder / WEIGHTS, model, run, data, settings.recipe.crop)
+    return training
 
 
 def finish(run_id: str, output: Path) -> None:
@@ -259,17 +253,6 @@ def _earlier(folder: Path, head: Row, settings: Settings) -> list[Row]:
             results = {**dict.fromkeys(RESULT_FIELDS), **measured}
             rows.append({**head, "step": step, "status": "ok", "error": None, **results})
     return rows
-
-
-def _fitted(training: Training, settings: Settings) -> Row:
-    """What training says of itself."""
-    best_step, best = training.best or (None, None)
-    return {
-        "images_seen": training.steps * settings.recipe.accumulate * settings.batch_size,
-        "train_minutes": round(training.seconds / 60, 3),
-        "best_val_miou": _rounded(best),
-        "best_step": best_step,
-    }
 
 
 def _rounded(value: Any) -> Any:

