@@ -92,7 +92,8 @@ def execute(
     device = torch.device("cuda", together.local_rank) if settings.device == "cuda" else torch.device("cpu")
     folder = output / "runs" / run.id
     folder.mkdir(parents=True, exist_ok=True)
-    memory = cost.PeakMemory(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(run.seed)
     begun = trained or (None if settings.start is None else find_source(Path(settings.start), run))
     model = _initial(run, begun, data, settings).to(device).eval()
@@ -113,9 +114,9 @@ def execute(
             drawn = curves(training)
         if together.rank == 0:
             measured, counts = measure(model, data, settings, val_miou=known, **common)
-            scope = memory.scope + (", without training" if trained else "")
-            peak = {"peak_memory_mb": round(memory.megabytes(), 1), "peak_memory_scope": scope}
-            results |= {**measured, **fitted, **peak}
+            results |= {**measured, **fitted}
+            if device.type == "cuda":
+                results["peak_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
             save_predictions(folder, model, data, device, settings, counts)
             write_whole(folder / f"step{step}.npz", pack({**counts.arrays(), **drawn}))
     except FloatingPointError as error:  # of training, or of predictions that are not finite
@@ -159,7 +160,6 @@ def _train(
             write_whole(folder / f"step{step}.npz", pack(counts.arrays()))
             write_whole(folder / f"step{step}.json", json.dumps(results))
 
-    classes = len(data.class_names), data.ignore_index
     training = fit(
         model,
         data,
@@ -167,7 +167,7 @@ def _train(
         seed=run.seed,
         folder=folder,
         device=common["device"],
-        validate=lambda average: metrics.miou(average, data.val, *classes, **common),
+        validate=lambda average: metrics.miou(average, data.val, data, **common),
         evaluate=evaluate,
         on_step=on_step,
     )
@@ -208,20 +208,20 @@ def measure(
     common: dict[str, Any] = {"batch_size": batch_size, "device": device, "precision": precision}
     common["inference"] = settings.inference
     if settings.inference != PLAIN or val_miou is None:
-        val_miou = metrics.evaluate(model, data.val, data, **common)[0]["miou"]
+        val_miou = metrics.miou(model, data.val, data, **common)
     common |= {"native": settings.scoring.score_at == "native"}
     test, counts = metrics.evaluate(model, data.test, data, **common)
     corrupted = {
-        kind: metrics.evaluate(model, data.test, data, corruption=kind, **common)[0]["miou"]
-        for kind in settings.scoring.corruptions
+        kind: metrics.miou(model, data.test, data, corruption=kind, **common) for kind in settings.scoring.corruptions
     }
     image = data.test.images[:1].to(device)
     p20, p50, p80 = cost.latency(model, image, precision)
     scores = {"val_miou": val_miou, "test_miou": test.pop("miou"), "test_f1": test.pop("f1"), **test}
     latencies = {"latency_ms_p20": p20, "latency_ms_p50": p50, "latency_ms_p80": p80}
     row = _rounded({**scores, "corruption_miou": corrupted or None, **latencies})
-    row |= {"params_m": round(cost.parameters(model) / 1e6, 4), "gflops": round(cost.flops(model, image) / 1e9, 4)}
-    return row | {"latency_sitting": SITTING}, counts
+    parameters, operations = sum(p.numel() for p in model.parameters()), cost.flops(model, image)
+    row |= {"params_m": round(parameters / 1e6, 4), "gflops": round(operations / 1e9, 4), "latency_sitting": SITTING}
+    return row, counts
 
 
 def curves(training: Training) -> Arrays:

@@ -41,7 +41,7 @@ class DataOptions:
 
     data: Literal["scenes", "camvid", "folder", "pet"] = "scenes"
     """scenes: generated; camvid, folder: images/ and masks/ by split under --root; pet: Oxford-IIIT Pet, which
-    python -m experiments.fetch_pet downloads"""
+    torchvision downloads"""
     root: Annotated[Path | None, unset("PATH")] = None
     """folder of the data, for all but scenes"""
     classes: Annotated[Path | None, unset("PATH")] = None

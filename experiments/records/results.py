@@ -42,7 +42,7 @@ SCORES = (
 # Fields that hold an object of numbers or None.
 TABLES = ("class_iou", "boundary_f1", "thin_boundary_f1", "corruption_miou")
 # None in a row that has no results.
-RESULT_FIELDS = (*SCORES, *TABLES, "peak_memory_scope", "latency_sitting")
+RESULT_FIELDS = (*SCORES, *TABLES, "latency_sitting")
 
 
 def append_rows(path: Path, rows: Sequence[Row]) -> None:

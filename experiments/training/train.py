@@ -15,7 +15,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pandas
 import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader
@@ -106,7 +105,7 @@ def fit(
     """Train model in place on the train split; it ends with the moving average of its weights.
 
     Goes on from folder/training.ckpt where there is one, and keeps that file up to date; the caller removes it when the
-    results are safe. Logs go to folder/log. Among processes the first one alone validates, evaluates and writes.
+    results are safe. Among processes the first one alone validates, evaluates and writes.
 
     Args:
         model: on device; images (B, 3, H, W) uint8 to logits (B, K, H, W).
@@ -156,7 +155,6 @@ def fit(
             agreed(evaluate, learner.average, step)
         due = now - saved > CHECKPOINT_SECONDS and not unread
         if together.rank == 0 and (validating or evaluating or due):
-            _log(folder / "log" / "metrics.csv", history, settings)
             content = io.BytesIO()
             torch.save({"learner": learner.state_dict(), "history": vars(history)}, content)
             write_whole(checkpoint, content.getvalue())
@@ -174,16 +172,6 @@ def _stream(
     loader = DataLoader(batches, None, sampler=numbers, num_workers=settings.workers, pin_memory=pinned)
     for number, (images, masks) in zip(numbers, loader, strict=True):
         yield mixed_seed(batches.seed, 2, number, batches.rank), images, masks
-
-
-def _log(path: Path, history: Training, settings: Settings) -> None:
-    """Write loss, learning rate and validation of each step as CSV."""
-    recipe, steps = settings.recipe, range(1, history.steps + 1)
-    table = pandas.DataFrame({"step": steps, "loss": history.losses})
-    shares = [(step - 1) / settings.steps for step in steps]
-    table["learning_rate"] = [recipe.learning_rate * learning_rate_factor(share, recipe.warmup) for share in shares]
-    table["val_miou"] = table["step"].map(dict(history.validations))
-    write_whole(path, table.to_csv(index=False))
 
 
 def _connect(together: Processes, device: torch.device, here: tuple[str, int]) -> None:

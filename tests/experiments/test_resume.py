@@ -1,6 +1,5 @@
 """A run that is cut off and resumed ends like one that was not; best weights, workers and logs."""
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from experiments.records import files
 from experiments.records.grid import Run
 from experiments.records.options import Recipe
 from experiments.training.models import Segmenter, build_model
-from experiments.training.optim import learning_rate_factor
 from experiments.training.train import Training, fit
 
 
@@ -70,10 +68,6 @@ def train(
     return model, fit(model, data, settings, seed=4, folder=folder, device=device, on_step=on_step, **functions)
 
 
-def logged(folder: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader((folder / "log" / "metrics.csv").open(encoding="utf-8")))
-
-
 def swin() -> nn.Module:
     """A network with stochastic depth and dropout."""
     return Segmenter(build_model(Run("swinx_n", "inline", "FPN", 32, 0), 3))
@@ -96,7 +90,6 @@ def test_a_run_cut_off_at_any_step_ends_with_the_same_bits(
             assert getattr(training, field) == getattr(expected, field), field
         for (name, one), two in zip(whole.state_dict().items(), model.state_dict().values(), strict=True):
             assert torch.equal(one, two), name
-    assert logged(tmp_path / "whole") == logged(tmp_path / "cut")
 
 
 def test_each_listed_step_is_evaluated_before_its_checkpoint(
@@ -154,15 +147,3 @@ def test_a_worker_that_dies_ends_the_run_with_a_sentence(
     monkeypatch.setattr("experiments.training.batches.Batches.indices", lambda self, number: __import__("os")._exit(1))
     with pytest.raises(RuntimeError, match=r"DataLoader worker .* exited unexpectedly"):
         train(toy, tmp_path, Recipe(), workers=1)
-
-
-def test_the_log_holds_each_step_of_a_resumed_run_once(toy: SegmentationData, tmp_path: Path) -> None:
-    recipe = Recipe(validate_every=4)
-    with pytest.raises(CutOffError):
-        train(toy, tmp_path, recipe, cut=6)
-    _, training = train(toy, tmp_path, recipe)
-    rows = logged(tmp_path)
-    assert [float(row["loss"]) for row in rows] == training.losses
-    assert [(int(row["step"]), float(row["val_miou"])) for row in rows if row["val_miou"]] == training.validations
-    rates = [recipe.learning_rate * learning_rate_factor(step / 9, recipe.warmup) for step in range(9)]
-    assert [float(row["learning_rate"]) for row in rows] == rates

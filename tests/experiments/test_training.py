@@ -85,7 +85,7 @@ def test_training_learns_repeats_itself_and_leaves_no_other_files(
     assert torch.equal(model.head.weight, twin.head.weight)
     assert sum(result.losses[-5:]) < 0.8 * sum(result.losses[:5])
     assert list((tmp_path / "cwd").iterdir()) == []
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["log", "training.ckpt"]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["training.ckpt"]
     assert capfd.readouterr() == ("", "")
     assert torch.equal(before.images, toy.train.images)
     assert torch.equal(before.masks, toy.train.masks)
