@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import tyro
 
 from experiments.prediction.options import Options
+from experiments.records.messages import ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = tyro.cli(Options, args=arguments, prog="python -m experiments.predict", description=__doc__)
     from experiments.prediction.prediction import run  # not above: --help need not wait for torch
 
-    return run(options)
+    return ended(lambda: run(options))
 
 
 if __name__ == "__main__":

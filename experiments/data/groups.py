@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.data.dataset import SegmentationData, Split
-from experiments.data.reading import shortened
+from experiments.records.messages import shortened
 
 # Successive frames of a CamVid drive that make one group: 20 seconds, of which 20 frames are labelled (docs/data.md).
 CAMVID_FRAMES = 600

@@ -4,18 +4,18 @@ import errno
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 
 from experiments.data import SegmentationData
 from experiments.execution.runs import Source, execute, finish, not_applicable_row
 from experiments.records.files import locked, remove_torn, write_whole
 from experiments.records.grid import NotApplicable, Run
+from experiments.records.messages import IncompleteError, ended
 from experiments.records.options import Settings
 from experiments.records.results import RESULTS, Row, append_rows, differing, provenance, read_rows
 from experiments.reporting.examples import save_examples
@@ -29,12 +29,8 @@ SETTINGS = "settings.json"
 OWN = {"examples", "runs", "data.json", SETTINGS, RESULTS}
 # What an operating system says of a disk that is full, over its quota, read-only or broken.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
-# Seconds between lines about progress where the output is no terminal, and between reports of a grid that goes on.
+# Seconds between lines about progress, and between reports of a grid that goes on.
 LINE_SECONDS, REPORT_SECONDS = 30.0, 300.0
-
-
-class RunsFailedError(RuntimeError):
-    """Runs ended in an error of their own and have no row; the message counts them."""
 
 
 OnStep = Callable[[float, float], None]  # share done, loss
@@ -45,32 +41,19 @@ Launch = Callable[[Sequence[Run], Row, Callable[[list[Row]], None], Callable[[Ru
 def command(work: Callable[[Console], tuple[Iterable[Run], list[Row]]], output: Path) -> int:
     """Do the work of a command on a console, and say how it ended; work returns the runs asked for, and all rows.
 
-    Returns the exit status: 0, 1 where a run diverged or failed, 2 for bad input, 130 when interrupted.
+    Returns the exit status: that of `messages.ended`, and 1 where a run diverged or failed.
     """
     console = Console(quiet=processes().rank > 0)
-    try:
+
+    def complete() -> int:
         runs, rows = work(console)
-    except (ValueError, ImportError) as error:
-        return _complain(str(error), 2)
-    except OSError as error:
-        return _complain(f"{error}; finished runs are kept, and the same command continues after them", 2)
-    except RunsFailedError as error:
-        return _complain(str(error), 1)
-    except KeyboardInterrupt:
-        say(console, "interrupted; the same command continues with the run that was cut off")
-        return 130
-    say(console, f"report: {output / 'report.html'}")
-    if processes().world > 1:
-        return 0  # torchrun would take anything else for a process that broke down, and start it again
-    asked = {run.id for run in runs}
-    return int(any(row["status"] != "ok" for row in rows if row["run"] in asked))
+        say(console, f"report: {output / 'report.html'}")
+        if processes().world > 1:
+            return 0  # torchrun would take anything else for a process that broke down, and start it again
+        asked = {run.id for run in runs}
+        return int(any(row["status"] != "ok" for row in rows if row["run"] in asked))
 
-
-def _complain(message: str, status: int) -> int:
-    """Say an error to standard error, by the first process alone; returns the exit status."""
-    if processes().rank == 0:
-        say(Console(stderr=True), f"error: {message}", style="bold red")
-    return status
+    return ended(complete, quiet=console.quiet)
 
 
 def check_output(output: Path, known: Row, *, trained: bool = True) -> list[Row]:
@@ -144,7 +127,7 @@ def make(
     else.
 
     Raises:
-        RunsFailedError: after all others have finished, where runs ended in an error.
+        IncompleteError: after all others have finished, where runs ended in an error.
         ValueError: another run writes into the folder, or check_output says no.
         OSError: the folder cannot be written.
     """
@@ -192,16 +175,16 @@ def make(
             if todo and launch is not None:
                 launch(todo, origin, collect, fail)
             for run in todo if launch is None else ():
-                with _progress(_name(run, runs), console) as on_step:
-                    try:
-                        made = execute(run, data, settings, output, origin, on_step, trained=(sources or {}).get(run))
-                    except Exception as error:
-                        # A disk that takes no more stops everything. Among several processes the others wait for this
-                        # one: torchrun ends or restarts them all.
-                        if processes().world > 1 or (isinstance(error, OSError) and error.errno in DISK):
-                            raise
-                        fail(run, error)
-                        continue
+                on_step = _progress(_name(run, runs), console)
+                try:
+                    made = execute(run, data, settings, output, origin, on_step, trained=(sources or {}).get(run))
+                except Exception as error:
+                    # A disk that takes no more stops everything. Among several processes the others wait for this one:
+                    # torchrun ends or restarts them all.
+                    if processes().world > 1 or (isinstance(error, OSError) and error.errno in DISK):
+                        raise
+                    fail(run, error)
+                    continue
                 if made:
                     collect(made)
         finally:
@@ -210,13 +193,12 @@ def make(
                 write_report(output, contrasts)
     if failed:
         count = f"{len(failed)} of {len(runs)} runs"
-        raise RunsFailedError(f"{count} failed and have no row; the same command tries them again")
+        raise IncompleteError(f"{count} failed and have no row; the same command tries them again")
     return rows
 
 
-@contextmanager
-def _progress(name: str, console: Console) -> Iterator[OnStep]:
-    """Shows how far a run is: in place in a terminal, elsewhere by a line every LINE_SECONDS."""
+def _progress(name: str, console: Console) -> OnStep:
+    """Says how far a run is, every LINE_SECONDS."""
     start = last = time.monotonic()
     begun: float | None = None
 
@@ -224,17 +206,12 @@ def _progress(name: str, console: Console) -> Iterator[OnStep]:
         nonlocal last, begun
         begun = share if begun is None else begun  # a resumed run does not begin at 0
         now = time.monotonic()
-        if share > begun and (console.is_terminal or now - last >= LINE_SECONDS):
+        if share > begun and now - last >= LINE_SECONDS:
             left = (now - start) / (share - begun) * (1 - share) / 60
-            line = f"{name}: {100 * share:.0f} % trained, loss {loss:.3f}, {left:.1f} min of training left"
-            if console.is_terminal:
-                status.update(escape(line))
-            else:
-                say(console, line)
+            say(console, f"{name}: {100 * share:.0f} % trained, loss {loss:.3f}, {left:.1f} min of training left")
             last = now
 
-    with console.status(escape(name)) as status:
-        yield show
+    return show
 
 
 def say(console: Console, line: str, style: str | None = None) -> None:

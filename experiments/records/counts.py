@@ -18,7 +18,6 @@ Arrays = dict[str, NDArray[Any]]
 
 # No file of ours comes near: a few hundred images of some twenty classes take one megabyte.
 MOST_BYTES = 2 * 1024**3
-CURVES = ("loss_step", "loss", "val_step", "val_miou")
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,8 +56,6 @@ class DataOptions:
     """what test images belong to (drive, film, patient), for the statistics: a regular expression whose first group is
     found in the image's name, or a CSV file with the columns name and group (default: each image by itself; CamVid:
     runs of neighbouring frames)"""
-    data_seed: Annotated[int | None, unset("INT")] = None
-    """seed that scenes are generated from (default: 0)"""
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,6 @@ class Recipe:
             "color": (0 <= self.color < 1, "at least 0 and below 1"),
             "layer_decay": (0 < self.layer_decay <= 1, "above 0 and at most 1"),
             "validate_every": (self.validate_every is None or self.validate_every >= 1, "at least 1"),
-            "class_weighting": (self.class_weighting == "sqrt" or "ce" in self.losses, "sqrt without --losses ce"),
         }
         check(self, rules)
 
@@ -257,22 +254,17 @@ class CompareOptions(Common):
     def __post_init__(self) -> None:
         at = self.evaluate_at
         different = len(set(at)) == len(at) and all(0 <= step <= self.steps for step in at)
-        trained = self.recipe.weights is not None or self.start is not None
         rules = {
             "steps": (self.steps >= 1, "at least 1"),
             "batch_size": (self.batch_size >= 2, "at least 2 (BatchNorm cannot train on one image)"),
             "workers": (self.workers >= 0, "at least 0"),
             "evaluate_at": (different, f"different steps from 0, at most {self.steps}"),
             "start": (self.start is None or self.recipe.weights is None, "left out where --weights is given"),
-            "ray": (self.launcher == "ray" or self.ray == RayResources(), "left out without --launcher ray"),
         }
         check(self, rules)
-        here = "left out without --weights or --start"
-        rules = {
-            "layer_decay": (trained or self.recipe.layer_decay == 1, here),
-            "freeze": (trained or self.recipe.freeze == "nothing", here),
-        }
-        check(self.recipe, rules)
+        trained = self.recipe.weights is not None or self.start is not None
+        frozen = self.recipe.freeze != "nothing"
+        check(self.recipe, {"freeze": (trained or not frozen, "left out without --weights or --start")})
 
 
 @dataclass(frozen=True, kw_only=True)

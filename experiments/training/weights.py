@@ -15,6 +15,7 @@ import torch
 from experiments.data import SegmentationData
 from experiments.records.files import write_whole
 from experiments.records.grid import Run, check_encoder
+from experiments.records.messages import shortened
 from experiments.training.models import Segmenter, build_model
 from swinx.checkpoint_files import RefusedFileError, read_checkpoint
 
@@ -30,7 +31,6 @@ ENTRIES = {
     "crop": list | None,
     "state_dict": dict,
 }
-SHOWN = 20  # lines of mismatches in one error
 MOST_CLASSES, LEAST_CROP, MOST_SIDE = 255, 16, 2**15
 
 
@@ -75,7 +75,7 @@ def save_weights(
         "run": asdict(run),
         "data": data.name,
         "class_names": list(data.class_names),
-        "colors": [list(color) for color in data.colors],
+        "colors": list(map(list, data.colors)),
         "ignore_index": data.ignore_index,
         "height": height,
         "width": width,
@@ -147,8 +147,7 @@ def _rebuild(entries: Mapping[str, Any], device: torch.device | str) -> Trained:
     try:
         model.load_state_dict(entries["state_dict"])
     except (RuntimeError, AttributeError, TypeError) as error:  # each mismatch; the last two of keys that are no texts
-        lines = [line[:300] for line in str(error).splitlines()]
-        problem = "\n".join([*lines[:SHOWN], *(["..."] if len(lines) > SHOWN else [])])
+        problem = "\n".join(shortened([line[:300] for line in str(error).splitlines()]))
         raise ValueError(f"holds tensors that do not fit the model {run.id}: {problem}") from error
     same = {name: entries[name] for name in ("ignore_index", "height", "width", "data")}
     return Trained(

@@ -162,7 +162,7 @@ def test_a_single_wrong_byte_in_a_tensor_is_noticed(path: Path) -> None:
         largest = max(archive.infolist(), key=lambda entry: entry.file_size)
     content[largest.header_offset + largest.file_size // 2] ^= 1
     path.write_bytes(content)
-    assert torch.load(path, weights_only=True)["step"] == 17  # torch alone does not look
+    assert torch.load(path, weights_only=True)["height"] == 64  # torch alone does not look
     assert f"is damaged: the checksum of its entry {largest.filename} is wrong" in refusal(path)
 
 
@@ -213,7 +213,7 @@ def test_other_torch_files_are_told_apart(tmp_path: Path, model: Segmenter) -> N
         ({"height": 10**9}, "must have height and width of 1 to 32768 pixels and a crop of 16 to 32768"),
         ({"crop": [8, 64]}, "and a crop of 16 to 32768"),
         ({"crop": [1, 2, 3]}, "must have height and width of 1 to 32768 pixels and a crop of 16 to 32768"),
-        ({"step": "many"}, f"lacks usable entries step, which the format {FORMAT} has"),
+        ({"height": "many"}, f"lacks usable entries height, which the format {FORMAT} has"),
     ],
 )
 def test_a_file_chooses_neither_hubs_nor_sizes(path: Path, entries: dict[str, Any], message: str) -> None:
