@@ -42,6 +42,12 @@ def run(options: CompareOptions, *, strict: bool) -> int:
 
     def work(console: Console) -> Any:
         runs, missing, data, settings = prepare(options, console, strict=strict)
+        crop, image = settings.recipe.crop, (settings.height, settings.width)
+        if crop not in (None, image) and settings.inference.tile is None:
+            advice = f"--tile {crop[0]} {crop[1]} evaluates at the size trained on"
+            comparison.say(
+                console, f"note: training sees crops of {crop[0]}x{crop[1]}, evaluation whole images; {advice}"
+            )
         where = {"data": data, "settings": settings, "output": options.output, "resources": options.ray}
         on_ray = partial(run_on_ray, **where, say=partial(comparison.say, console))
         how = {"launch": on_ray if options.launcher == "ray" else None, "contrasts": options.contrasts}

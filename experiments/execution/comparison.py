@@ -4,12 +4,13 @@ import errno
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from experiments.data import SegmentationData
 from experiments.execution.runs import Source, execute, finish, not_applicable_row
@@ -29,7 +30,7 @@ SETTINGS = "settings.json"
 OWN = {"examples", "runs", "data.json", SETTINGS, RESULTS}
 # What an operating system says of a disk that is full, over its quota, read-only or broken.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
-# Seconds between lines about progress, and between reports of a grid that goes on.
+# Seconds between lines about progress where the output is no terminal, and between reports of a grid that goes on.
 LINE_SECONDS, REPORT_SECONDS = 30.0, 300.0
 
 
@@ -175,16 +176,16 @@ def make(
             if todo and launch is not None:
                 launch(todo, origin, collect, fail)
             for run in todo if launch is None else ():
-                on_step = _progress(_name(run, runs), console)
-                try:
-                    made = execute(run, data, settings, output, origin, on_step, trained=(sources or {}).get(run))
-                except Exception as error:
-                    # A disk that takes no more stops everything. Among several processes the others wait for this one:
-                    # torchrun ends or restarts them all.
-                    if processes().world > 1 or (isinstance(error, OSError) and error.errno in DISK):
-                        raise
-                    fail(run, error)
-                    continue
+                with _progress(_name(run, runs), console) as on_step:
+                    try:
+                        made = execute(run, data, settings, output, origin, on_step, trained=(sources or {}).get(run))
+                    except Exception as error:
+                        # A disk that takes no more stops everything. Among several processes the others wait for this
+                        # one: torchrun ends or restarts them all.
+                        if processes().world > 1 or (isinstance(error, OSError) and error.errno in DISK):
+                            raise
+                        fail(run, error)
+                        continue
                 if made:
                     collect(made)
         finally:
@@ -197,8 +198,9 @@ def make(
     return rows
 
 
-def _progress(name: str, console: Console) -> OnStep:
-    """Says how far a run is, every LINE_SECONDS."""
+@contextmanager
+def _progress(name: str, console: Console) -> Iterator[OnStep]:
+    """Shows how far a run is: in place in a terminal, elsewhere by a line every LINE_SECONDS."""
     start = last = time.monotonic()
     begun: float | None = None
 
@@ -206,12 +208,17 @@ def _progress(name: str, console: Console) -> OnStep:
         nonlocal last, begun
         begun = share if begun is None else begun  # a resumed run does not begin at 0
         now = time.monotonic()
-        if share > begun and now - last >= LINE_SECONDS:
+        if share > begun and (console.is_terminal or now - last >= LINE_SECONDS):
             left = (now - start) / (share - begun) * (1 - share) / 60
-            say(console, f"{name}: {100 * share:.0f} % trained, loss {loss:.3f}, {left:.1f} min of training left")
+            line = f"{name}: {100 * share:.0f} % trained, loss {loss:.3f}, {left:.1f} min of training left"
+            if console.is_terminal:
+                status.update(escape(line))
+            else:
+                say(console, line)
             last = now
 
-    return show
+    with console.status(escape(name)) as status:
+        yield show
 
 
 def say(console: Console, line: str, style: str | None = None) -> None:

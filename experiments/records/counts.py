@@ -60,10 +60,6 @@ class ImageCounts:
         """Pixels (N, K) of the truth or the prediction: IoU = hits / union."""
         return self.truth + self.predicted - self.hits
 
-    def miou(self) -> float:
-        """Mean IoU over all images in percent; NaN where no class is present."""
-        return float(miou(self.hits.sum(0), self.union.sum(0)))
-
     def arrays(self) -> Arrays:
         """The fields as arrays; those that are None are left out."""
         return {name: numpy.array(value) for name, value in vars(self).items() if value is not None}

@@ -260,6 +260,7 @@ class CompareOptions(Common):
             "workers": (self.workers >= 0, "at least 0"),
             "evaluate_at": (different, f"different steps from 0, at most {self.steps}"),
             "start": (self.start is None or self.recipe.weights is None, "left out where --weights is given"),
+            "ray": (self.launcher == "ray" or self.ray == RayResources(), "left out without --launcher ray"),
         }
         check(self, rules)
         trained = self.recipe.weights is not None or self.start is not None

@@ -11,7 +11,7 @@ from toy import FAST, ONE
 
 from experiments.compare_decoders import main
 from experiments.execution import comparison, runs
-from experiments.records.counts import counts_of, unpack
+from experiments.records.counts import counts_of, miou, unpack
 from experiments.records.options import EXECUTION, Inference, Recipe, Scoring, Settings
 from experiments.records.results import RESULT_FIELDS, read_rows
 from experiments.reporting.pages import FILES
@@ -46,15 +46,21 @@ def test_two_steps_write_everything(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert 0 <= row["test_miou"] <= 100
         assert {path.name for path in (output / "runs" / row["run"]).iterdir()} == RUN_FILES | {"step2.npz"}
         counts = counts_of(unpack((output / "runs" / row["run"] / "step2.npz").read_bytes()))
-        assert counts.miou() == pytest.approx(row["test_miou"], abs=6e-4)
+        assert miou(counts.hits.sum(0), counts.union.sum(0)) == pytest.approx(row["test_miou"], abs=6e-4)
     assert list((tmp_path / "cwd").iterdir()) == []
     assert "report.html" in capsys.readouterr().out
 
 
-def test_crops_are_kept_with_the_weights(tmp_path: Path) -> None:
+def test_crops_are_kept_with_the_weights_and_whole_images_are_pointed_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "out"
+    note = "note: training sees crops of 48x32, evaluation whole images; --tile 48 32 evaluates"
     assert main([*ONE, "--crop", "48", "32", "--output", str(output)]) == 0
+    assert note in capsys.readouterr().out
     assert load_weights(output / "runs" / "swinx_n-inline-FPN-os32-seed0" / "last.pt", "cpu").crop == (48, 32)
+    assert main([*ONE, "--crop", "48", "32", "--tile", "48", "32", "--output", str(tmp_path / "tiles")]) == 0
+    assert "note:" not in capsys.readouterr().out
 
 
 def test_finished_runs_are_skipped_and_a_grown_grid_continues(

@@ -176,6 +176,7 @@ def test_cuda_is_refused_where_there_is_none(tmp_path: Path, capsys: pytest.Capt
         (["--losses", "ce", "ce"], "--losses must be different names among ce, dice, lovasz, got ce ce"),
         (["--overlap", "1"], "--overlap must be at least 0 and below 1, got 1.0"),
         (["--ray.cpus", "0"], "--ray.cpus must be more than 0, got 0"),
+        (["--ray.cpus", "2"], "--ray must be left out without --launcher ray"),
         (["--weights", "imagenet", "--start", "x"], "--start must be left out where --weights is given, got x"),
         (["--steps", "0"], "--steps must be at least 1, got 0"),
         (["--batch-size", "1"], "--batch-size must be at least 2"),
