@@ -7,8 +7,7 @@ from experiments.data.folder import CAMVID, find_pairs, labels_of
 from experiments.data.groups import camvid_group, finder, with_groups
 from experiments.data.pet import PET, find_pet
 from experiments.data.reading import DataError, read_splits
-from experiments.data.scenes import make_scenes
-from experiments.data.street_scenes import SMALLEST
+from experiments.data.street_scenes import SMALLEST, make_scenes
 from experiments.records.messages import printable, shortened
 from experiments.records.options import DataOptions
 
