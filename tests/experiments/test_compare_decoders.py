@@ -94,7 +94,7 @@ def test_interrupted_run_leaves_the_others_and_continues(
     with monkeypatch.context() as patch:
         patch.setattr(runs, "save_predictions", interrupt)
         assert main([*FAST, "--output", str(output)]) == 130
-    assert "the same command continues" in capsys.readouterr().out
+    assert "the same command continues" in capsys.readouterr().err
     assert [row["decoder"] for row in read_rows(output / "results.jsonl")] == ["FPN"]
     assert "Unet" not in (output / "report.md").read_text()
     assert main([*FAST, "--output", str(output)]) == 0
