@@ -1,8 +1,8 @@
 """Predict a folder of pictures with a trained run: masks, colour overlays and confidence maps.
 
-    python -m experiments.predict runs/camvid/runs/ID/best.pt photos --output runs/photos
-    python -m experiments.predict best.pt photos --output DIR --flip --scales 0.75 1.0 1.25
-    python -m experiments.predict best.pt aerial --output DIR --native --tile 512 512
+    python -m experiments.predict runs/camvid/runs/ID/last.pt photos --output runs/photos
+    python -m experiments.predict last.pt photos --output DIR --flip --scales 0.75 1.0 1.25
+    python -m experiments.predict last.pt aerial --output DIR --native --tile 512 512
 
 Works on one picture or on a folder with its sub-folders (JPEG, PNG, TIFF, WebP, BMP), of any sizes. By default a
 picture is scaled so that its shorter side is that of the training images, the scale that the model knows; results are
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import tyro
 
 from experiments.prediction.options import Options
+from experiments.records.messages import ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = tyro.cli(Options, args=arguments, prog="python -m experiments.predict", description=__doc__)
     from experiments.prediction.prediction import run  # not above: --help need not wait for torch
 
-    return run(options)
+    return ended(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Annotated
 
 import tyro
 
+from experiments.records.messages import ended
 from experiments.records.options import unset
 
 
@@ -36,16 +37,11 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, or 2 for bad input."""
     options = tyro.cli(Options, args=arguments, prog="python -m experiments.report", description=__doc__)
-    try:
-        _rebuild(options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"report: {options.output / 'report.html'}")
-    return 0
+    return ended(lambda: rebuild(options))
 
 
-def _rebuild(options: Options) -> None:
+def rebuild(options: Options) -> int:
+    """Read rows, choose, write them and their report; returns 0, or raises ValueError or OSError for bad input."""
     # Not above: --help need not wait for torch.
     from dataclasses import replace
 
@@ -66,6 +62,8 @@ def _rebuild(options: Options) -> None:
         print(f"left out: {left} rows of models that other rows evaluate in the same way")
     write_merged(content.results, options.output)
     render(content, options.output)
+    print(f"report: {options.output / 'report.html'}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from decoders import build, image
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import swinx
 from swinx.config import VARIANTS
+from tests.decoders import build, image
 
 TOLERANCE = 1e-4
 # Small, for the exporters' sake: shifted blocks in stages 3 and 4, merges and dilation as everywhere.

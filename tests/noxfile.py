@@ -23,7 +23,10 @@ RUNNERS = (
     "mypy>=2.4",
 )
 # Tests that read what only a checkout has.
-CHECKOUT = ("test_quality.py", "test_documentation.py", "test_support_table.py", "test_kernel_resources.py")
+CHECKOUT = (
+    *("test_quality.py", "test_documentation.py", "test_support_table.py", "test_kernel_resources.py"),
+    "test_benchmarks.py",
+)
 # torch with the torchvision made for it, and what else servers of its time have.
 SERVERS = {
     "2.8": ("torch==2.8.0", "torchvision==0.23.0", "segmentation-models-pytorch==0.6.0"),
@@ -66,4 +69,4 @@ def wheel(session: nox.Session) -> None:
     tests = shutil.ignore_patterns("experiments", "benchmarks", "noxfile.py", *CHECKOUT)
     shutil.copytree("tests", folder / "tests", ignore=tests, dirs_exist_ok=True)
     session.chdir(folder)
-    session.run("pytest", "-c", os.devnull, "--rootdir=.", "-o", "pythonpath=tests", *session.posargs, "tests")
+    session.run("pytest", "-c", os.devnull, "--rootdir=.", "-o", "pythonpath=. tests", *session.posargs, "tests")

@@ -1,8 +1,8 @@
 """The documentation works as pasted: snippets, the notebook, commands, links, and the build.
 
 Blocks marked `python` are run, page by page and in order, with a server on this machine in the place of the Hugging
-Face hub. Of blocks marked `sh` the commands of swinx are run, and those of the experiments must have the options that
-they use. Blocks marked `py` and `text` are not run.
+Face hub. Of blocks marked `sh` the commands of swinx are run, and those of experiments and benchmarks must have the
+options that they use. Blocks marked `py` and `text` are not run.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ from safetensors.torch import save
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("*.ipynb"))]
-COMMAND = re.compile(r"python -m (experiments\.\w+)(.*)")
+COMMAND = re.compile(r"python -m (experiments\.\w+|tests\.benchmarks\.\w+)(.*)")
 SHELL = re.compile(r"^```(?:sh)?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

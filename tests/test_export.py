@@ -5,7 +5,6 @@ The table of every decoder, stride and version is made by tests/benchmarks/expor
 
 from collections.abc import Callable
 
-import export_models as models
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 from swinx import exports, plans
 from swinx.stage import SwinStage
 from swinx.windows import WindowGeometry
+from tests import export_models as models
 
 
 @pytest.fixture

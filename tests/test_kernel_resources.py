@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.kernel_resources import SHARED_MEMORY, longest_loop
-from experiments.tune_attention import GIVEN_UP
 from swinx.attention.triton import parameters
 from swinx.attention.triton.table import TABLE
+from tests.benchmarks.kernel_resources import SHARED_MEMORY, longest_loop
+from tests.benchmarks.tune_attention import GIVEN_UP
 
 ROWS = Path(__file__).parent.parent / "docs" / "benchmarks" / "kernel-resources.jsonl"
 
@@ -23,7 +23,7 @@ ROWS = Path(__file__).parent.parent / "docs" / "benchmarks" / "kernel-resources.
 def compiled(tmp_path: Path, *arguments: str) -> list[dict]:
     output = tmp_path / "rows.jsonl"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "experiments.kernel_resources", "--output", str(output), *arguments]
+    command = [sys.executable, "-m", "tests.benchmarks.kernel_resources", "--output", str(output), *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in output.read_text().splitlines()]
@@ -93,7 +93,7 @@ def test_a_loop_ends_with_either_kind_of_jump() -> None:
 
 def test_interpreted_kernels_are_refused() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "experiments.kernel_resources", "--windows", "7"]
+    command = [sys.executable, "-m", "tests.benchmarks.kernel_resources", "--windows", "7"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode != 0
     assert "TRITON_INTERPRET must be unset" in result.stderr

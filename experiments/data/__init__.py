@@ -6,16 +6,15 @@ from experiments.data.dataset import SegmentationData, Split
 from experiments.data.folder import CAMVID, find_pairs, labels_of
 from experiments.data.groups import camvid_group, finder, with_groups
 from experiments.data.pet import PET, find_pet
-from experiments.data.reading import DataError, printable, read_splits, shortened
-from experiments.data.scenes import make_scenes
-from experiments.data.street_scenes import SMALLEST
+from experiments.data.reading import DataError, read_splits
+from experiments.data.street_scenes import SMALLEST, make_scenes
+from experiments.records.messages import printable, shortened
 from experiments.records.options import DataOptions
 
 __all__ = ["DataError", "SegmentationData", "Split", "data_id", "load", "make_scenes"]
 
 FILES = ("folder", "camvid", "pet")
-ONLY_FOR = {"root": FILES, "fit": FILES, "groups": FILES, "data_seed": ("scenes",)}
-ONLY_FOR |= {"classes": ("folder",), "ignore_index": ("folder",)}
+ONLY_FOR = {"root": FILES, "fit": FILES, "groups": FILES, "classes": ("folder",), "ignore_index": ("folder",)}
 
 
 def load(options: DataOptions, *, native: bool = False) -> SegmentationData:
@@ -30,7 +29,7 @@ def load(options: DataOptions, *, native: bool = False) -> SegmentationData:
     _check(options, native)
     if options.data == "scenes":
         height, width = options.size or (128, 160)
-        return make_scenes(seed=options.data_seed or 0, height=height, width=width)
+        return make_scenes(height=height, width=width)
     root, name = options.root, str(options.data)
     if root is None:
         raise ValueError(f"--data {name} needs --root, the folder of the data")
@@ -64,10 +63,6 @@ def _check(options: DataOptions, native: bool) -> None:
     if options.size is not None and min(options.size) < least:
         got = f"{options.size[0]} {options.size[1]} with --data {options.data}"
         raise ValueError(f"--size must be height and width of at least {least}, got {got}")
-    if options.data_seed is not None and options.data_seed < 0:
-        raise ValueError(f"--data-seed must not be negative, got {options.data_seed}")
-    if options.fit != DataOptions.fit and options.size is None:
-        raise ValueError(f"--fit {options.fit} says how images come to --size H W, which is not given")
     if native and options.fit == "crop":
         raise ValueError("--score-at native needs the whole images: --fit pad or stretch, got --fit crop")
 

@@ -7,7 +7,8 @@ ROOT/masks/{train,val,test}/NAME.SUFFIX      8-bit, one class id per pixel: mode
 import colorsys
 from pathlib import Path
 
-from experiments.data.reading import SPLITS, DataError, Found, Labels, Pair, printable
+from experiments.data.reading import SPLITS, DataError, Found, Labels, Pair
+from experiments.records.messages import printable
 
 MASKS = (".png", ".tif", ".tiff", ".bmp")
 IMAGES = (*MASKS, ".jpg", ".jpeg", ".webp")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.data.dataset import SegmentationData, Split
-from experiments.data.reading import shortened
+from experiments.data.dataset import SegmentationData
+from experiments.records.messages import shortened
 
 # Successive frames of a CamVid drive that make one group: 20 seconds, of which 20 frames are labelled (docs/data.md).
 CAMVID_FRAMES = 600
@@ -43,20 +43,16 @@ def finder(rule: str) -> Find:
 
 
 def with_groups(data: SegmentationData, find: Find) -> SegmentationData:
-    """The set with groups. In train and val, an image for which none is found is its own group.
+    """The set with groups of its test images.
 
     Raises:
-        ValueError: there are test images for which none is found; the message lists them.
+        ValueError: none is found for some of them; the message lists them.
     """
     if without := [name for name in data.test.names if not find(name)]:
         rule = "--groups (for CamVid by default DRIVE_NUMBER)" if find is camvid_group else "--groups"
         count = f"{len(without)} of {len(data.test.names)}"
         raise ValueError(f"{rule} must give each test image a group; none for {count}: {', '.join(shortened(without))}")
-
-    def grouped(split: Split) -> Split:
-        return replace(split, groups=tuple(find(name) or name for name in split.names))
-
-    return replace(data, train=grouped(data.train), val=grouped(data.val), test=grouped(data.test))
+    return replace(data, test=replace(data.test, groups=tuple(str(find(name)) for name in data.test.names)))
 
 
 def _read_table(path: Path) -> dict[str, str]:

@@ -4,8 +4,8 @@
     ROOT/annotations/trimaps/NAME.png             1 pet, 2 background, 3 not classified
     ROOT/annotations/{trainval,test}.txt          NAME CLASS-ID SPECIES BREED-ID, one image a line
 
-Parkhi, Vedaldi, Zisserman, Jawahar: Cats and Dogs, CVPR 2012. Licence of the set: CC BY-SA 4.0. Layout, splits and
-download are those of smp's OxfordPetDataset.
+Parkhi, Vedaldi, Zisserman, Jawahar: Cats and Dogs, CVPR 2012. Licence of the set: CC BY-SA 4.0. Layout and splits
+are those of smp's OxfordPetDataset.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ PET = Labels(
     ignore_index=255,
     note="outlines are unlabelled and ignored: scores leave out the hardest pixels, and boundary scores say little",
 )
-ADVICE = "`python -m experiments.fetch_pet FOLDER` downloads Oxford-IIIT Pet (0.8 GB) into a FOLDER for --root"
+ADVICE = "torchvision.datasets.OxfordIIITPet(FOLDER, download=True) makes a FOLDER/oxford-iiit-pet for --root (0.8 GB)"
 FOLDERS, LISTS = ("images", "annotations/trimaps"), ("annotations/trainval.txt", "annotations/test.txt")
 MODES = {"train": "train", "val": "valid", "test": "test"}  # our names of the splits, and smp's
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from experiments.data.dataset import Split
 from experiments.data.images import ImageError, read_image, stored_size
+from experiments.records.messages import printable, shortened
 
 SPLITS = ("train", "val", "test")
-SHOWN = 20  # problems, ids or names that one message spells out; the rest are counted
 
 Size = tuple[int, int]
 Fit = Literal["pad", "crop", "stretch"]
@@ -61,16 +61,6 @@ class DataError(ValueError):
         self.problems = tuple(map(printable, problems))
         lines = [f"{root}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", *shortened(self.problems)]
         super().__init__("\n  ".join(lines))
-
-
-def printable(text: str) -> str:
-    """The text with escapes for what is not printable, such as bytes of a file's name that are no UTF-8."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def shortened(items: Sequence[str]) -> list[str]:
-    """The first SHOWN items and how many more there are."""
-    return [*items[:SHOWN], *([f"and {len(items) - SHOWN} more"] if len(items) > SHOWN else [])]
 
 
 def read_splits(

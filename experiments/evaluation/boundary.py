@@ -1,19 +1,23 @@
 """Boundary F-score: how near the predicted outlines of each class are to the true ones.
 
-Shapes: B images, K classes, H W pixels, R bands; S radii, the different ones among the bands'.
+Shapes: B images, K classes, H W pixels, R bands; P pixels of a boundary, G groups of them.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy
 import torch
+from numpy.typing import NDArray
+from scipy.spatial import KDTree
 from torch import Tensor
-from torch.nn import functional
+
+from experiments.records.counts import Floats
 
 # How far apart two outlines may be: so many pixels, or a share of the diagonal of the map, as `radius` reads it.
 BANDS = ("1", "2", "3", "4", "5", "0.75%")
-# Classes whose outlines are widened at once: each has its own bit of a byte.
-BITS = 8
+Pixels = NDArray[Any]
 
 
 def radius(band: str, height: int, width: int) -> int:
@@ -48,16 +52,14 @@ def boundary_f1(predicted: Tensor, truth: Tensor, classes: int, ignore_index: in
     """
     ignored = truth == ignore_index
     unscored = ignored | _differs(ignored)
-    maps = [ids.to(torch.int16).masked_fill(ignored, -1) for ids in (predicted, truth)]  # -1 is in no group of classes
-    edges = [_differs(ids) for ids in maps]
-    reach = [radius(band, *truth.shape[-2:]) for band in BANDS]
-    radii = sorted(set(reach))
-    (precision, some_predicted), (recall, some_true) = (
-        _shares(ids, edge & ~unscored, other, other_edge, radii, classes)
-        for ids, edge, other, other_edge in zip(maps, edges, maps[::-1], edges[::-1], strict=True)
-    )
-    f1 = 2 * precision * recall / (precision + recall).clamp_min(torch.finfo(torch.float64).tiny)
-    return f1.masked_fill(~(some_predicted | some_true), math.nan)[..., [radii.index(pixels) for pixels in reach]]
+    maps = [ids.to(torch.int16).masked_fill(ignored, -1) for ids in (predicted, truth)]  # -1 is no class
+    (ours, ours_scored), (theirs, theirs_scored) = (_outline(ids, unscored, classes) for ids in maps)
+    radii, groups = [radius(band, *truth.shape[-2:]) for band in BANDS], len(truth) * classes
+    precision, some_predicted = _shares(ours[ours_scored], theirs, radii, groups)
+    recall, some_true = _shares(theirs[theirs_scored], ours, radii, groups)
+    f1 = 2 * precision * recall / numpy.maximum(precision + recall, numpy.finfo(float).tiny)
+    f1[~(some_predicted | some_true)] = math.nan
+    return torch.from_numpy(f1).view(len(truth), classes, len(BANDS))
 
 
 def _differs(values: Tensor) -> Tensor:
@@ -71,56 +73,23 @@ def _differs(values: Tensor) -> Tensor:
     return differs
 
 
-def _shares(
-    ids: Tensor, scored: Tensor, other: Tensor, other_edge: Tensor, radii: Sequence[int], classes: int
-) -> tuple[Tensor, Tensor]:
-    """Share (B, K, S) of the scored pixels that have one of other_edge of their class within each radius, and whether
-    there are any scored (B, K, 1)."""
-    levels = len(radii) + 1
-    counts = torch.zeros(len(ids) * classes * levels, dtype=torch.int64, device=ids.device)
-    places, edges = (mask.flatten().nonzero().squeeze(1) for mask in (scored, other_edge))
-    own, others = ids.flatten()[places], other.flatten()[edges]
-    image = places // ids[0].numel()
-    for group in range(-(-classes // BITS)):
-        bits = torch.zeros(ids.numel(), dtype=torch.uint8, device=ids.device)
-        theirs, mine = others // BITS == group, own // BITS == group
-        bits[edges[theirs]] = (1 << others[theirs] % BITS).to(torch.uint8)
-        here, k = places[mine], own[mine]
-        misses = torch.zeros(len(k), dtype=torch.int64, device=ids.device)
-        for widened in _widened(bits.view(ids.shape), radii):
-            misses += (widened.flatten()[here] >> k % BITS) & 1 == 0
-        counts += ((image[mine] * classes + k) * levels + misses).bincount(minlength=len(counts))
-    # Radii rise, so those that miss a pixel are the first ones: radius r finds the pixels with up to r misses.
-    within = counts.view(len(ids), classes, levels).cumsum(-1)
-    total = within[..., -1:]
-    return torch.where(total > 0, within[..., :-1].double() / total, 1.0), total > 0
+def _outline(ids: Tensor, unscored: Tensor, classes: int) -> tuple[Pixels, Pixels]:
+    """Boundary pixels (P, 3) of maps (B, H, W) of ids, -1 where ignored: group, y and x; and which are scored (P,).
 
-
-def _widened(bits: Tensor, radii: Sequence[int]) -> list[Tensor]:
-    """For each radius the bits (B, H, W) uint8 that are set anywhere within it.
-
-    A disc is a pile of rows, so bits spread along rows first, and a spread of each width then goes to the rows of each
-    disc that are so wide: the work grows with the radius, not with its square, and is the same for eight classes as for
-    one. Margins of zeros as wide as the largest radius make every shift one of flat memory.
+    A group is an image and a class of it, image * K + class.
     """
-    batch, height, width = bits.shape
-    margin = radii[-1]
-    flat = functional.pad(bits, (0, margin, 0, margin)).flatten()
-    stride = width + margin
-    row = flat.clone()
-    discs = [torch.zeros_like(flat) for _ in radii]
-    for half in range(margin + 1):
-        if half:
-            _spread(row, flat, half)
-        for pixels, disc in zip(radii, discs, strict=True):
-            for dy in range(pixels + 1):
-                if math.isqrt(pixels**2 - dy**2) == half:
-                    _spread(disc, row, dy * stride)
-    return [disc.view(batch, height + margin, stride)[:, :height, :width] for disc in discs]
+    edge = _differs(ids) & (ids >= 0)
+    image, y, x = edge.nonzero(as_tuple=True)
+    pixels = torch.stack([image * classes + ids[edge], y, x], 1)
+    return pixels.cpu().numpy(), (~unscored[edge]).cpu().numpy()
 
 
-def _spread(target: Tensor, source: Tensor, shift: int) -> None:
-    """Add the bits of source to target, shift elements to the right and to the left."""
-    count = max(0, len(source) - shift)
-    target[shift:].bitwise_or_(source[:count])
-    target[:count].bitwise_or_(source[shift:])
+def _shares(pixels: Pixels, others: Pixels, radii: Sequence[int], groups: int) -> tuple[Floats, Pixels]:
+    """Share (G, R) of the pixels of each group that have one of the others of it within each radius, and whether there
+    are any pixels of it (G,)."""
+    apart = [max(radii) + 1, 1, 1]  # so far that no pixel finds one of another group
+    distances, _ = KDTree(others * apart).query(pixels * apart, distance_upper_bound=max(radii) + 0.5)
+    found = [numpy.bincount(pixels[:, 0], distances <= pixel, minlength=groups) for pixel in radii]
+    total = numpy.bincount(pixels[:, 0], minlength=groups)[:, None]
+    shares = numpy.divide(numpy.stack(found, 1), total, out=numpy.ones((groups, len(radii))), where=total > 0)
+    return shares, total[:, 0] > 0

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from experiments.data.dataset import SegmentationData, Split
 from experiments.evaluation.boundary import BANDS, boundary_f1
 from experiments.evaluation.corruptions import corrupted
-from experiments.evaluation.cost import autocast
 from experiments.evaluation.inference import probabilities, resized
 from experiments.records import counts
 from experiments.records.counts import ImageCounts
@@ -24,37 +23,9 @@ from experiments.records.options import PLAIN, Corruption, Inference
 BINS = 15
 
 
-@torch.inference_mode()
-def miou(
+def predictions(
     model: nn.Module,
     split: Split,
-    classes: int,
-    ignore_index: int,
-    *,
-    batch_size: int,
-    device: torch.device,
-    precision: str,
-) -> float | None:
-    """Mean IoU in percent of plain inference, as of `evaluate`, and nothing else: for validation during training.
-
-    model: images (B, 3, H, W) uint8 to logits (B, K, H, W). It is left in eval mode.
-    """
-    model.eval()
-    total = torch.zeros(classes, classes, dtype=torch.int64, device=device)
-    for images, masks in zip(split.images.split(batch_size), split.masks.split(batch_size), strict=True):
-        with autocast(device, precision):
-            logits = model(images.to(device))
-        total += image_confusion(logits.argmax(1), masks.to(device), classes, ignore_index).sum(0)
-    confusion = total.cpu().numpy()
-    sides = confusion.sum(0) + confusion.sum(1)
-    return _mean_share(confusion.diagonal(), sides - confusion.diagonal())
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module,
-    split: Split,
-    data: SegmentationData,
     *,
     batch_size: int,
     device: torch.device,
@@ -62,38 +33,58 @@ def evaluate(
     inference: Inference = PLAIN,
     native: bool = False,
     corruption: Corruption | None = None,
-) -> tuple[dict[str, Any], ImageCounts]:
-    """Every measure of a model on a split of data, in one pass; and the counts of its images.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Probabilities (B, K, H, W) of the images of a split, and the masks (B, H, W) that they are held against.
+
+    model: images (B, 3, H, W) uint8 to logits (B, K, H, W), at any size that inference asks for. It is left in eval
+    mode. native: probabilities without the padding, at the resolution of each image's own mask, one image at a time
+    (where a split has no native_masks, its masks have that resolution). corruption: what images go through first, at
+    the size and with the padding that the model gets.
+    """
+    model.eval()
+    for start in range(0, len(split.images), batch_size):
+        images = split.images[start : start + batch_size]
+        if corruption is not None:
+            images = torch.stack([corrupted(image, corruption, start + i) for i, image in enumerate(images)])
+        found = probabilities(model, images.to(device), inference, precision=precision)
+        if not native or split.native_masks is None or split.shown is None:
+            yield found, split.masks[start : start + len(found)].to(device)
+            continue
+        for i, one in enumerate(found, start):
+            (height, width), mask = split.shown[i], split.native_masks[i].to(device)
+            yield resized(one[None, :, :height, :width], (mask.shape[0], mask.shape[1])), mask[None]
+
+
+def miou(model: nn.Module, split: Split, data: SegmentationData, **how: Any) -> float | None:
+    """Mean IoU as `evaluate` has it, and nothing else, in a part of the time. how: see `predictions`."""
+    total = numpy.zeros((len(data.class_names),) * 2, dtype=numpy.int64)
+    for scores, truth in predictions(model, split, **how):
+        total += image_confusion(scores.argmax(1), truth, len(total), data.ignore_index).sum(0).cpu().numpy()
+    hits = total.diagonal()
+    return _mean_share(hits, total.sum(0) + total.sum(1) - hits)
+
+
+def evaluate(model: nn.Module, split: Split, data: SegmentationData, **how: Any) -> tuple[dict[str, Any], ImageCounts]:
+    """Every measure of a model on a split of data, in one pass; and the counts of its images. how: see `predictions`.
 
     All are in percent, None where there is nothing to measure, over all pixels that are not ignored. class_iou: by name
     of the class (None: it is neither in the truth nor predicted). miou, thin_miou and f1: means over the classes, or
     the thin ones, that are not absent. pixel_accuracy. ece: expected calibration error. boundary_f1, thin_boundary_f1:
     by band, means over images for each class, then over classes.
 
-    model: images (B, 3, H, W) uint8 to logits (B, K, H, W), at any size that inference asks for. It is left in eval
-    mode. native: probabilities are brought to the resolution of each image's own mask and scored there (where a split
-    has no native_masks, its masks have that resolution). corruption: what images go through first, at the size and with
-    the padding that the model gets.
-
     Raises:
         FloatingPointError: a prediction outside the ignored pixels is not a number.
     """
-    model.eval()
     classes, ignore_index = len(data.class_names), data.ignore_index
     confusions, boundaries = [], []
     # Of the calibration error (Guo et al., ICML 2017, arXiv:1706.04599) a sum per bin of hits - confidence is enough.
     # torchmetrics keeps two float32 of every pixel instead, and counts pixels in float32, which ends at 2^24 of them.
-    gaps = torch.zeros(BINS, dtype=torch.float64, device=device)
-    for start in range(0, len(split.images), batch_size):
-        images = split.images[start : start + batch_size]
-        if corruption is not None:
-            images = torch.stack([corrupted(image, corruption, start + i) for i, image in enumerate(images)])
-        found = probabilities(model, images.to(device), inference, precision=precision)
-        for scores, truth in _scored(found, split, start, native):
-            confidence, predicted = scores.max(1)
-            gaps += calibration_gaps(confidence, predicted == truth, truth == ignore_index)
-            confusions.append(image_confusion(predicted, truth, classes, ignore_index).cpu())
-            boundaries.append(boundary_f1(predicted, truth, classes, ignore_index).cpu())
+    gaps = torch.zeros(BINS, dtype=torch.float64)
+    for scores, truth in predictions(model, split, **how):
+        confidence, predicted = scores.max(1)
+        gaps += calibration_gaps(confidence, predicted == truth, truth == ignore_index).cpu()
+        confusions.append(image_confusion(predicted, truth, classes, ignore_index).cpu())
+        boundaries.append(boundary_f1(predicted, truth, classes, ignore_index))
     if not gaps.isfinite().all():
         raise FloatingPointError("the model's predictions are not finite in places, so they cannot be scored")
     confusion = torch.cat(confusions).numpy()
@@ -119,19 +110,6 @@ def calibration_gaps(confidence: Tensor, hit: Tensor, ignored: Tensor) -> Tensor
     edges = torch.linspace(0, 1, BINS + 1, device=confidence.device)[1:-1]
     bins = torch.bucketize(confidence, edges, right=True).masked_fill_(ignored, BINS).flatten()
     return bins.bincount((hit.double() - confidence).flatten(), minlength=BINS + 1)[:BINS]
-
-
-def _scored(found: Tensor, split: Split, start: int, native: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Probabilities (B, K, H, W) of the images from start on, and the masks (B, H, W) they are held against.
-
-    native: image by image, without the padding and at the resolution of its own mask, (1, K, h, w) and (1, h, w).
-    """
-    if not native or split.native_masks is None or split.shown is None:
-        yield found, split.masks[start : start + len(found)].to(found.device)
-        return
-    for i, one in enumerate(found, start):
-        (height, width), mask = split.shown[i], split.native_masks[i].to(found.device)
-        yield resized(one[None, :, :height, :width], (mask.shape[0], mask.shape[1])), mask[None]
 
 
 def image_confusion(predicted: Tensor, truth: Tensor, classes: int, ignore_index: int) -> Tensor:

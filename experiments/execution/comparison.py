@@ -16,6 +16,7 @@ from experiments.data import SegmentationData
 from experiments.execution.runs import Source, execute, finish, not_applicable_row
 from experiments.records.files import locked, remove_torn, write_whole
 from experiments.records.grid import NotApplicable, Run
+from experiments.records.messages import IncompleteError, ended
 from experiments.records.options import Settings
 from experiments.records.results import RESULTS, Row, append_rows, differing, provenance, read_rows
 from experiments.reporting.examples import save_examples
@@ -33,10 +34,6 @@ DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 LINE_SECONDS, REPORT_SECONDS = 30.0, 300.0
 
 
-class RunsFailedError(RuntimeError):
-    """Runs ended in an error of their own and have no row; the message counts them."""
-
-
 OnStep = Callable[[float, float], None]  # share done, loss
 # Makes runs elsewhere, given the origin of their rows, and what takes the rows of a run, or its error.
 Launch = Callable[[Sequence[Run], Row, Callable[[list[Row]], None], Callable[[Run, BaseException], None]], None]
@@ -45,32 +42,19 @@ Launch = Callable[[Sequence[Run], Row, Callable[[list[Row]], None], Callable[[Ru
 def command(work: Callable[[Console], tuple[Iterable[Run], list[Row]]], output: Path) -> int:
     """Do the work of a command on a console, and say how it ended; work returns the runs asked for, and all rows.
 
-    Returns the exit status: 0, 1 where a run diverged or failed, 2 for bad input, 130 when interrupted.
+    Returns the exit status: that of `messages.ended`, and 1 where a run diverged or failed.
     """
     console = Console(quiet=processes().rank > 0)
-    try:
+
+    def complete() -> int:
         runs, rows = work(console)
-    except (ValueError, ImportError) as error:
-        return _complain(str(error), 2)
-    except OSError as error:
-        return _complain(f"{error}; finished runs are kept, and the same command continues after them", 2)
-    except RunsFailedError as error:
-        return _complain(str(error), 1)
-    except KeyboardInterrupt:
-        say(console, "interrupted; the same command continues with the run that was cut off")
-        return 130
-    say(console, f"report: {output / 'report.html'}")
-    if processes().world > 1:
-        return 0  # torchrun would take anything else for a process that broke down, and start it again
-    asked = {run.id for run in runs}
-    return int(any(row["status"] != "ok" for row in rows if row["run"] in asked))
+        say(console, f"report: {output / 'report.html'}")
+        if processes().world > 1:
+            return 0  # torchrun would take anything else for a process that broke down, and start it again
+        asked = {run.id for run in runs}
+        return int(any(row["status"] != "ok" for row in rows if row["run"] in asked))
 
-
-def _complain(message: str, status: int) -> int:
-    """Say an error to standard error, by the first process alone; returns the exit status."""
-    if processes().rank == 0:
-        say(Console(stderr=True), f"error: {message}", style="bold red")
-    return status
+    return ended(complete, quiet=console.quiet)
 
 
 def check_output(output: Path, known: Row, *, trained: bool = True) -> list[Row]:
@@ -144,7 +128,7 @@ def make(
     else.
 
     Raises:
-        RunsFailedError: after all others have finished, where runs ended in an error.
+        IncompleteError: after all others have finished, where runs ended in an error.
         ValueError: another run writes into the folder, or check_output says no.
         OSError: the folder cannot be written.
     """
@@ -210,7 +194,7 @@ def make(
                 write_report(output, contrasts)
     if failed:
         count = f"{len(failed)} of {len(runs)} runs"
-        raise RunsFailedError(f"{count} failed and have no row; the same command tries them again")
+        raise IncompleteError(f"{count} failed and have no row; the same command tries them again")
     return rows
 
 

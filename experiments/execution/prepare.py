@@ -20,7 +20,6 @@ from experiments.reporting.rows import axes_of
 from experiments.statistics.contrasts import planned, read_contrasts
 from experiments.training.losses import class_weights
 from experiments.training.train import processes
-from swinx.config import VARIANTS
 
 
 def prepare(
@@ -94,15 +93,13 @@ def _device(options: CompareOptions) -> str:
 
 
 def _check_weights(options: CompareOptions) -> None:
-    """Raise ValueError for pretrained weights that encoders do not have, and what encoders of swinx alone take."""
+    """Raise ValueError for pretrained weights that encoders do not have."""
     recipe = options.recipe
     for encoder in options.axes.encoders:
         entry = smp.encoders.encoders.get(encoder)
         if recipe.weights is not None and entry is not None and recipe.weights not in entry["pretrained_settings"]:
             choices = ", ".join(entry["pretrained_settings"]) or "(none: it has no pretrained weights)"
             raise ValueError(f"--weights must be one of {choices} for {encoder}, got {recipe.weights}")
-        if recipe.layer_decay < 1 and encoder not in VARIANTS:
-            raise ValueError(f"--layer-decay is for encoders of swinx, got {encoder} among --encoders")
 
 
 def _check_against(options: CompareOptions, loaded: SegmentationData) -> None:

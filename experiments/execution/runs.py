@@ -4,7 +4,6 @@ import json
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from experiments.training.models import Segmenter, build_model
 from experiments.training.train import CHECKPOINT, Training, fit, processes
 from experiments.training.weights import load_weights, save_weights
 
+WEIGHTS = "last.pt"  # of a finished run, in its folder
 # Points kept of a loss curve, so that a long run does not swell the report.
 CURVE_POINTS = 500
 # Latencies are compared only where one process measured them.
@@ -46,7 +46,7 @@ class Source:
 
 def finished_run(folder: Path, row: Row) -> Source:
     """The finished run of a row of a folder. Raises FileNotFoundError where its weights are gone."""
-    weights = folder / "runs" / row["run"] / f"{row.get('select', 'last')}.pt"
+    weights = folder / "runs" / row["run"] / WEIGHTS
     if not plain_file(weights, folder):
         raise FileNotFoundError(f"{weights}: no such file; the weights of a finished run are needed")
     return Source(row, weights)
@@ -92,7 +92,8 @@ def execute(
     device = torch.device("cuda", together.local_rank) if settings.device == "cuda" else torch.device("cpu")
     folder = output / "runs" / run.id
     folder.mkdir(parents=True, exist_ok=True)
-    memory = cost.PeakMemory(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(run.seed)
     begun = trained or (None if settings.start is None else find_source(Path(settings.start), run))
     model = _initial(run, begun, data, settings).to(device).eval()
@@ -106,13 +107,16 @@ def execute(
     step, known, fitted, drawn = trained and trained.row["step"], None, {}, {}
     try:
         if trained is None:
-            model, known, training = _train(model, run, data, settings, folder, on_step, common)
-            step, drawn, fitted = settings.steps, curves(training), _fitted(training, settings)
+            training = _train(model, run, data, settings, folder, on_step, common)
+            step, known = training.validations[-1]
+            seen = training.steps * settings.recipe.accumulate * settings.batch_size
+            fitted = {"images_seen": seen, "train_minutes": round(training.seconds / 60, 3)}
+            drawn = curves(training)
         if together.rank == 0:
             measured, counts = measure(model, data, settings, val_miou=known, **common)
-            scope = memory.scope + (", without training" if trained else "")
-            peak = {"peak_memory_mb": round(memory.megabytes(), 1), "peak_memory_scope": scope}
-            results |= {**measured, **fitted, **peak}
+            results |= {**measured, **fitted}
+            if device.type == "cuda":
+                results["peak_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
             save_predictions(folder, model, data, device, settings, counts)
             write_whole(folder / f"step{step}.npz", pack({**counts.arrays(), **drawn}))
     except FloatingPointError as error:  # of training, or of predictions that are not finite
@@ -144,15 +148,11 @@ def _train(
     folder: Path,
     on_step: Callable[[float, float], None],
     common: dict[str, Any],
-) -> tuple[Segmenter, float | None, Training]:
-    """Train model; returns the one to evaluate, its validation mIoU, and what training did.
+) -> Training:
+    """Train model in place; returns what training did.
 
-    Writes best.pt, last.pt and what is measured on the way into the folder of the run.
+    Writes last.pt and what is measured on the way into the folder of the run.
     """
-
-    def save(name: str, average: Segmenter, step: int, miou: float | None) -> None:
-        crop = settings.recipe.crop
-        save_weights(folder / f"{name}.pt", average, run, data, step=step, val_miou=miou, crop=crop)
 
     def evaluate(average: Segmenter, step: int) -> None:
         if step != settings.steps:
@@ -160,26 +160,20 @@ def _train(
             write_whole(folder / f"step{step}.npz", pack(counts.arrays()))
             write_whole(folder / f"step{step}.json", json.dumps(results))
 
-    classes, device = (len(data.class_names), data.ignore_index), common["device"]
     training = fit(
         model,
         data,
         settings,
         seed=run.seed,
         folder=folder,
-        device=device,
-        validate=lambda average: metrics.miou(average, data.val, *classes, **common),
-        on_best=partial(save, "best"),
+        device=common["device"],
+        validate=lambda average: metrics.miou(average, data.val, data, **common),
         evaluate=evaluate,
         on_step=on_step,
     )
     if processes().rank == 0:
-        save("last", model.eval(), *training.validations[-1])
-        if settings.recipe.select == "best":
-            if training.best is None:
-                raise ValueError("--select best needs labelled pixels in the validation split, got none")
-            return load_weights(folder / "best.pt", device).model, training.best[1], training
-    return model, training.validations[-1][1], training
+        save_weights(folder / WEIGHTS, model, run, data, settings.recipe.crop)
+    return training
 
 
 def finish(run_id: str, output: Path) -> None:
@@ -214,20 +208,20 @@ def measure(
     common: dict[str, Any] = {"batch_size": batch_size, "device": device, "precision": precision}
     common["inference"] = settings.inference
     if settings.inference != PLAIN or val_miou is None:
-        val_miou = metrics.evaluate(model, data.val, data, **common)[0]["miou"]
+        val_miou = metrics.miou(model, data.val, data, **common)
     common |= {"native": settings.scoring.score_at == "native"}
     test, counts = metrics.evaluate(model, data.test, data, **common)
     corrupted = {
-        kind: metrics.evaluate(model, data.test, data, corruption=kind, **common)[0]["miou"]
-        for kind in settings.scoring.corruptions
+        kind: metrics.miou(model, data.test, data, corruption=kind, **common) for kind in settings.scoring.corruptions
     }
     image = data.test.images[:1].to(device)
     p20, p50, p80 = cost.latency(model, image, precision)
     scores = {"val_miou": val_miou, "test_miou": test.pop("miou"), "test_f1": test.pop("f1"), **test}
     latencies = {"latency_ms_p20": p20, "latency_ms_p50": p50, "latency_ms_p80": p80}
     row = _rounded({**scores, "corruption_miou": corrupted or None, **latencies})
-    row |= {"params_m": round(cost.parameters(model) / 1e6, 4), "gflops": round(cost.flops(model, image) / 1e9, 4)}
-    return row | {"latency_sitting": SITTING}, counts
+    parameters, operations = sum(p.numel() for p in model.parameters()), cost.flops(model, image)
+    row |= {"params_m": round(parameters / 1e6, 4), "gflops": round(operations / 1e9, 4), "latency_sitting": SITTING}
+    return row, counts
 
 
 def curves(training: Training) -> Arrays:
@@ -259,17 +253,6 @@ def _earlier(folder: Path, head: Row, settings: Settings) -> list[Row]:
             results = {**dict.fromkeys(RESULT_FIELDS), **measured}
             rows.append({**head, "step": step, "status": "ok", "error": None, **results})
     return rows
-
-
-def _fitted(training: Training, settings: Settings) -> Row:
-    """What training says of itself."""
-    best_step, best = training.best or (None, None)
-    return {
-        "images_seen": training.steps * settings.recipe.accumulate * settings.batch_size,
-        "train_minutes": round(training.seconds / 60, 3),
-        "best_val_miou": _rounded(best),
-        "best_step": best_step,
-    }
 
 
 def _rounded(value: Any) -> Any:

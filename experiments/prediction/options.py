@@ -14,7 +14,7 @@ class Options:
     """What to predict, by what and how. ValueError names the option whose value cannot be used."""
 
     weights: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="WEIGHTS")]
-    """last.pt or best.pt of a run"""
+    """last.pt of a run"""
     images: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGES")]
     """a picture, or a folder, searched with its sub-folders"""
     output: Path

@@ -22,13 +22,14 @@ from PIL import Image
 from rich.progress import track
 
 from experiments.data.images import ImageError, read_image
-from experiments.data.reading import available_memory, printable, shortened
+from experiments.data.reading import available_memory
 from experiments.evaluation.inference import probabilities
 from experiments.prediction import pictures
 from experiments.prediction.options import Options
 from experiments.records.files import write_whole
 from experiments.records.grid import size_rule
-from experiments.records.options import PLAIN, Inference, Size, choose_device
+from experiments.records.messages import IncompleteError, printable, shortened
+from experiments.records.options import Inference, Size, choose_device
 from experiments.records.results import Row, differing, provenance
 from experiments.training.weights import Trained, load_weights
 
@@ -67,36 +68,27 @@ class Job:
 
 
 def run(options: Options) -> int:
-    """The command behind experiments.predict; returns its exit status."""
-    try:
-        job = prepare(options)
-        names, colors = job.trained.class_names, job.trained.colors
-        classes = [{"id": i, "name": name, "color": colors[i]} for i, name in enumerate(names)]
-        write_whole(options.output / RECORD, json.dumps(job.record | provenance(job.device), indent=1) + "\n")
-        write_whole(options.output / CLASSES, json.dumps(classes, indent=1) + "\n")
-        trained = f"{job.trained.run.id}, trained on {job.trained.data} at {job.trained.height}x{job.trained.width}"
-        ways = ", ".join(f"{name} {value}" for name, value in job.record.items() if value)
-        print(printable(f"{trained}, sees {len(job.todo)} pictures: {ways}"), flush=True)
-        problems = predict(job)
-    except ValueError as error:
-        return _complain(str(error))
-    except OSError as error:
-        return _complain(f"{error}; finished pictures are kept, and the same command continues after them")
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues after the pictures that are finished")
-        return 130
+    """The command behind experiments.predict; returns 0, or raises what prepare and predict raise.
+
+    Raises:
+        IncompleteError: pictures have no result.
+    """
+    job = prepare(options)
+    names, colors = job.trained.class_names, job.trained.colors
+    classes = [{"id": i, "name": name, "color": colors[i]} for i, name in enumerate(names)]
+    write_whole(options.output / RECORD, json.dumps(job.record | provenance(job.device), indent=1) + "\n")
+    write_whole(options.output / CLASSES, json.dumps(classes, indent=1) + "\n")
+    trained = f"{job.trained.run.id}, trained on {job.trained.data} at {job.trained.height}x{job.trained.width}"
+    ways = ", ".join(f"{name} {value}" for name, value in job.record.items() if value)
+    print(printable(f"{trained}, sees {len(job.todo)} pictures: {ways}"), flush=True)
+    problems = predict(job)
     before = f", {len(job.found) - len(job.todo)} finished before" if len(job.todo) < len(job.found) else ""
     print(printable(f"{len(job.todo) - len(problems)} predicted{before}: {options.output}"))
     if problems:
         lines = shortened([f"{printable(str(job.found[name]))} {problem}" for name, problem in problems.items()])
-        _complain("\n  ".join([f"{len(problems)} of {len(job.found)} pictures have no result:", *lines]))
-    return int(bool(problems))
-
-
-def _complain(message: str) -> int:
-    """One error, to standard error; returns the status of bad input."""
-    print("\n".join(map(printable, f"error: {message}".split("\n"))), file=sys.stderr)
-    return 2
+        count = f"{len(problems)} of {len(job.found)} pictures have no result:"
+        raise IncompleteError("\n  ".join([count, *lines]))
+    return 0
 
 
 def prepare(options: Options) -> Job:
@@ -112,20 +104,13 @@ def prepare(options: Options) -> Job:
     short_side = None if options.native or options.size else options.short_side or min(whole)
     tile = options.inference.tile or trained.crop or (whole if options.native else None)
     inference = replace(options.inference, tile=tile)
-    if tile is None and inference.overlap != PLAIN.overlap:
-        raise ValueError(f"--overlap is for tiles, which --tile or --native makes, got {inference.overlap} without")
     with options.weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
     record = {"weights": digest, "short_side": short_side, "size": options.size, "precision": options.precision}
     record |= asdict(inference)
     check_output(options.output, record)
     todo = {name: path for name, path in found.items() if not finished(options.output, name, path)}
-    job = Job(options, device, trained, inference, short_side, found, todo, record)
-    try:  # a square shows what no picture can have: a tile or a scaled side that the model does not take
-        job.seen(*2 * (short_side or 10**6,))
-    except ImageError as error:
-        raise ValueError(f"--short-side, --size, --tile, --scales: even a large picture {error}") from error
-    return job
+    return Job(options, device, trained, inference, short_side, found, todo, record)
 
 
 def check_output(output: Path, record: Row) -> None:

@@ -18,7 +18,6 @@ Arrays = dict[str, NDArray[Any]]
 
 # No file of ours comes near: a few hundred images of some twenty classes take one megabyte.
 MOST_BYTES = 2 * 1024**3
-CURVES = ("loss_step", "loss", "val_step", "val_miou")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +59,6 @@ class ImageCounts:
     def union(self) -> Counts:
         """Pixels (N, K) of the truth or the prediction: IoU = hits / union."""
         return self.truth + self.predicted - self.hits
-
-    def miou(self) -> float:
-        """Mean IoU over all images in percent; NaN where no class is present."""
-        return float(miou(self.hits.sum(0), self.union.sum(0)))
 
     def arrays(self) -> Arrays:
         """The fields as arrays; those that are None are left out."""

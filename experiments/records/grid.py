@@ -147,7 +147,7 @@ def grid(axes: Axes) -> tuple[list[Run], list[NotApplicable]]:
     and the same network, such as a rule of dilation at output stride 32, where nothing is dilated, give one run.
 
     Raises:
-        ValueError: an unknown name, what no run can have, or an axis of swinx's without an encoder of swinx's.
+        ValueError: an unknown name, or what no run can have.
     """
     _check(axes)
     runs: dict[Run, None] = {}
@@ -194,9 +194,6 @@ def _check(axes: Axes) -> None:
         raise ValueError(f"--decoders: {', '.join(unknown)} is not one of {', '.join(DECODERS)}")
     for encoder in axes.encoders:
         check_encoder(encoder)
-    for name in ("stems", "dilations", "windows", "alignments"):
-        if getattr(axes, name) and not any(encoder in VARIANTS for encoder in axes.encoders):
-            raise ValueError(f"--{name} is for encoders of swinx, got --encoders {' '.join(axes.encoders)}")
 
 
 def check_encoder(encoder: str) -> None:

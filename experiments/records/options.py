@@ -41,7 +41,7 @@ class DataOptions:
 
     data: Literal["scenes", "camvid", "folder", "pet"] = "scenes"
     """scenes: generated; camvid, folder: images/ and masks/ by split under --root; pet: Oxford-IIIT Pet, which
-    python -m experiments.fetch_pet downloads"""
+    torchvision downloads"""
     root: Annotated[Path | None, unset("PATH")] = None
     """folder of the data, for all but scenes"""
     classes: Annotated[Path | None, unset("PATH")] = None
@@ -56,8 +56,6 @@ class DataOptions:
     """what test images belong to (drive, film, patient), for the statistics: a regular expression whose first group is
     found in the image's name, or a CSV file with the columns name and group (default: each image by itself; CamVid:
     runs of neighbouring frames)"""
-    data_seed: Annotated[int | None, unset("INT")] = None
-    """seed that scenes are generated from (default: 0)"""
 
 
 @dataclass(frozen=True)
@@ -98,8 +96,6 @@ class Recipe:
     """what keeps the weights that it starts from"""
     validate_every: Annotated[int | None, unset("INT")] = None
     """steps between validations (default: five of them)"""
-    select: Literal["last", "best"] = "last"
-    """weights that are evaluated: the last, or those of the best validation"""
 
     def __post_init__(self) -> None:
         names, inf = get_args(Loss), math.inf
@@ -117,7 +113,6 @@ class Recipe:
             "color": (0 <= self.color < 1, "at least 0 and below 1"),
             "layer_decay": (0 < self.layer_decay <= 1, "above 0 and at most 1"),
             "validate_every": (self.validate_every is None or self.validate_every >= 1, "at least 1"),
-            "class_weighting": (self.class_weighting == "sqrt" or "ce" in self.losses, "sqrt without --losses ce"),
         }
         check(self, rules)
 
@@ -261,7 +256,6 @@ class CompareOptions(Common):
     def __post_init__(self) -> None:
         at = self.evaluate_at
         different = len(set(at)) == len(at) and all(0 <= step <= self.steps for step in at)
-        trained = self.recipe.weights is not None or self.start is not None
         rules = {
             "steps": (self.steps >= 1, "at least 1"),
             "batch_size": (self.batch_size >= 2, "at least 2 (BatchNorm cannot train on one image)"),
@@ -273,12 +267,9 @@ class CompareOptions(Common):
             "ray": (self.launcher == "ray" or self.ray == RayResources(), "left out without --launcher ray"),
         }
         check(self, rules)
-        here = "left out without --weights or --start"
-        rules = {
-            "layer_decay": (trained or self.recipe.layer_decay == 1, here),
-            "freeze": (trained or self.recipe.freeze == "nothing", here),
-        }
-        check(self.recipe, rules)
+        trained = self.recipe.weights is not None or self.start is not None
+        frozen = self.recipe.freeze != "nothing"
+        check(self.recipe, {"freeze": (trained or not frozen, "left out without --weights or --start")})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,12 +37,12 @@ STATUSES = ("ok", "diverged", "not applicable")
 SCORES = (
     *("test_miou", "val_miou", "thin_miou", "test_f1", "pixel_accuracy", "ece"),
     *("params_m", "gflops", "latency_ms_p20", "latency_ms_p50", "latency_ms_p80", "peak_memory_mb"),
-    *("images_seen", "train_minutes", "best_val_miou", "best_step"),
+    *("images_seen", "train_minutes"),
 )
 # Fields that hold an object of numbers or None.
 TABLES = ("class_iou", "boundary_f1", "thin_boundary_f1", "corruption_miou")
 # None in a row that has no results.
-RESULT_FIELDS = (*SCORES, *TABLES, "peak_memory_scope", "latency_sitting")
+RESULT_FIELDS = (*SCORES, *TABLES, "latency_sitting")
 
 
 def append_rows(path: Path, rows: Sequence[Row]) -> None:

@@ -15,10 +15,6 @@ from experiments.reporting.tables import MISSING, Frame
 
 # Columns of texts; all others are of numbers, and set right.
 LEFT = ("configuration", "groups", "contrast", "result", "made of", "run", "status", "error", "name", "value")
-LATEX = {
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"\(\pm\)", "·": r"\textperiodcentered{}",
-    MISSING: "--", "\N{MINUS SIGN}": r"\(-\)",
-}  # fmt: skip
 
 
 def to_html(frame: Frame, name: str) -> str:
@@ -60,11 +56,10 @@ def to_csv(frame: Frame) -> str:
 
 def to_latex(captioned: Mapping[str, Frame]) -> str:
     """Floating tables by their captions."""
-    parts = ["% Needs \\usepackage{booktabs}, and \\usepackage[T1]{fontenc} for names beyond ASCII.\n"]
-    for caption, frame in captioned.items():
-        styler = Styler(frame).hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
-        aligned = "".join("l" if column in LEFT else "r" for column in frame)
-        text = styler.to_latex(hrules=True, column_format=aligned, caption=caption, position_float="centering")
-        text = text.replace("\\centering", "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}")
-        parts.append(text.translate(str.maketrans(LATEX)))
-    return "\n".join(parts)
+    stylers = {caption: Styler(frame).hide(axis="index").format(escape="latex") for caption, frame in captioned.items()}
+    tables = [
+        styler.format_index(escape="latex", axis=1).to_latex(hrules=True, caption=caption)
+        for caption, styler in stylers.items()
+    ]
+    head = "% Needs \\usepackage{booktabs}, and \\usepackage[T1]{fontenc} for names beyond ASCII.\n"
+    return "\n".join([head, *tables]).replace("\N{MINUS SIGN}", "$-$")

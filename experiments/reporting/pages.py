@@ -45,7 +45,7 @@ def render(content: Content, output: Path) -> None:
     by_class, contrasts = classes.map(tables.number).reset_index(), tables.differences(content)
     sections = {
         "ranking": Section("Ranking by test mIoU", text.on_ranking(content), (), tables.ranking(content.table)),
-        "differences": Section("Differences", text.on_differences(content), (), contrasts),
+        "differences": Section("Differences", text.on_differences(content), text.more_seeds(content), contrasts),
         "classes": Section("Test IoU by class, percent", "Means over seeds.", (), by_class),
         "unfinished": Section("Runs without a result", "", (), tables.unfinished(content)),
         "facts": Section("Where it comes from", "", text.commands(rows), text.facts(content)),

@@ -1,11 +1,15 @@
 """What a report says in sentences: a headline, short notes, and where it comes from."""
 
+import shlex
 from collections.abc import Sequence
+from itertools import count, dropwhile, islice
 
 from experiments.records.results import Row
 from experiments.reporting.content import Content, Frame
 from experiments.reporting.rows import AXES, BUDGET, RECIPE, spelled
 from experiments.reporting.tables import number, shown_effects, verdict
+
+SEEDS = 3  # with fewer, only large differences are found
 
 
 def headline(content: Content) -> str:
@@ -27,8 +31,6 @@ def notes(content: Content) -> list[str]:
     rows, data = [item.row for c in content.configurations for item in c.results], content.results.data
     said = [data.note] if data.note else []
     said += [f"{len(data.left_out)} left out of the data, such as {name}." for name in data.left_out[:1]]
-    if any(row.get("select") == "best" for row in rows):
-        said.append("Validation mIoU served for --select: it is no held-out score.")
     if taken := sum(not row.get("trained", True) for row in rows):
         said.append(f"{taken} of {len(rows)} rows evaluate weights that were trained elsewhere, without more training.")
     return [*said, *(f"Not compared: {gap}." for gap in content.gaps)]
@@ -60,15 +62,46 @@ def on_differences(content: Content) -> str:
     text = f"{kind}{some}. Corrected by Holm's method; {comparison.images} test images{grouped}."
     if untested := [effect for effect in effects if effect.significant is None]:
         text += f" {len(untested)} of {len(effects)} not tested, such as {untested[0].name}: {untested[0].reason}."
-    if any(len(c.results) == 1 for c in content.configurations):
-        text += " The commands below with --seeds 0 1 2 add seeds to the same folders."
-    return text
+    return f"{text} To add seeds:" if more_seeds(content) else text
+
+
+def more_seeds(content: Content) -> list[str]:
+    """The commands that give configurations of one seed SEEDS of them, in the folders where they are.
+
+    Where weights were begun with or evaluated, those come first.
+    """
+    there: dict[str, set[int]] = {}
+    for item in content.results.items:
+        there.setdefault(_command(item.row), set()).add(item.row["seed"])
+    found = []
+    for row in [c.results[0].row for c in content.configurations if len(c.results) == 1]:
+        known = there[_command(row)]
+        new = list(islice((seed for seed in count() if seed not in known), max(1, SEEDS - len(known))))
+        found.append(with_seeds(_command(row.get("source") or {}), new))
+        found.append(with_seeds(_command(row), new) if row.get("trained", True) else _command(row))
+    return list(filter(None, dict.fromkeys(found)))
+
+
+def with_seeds(command: str, seeds: Sequence[int]) -> str:
+    """A command with other --seeds; nothing for what is no command."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # of a row from elsewhere
+        return ""
+    if "--seeds" in words:
+        start = words.index("--seeds")
+        words[start:] = dropwhile(str.isdigit, words[start + 1 :])
+    return shlex.join([*words, "--seeds", *map(str, seeds)]) if words else ""
+
+
+def _command(row: Row) -> str:
+    return str(row.get("command") or "")
 
 
 def commands(rows: Sequence[Row]) -> list[str]:
     """The commands behind the rows, each once; those that trained come before those that evaluated."""
-    trained = [row["source"].get("command") for row in rows if row.get("source")]
-    return [str(command) for command in dict.fromkeys([*trained, *(row.get("command") for row in rows)]) if command]
+    trained = [_command(row["source"]) for row in rows if row.get("source")]
+    return list(filter(None, dict.fromkeys([*trained, *map(_command, rows)])))
 
 
 def facts(content: Content) -> Frame:

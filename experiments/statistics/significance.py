@@ -148,10 +148,12 @@ def compare(
     resamples, seed: of the bootstrap over images.
 
     Raises:
-        ValueError: nothing to compare, labels or names that repeat, a contrast of an unknown label, models that were
-            counted on other images, groups or classes, or one without any class; the message names them.
+        ValueError: nothing to compare, labels that repeat, models that were counted on other images, groups or classes,
+            or one without any class; the message names them.
     """
-    _check(configurations, contrasts)
+    if not configurations or len({one.label for one in configurations}) < len(configurations):
+        labels = ", ".join(one.label for one in configurations)
+        raise ValueError(f"at least one configuration is needed, and labels must differ, got {labels or 'none'}")
     hits, union, sizes = _sums(configurations)
     flat = iter(miou(hits.sum(0), union.sum(0)).tolist())
     scores = {one.label: {name: next(flat) for name in one.models} for one in configurations}
@@ -261,16 +263,6 @@ def _shared_in_part(weights: Weights, scores: Scores) -> str:
         if scores[a].keys() != scores[b].keys() and scores[a].keys() & scores[b].keys():
             return f"{a} and {b} share some of their models but not all"
     return ""
-
-
-def _check(configurations: Sequence[Configured], contrasts: Sequence[Contrast]) -> None:
-    labels = [one.label for one in configurations]
-    if not labels or not all(one.models for one in configurations):
-        raise ValueError(f"at least one configuration is needed, each with a model, got {', '.join(labels) or 'none'}")
-    if len(set(labels)) < len(labels):
-        raise ValueError(f"labels must differ, got {', '.join(labels)}")
-    if unknown := sorted({label for one in contrasts for label in one.weights} - set(labels)):
-        raise ValueError(f"contrasts may weigh {', '.join(labels)}, got {', '.join(unknown)}")
 
 
 def _sums(configurations: Sequence[Configured]) -> tuple[Floats, Floats, Floats]:

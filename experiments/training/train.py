@@ -15,7 +15,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pandas
 import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader
@@ -79,12 +78,6 @@ class Training:
         """Steps taken."""
         return len(self.losses)
 
-    @property
-    def best(self) -> tuple[int, float] | None:
-        """Step and mean IoU of the best validation, the first among equals; None without one."""
-        scored = [(step, miou) for step, miou in self.validations if miou is not None]
-        return max(scored, key=lambda item: item[1], default=None)
-
     def read(self, unread: list[Tensor]) -> None:
         """Move the losses of the last steps into losses, or raise DivergedError."""
         for loss in [tensor.item() for tensor in unread]:
@@ -106,22 +99,18 @@ def fit(
     folder: Path,
     device: torch.device,
     validate: Callable[[Segmenter], float | None],
-    on_best: Callable[[Segmenter, int, float], None],
     evaluate: Callable[[Segmenter, int], None],
     on_step: Callable[[float, float], None],
 ) -> Training:
     """Train model in place on the train split; it ends with the moving average of its weights.
 
     Goes on from folder/training.ckpt where there is one, and keeps that file up to date; the caller removes it when the
-    results are safe. Logs go to folder/log. Among processes the first one alone validates, evaluates and writes.
+    results are safe. Among processes the first one alone validates, evaluates and writes.
 
     Args:
         model: on device; images (B, 3, H, W) uint8 to logits (B, K, H, W).
         seed: fixes the batches and, for each batch anew, the model's own randomness, such as stochastic depth.
         validate: mean IoU in percent of a model on the validation split.
-        on_best: called with a model that beats all before it, the step and its mean IoU. It follows the checkpoint that
-            says so, and is done again by a run that starts from that: a kill between the two must not leave the one
-            with the other's weights.
         evaluate: called with the model and the step, after each of settings.evaluate_at (0: before the first one). It
             comes before the checkpoint of that step: after a kill it may be called for the same step again.
         on_step: called in each process after each step with the share of the budget used and the latest loss read.
@@ -145,11 +134,6 @@ def fit(
     if history.steps:
         learner.load_state_dict(state.pop("learner"))
 
-    def keep_best() -> None:
-        if together.rank == 0 and history.best is not None and history.best[0] == history.steps:
-            on_best(learner.average, *history.best)
-
-    keep_best()
     if history.steps == 0 and 0 in settings.evaluate_at:
         agreed(evaluate, learner.average, 0)
     interval = recipe.validate_every or max(1, settings.steps // 5)
@@ -171,11 +155,9 @@ def fit(
             agreed(evaluate, learner.average, step)
         due = now - saved > CHECKPOINT_SECONDS and not unread
         if together.rank == 0 and (validating or evaluating or due):
-            _log(folder / "log" / "metrics.csv", history, settings)
             content = io.BytesIO()
             torch.save({"learner": learner.state_dict(), "history": vars(history)}, content)
             write_whole(checkpoint, content.getvalue())
-            keep_best()
             saved = time.perf_counter()
         since = time.perf_counter()
     model.load_state_dict(learner.average.state_dict())
@@ -190,16 +172,6 @@ def _stream(
     loader = DataLoader(batches, None, sampler=numbers, num_workers=settings.workers, pin_memory=pinned)
     for number, (images, masks) in zip(numbers, loader, strict=True):
         yield mixed_seed(batches.seed, 2, number, batches.rank), images, masks
-
-
-def _log(path: Path, history: Training, settings: Settings) -> None:
-    """Write loss, learning rate and validation of each step as CSV."""
-    recipe, steps = settings.recipe, range(1, history.steps + 1)
-    table = pandas.DataFrame({"step": steps, "loss": history.losses})
-    shares = [(step - 1) / settings.steps for step in steps]
-    table["learning_rate"] = [recipe.learning_rate * learning_rate_factor(share, recipe.warmup) for share in shares]
-    table["val_miou"] = table["step"].map(dict(history.validations))
-    write_whole(path, table.to_csv(index=False))
 
 
 def _connect(together: Processes, device: torch.device, here: tuple[str, int]) -> None:

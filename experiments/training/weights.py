@@ -15,6 +15,7 @@ import torch
 from experiments.data import SegmentationData
 from experiments.records.files import write_whole
 from experiments.records.grid import Run, check_encoder
+from experiments.records.messages import shortened
 from experiments.training.models import Segmenter, build_model
 from swinx.checkpoint_files import RefusedFileError, read_checkpoint
 
@@ -27,12 +28,9 @@ ENTRIES = {
     "ignore_index": int,
     "height": int,
     "width": int,
-    "step": int,
-    "val_miou": float | None,
     "crop": list | None,
     "state_dict": dict,
 }
-SHOWN = 20  # lines of mismatches in one error
 MOST_CLASSES, LEAST_CROP, MOST_SIDE = 255, 16, 2**15
 
 
@@ -43,8 +41,7 @@ class Trained:
     model: on the device asked for, in eval mode, images (B, 3, H, W) uint8 -> logits (B, K, H, W). class_names has K
     entries, colors K + 1 (RGB 0..255, the last one for ignored pixels). height and width are those of the training
     images in pixels, crop is the size that was cut out of them for training, None where they were seen whole; data is
-    the name of their set. step counts training steps; val_miou (percent) is that of these weights, None where it was
-    not measured.
+    the name of their set.
     """
 
     model: Segmenter
@@ -55,8 +52,6 @@ class Trained:
     height: int
     width: int
     data: str
-    step: int
-    val_miou: float | None
     crop: tuple[int, int] | None = None
 
 
@@ -65,9 +60,6 @@ def save_weights(
     model: Segmenter,
     run: Run,
     data: SegmentationData,
-    *,
-    step: int,
-    val_miou: float | None,
     crop: tuple[int, int] | None = None,
 ) -> None:
     """Write model, a trained model of run, as a file for load_weights; whole or not at all.
@@ -83,12 +75,10 @@ def save_weights(
         "run": asdict(run),
         "data": data.name,
         "class_names": list(data.class_names),
-        "colors": [list(color) for color in data.colors],
+        "colors": list(map(list, data.colors)),
         "ignore_index": data.ignore_index,
         "height": height,
         "width": width,
-        "step": step,
-        "val_miou": val_miou,
         "crop": None if crop is None else list(crop),
         "state_dict": state,
     }
@@ -157,10 +147,9 @@ def _rebuild(entries: Mapping[str, Any], device: torch.device | str) -> Trained:
     try:
         model.load_state_dict(entries["state_dict"])
     except (RuntimeError, AttributeError, TypeError) as error:  # each mismatch; the last two of keys that are no texts
-        lines = [line[:300] for line in str(error).splitlines()]
-        problem = "\n".join([*lines[:SHOWN], *(["..."] if len(lines) > SHOWN else [])])
+        problem = "\n".join(shortened([line[:300] for line in str(error).splitlines()]))
         raise ValueError(f"holds tensors that do not fit the model {run.id}: {problem}") from error
-    same = {name: entries[name] for name in ("ignore_index", "height", "width", "data", "step", "val_miou")}
+    same = {name: entries[name] for name in ("ignore_index", "height", "width", "data")}
     return Trained(
         model=Segmenter(model).eval().to(device),
         run=run,

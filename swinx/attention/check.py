@@ -21,11 +21,10 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from ..windows import WindowGeometry
 from . import speed
 from .triton import support, trial
 
@@ -44,22 +43,11 @@ REPEATED, REPEATS = ((7, 7), (12, 12)), 50
 REPEATED_INTERPRETED, REPEATS_INTERPRETED = ((4, 5), (9, 9)), 20
 
 
-class Stage(NamedTuple):
-    """A stage as a network runs it, every second block shifted; side of its grid in tokens."""
-
-    name: str
-    batch: int
-    side: int
-    window: int
-    heads: int
-    cosine: bool = False
-
-
-STAGES = (
-    Stage("swinx_t, 224 pixels, stage 1, batch 32", 32, 56, 7, 3),
-    Stage("swinx_b, 512 pixels, stage 1, batch 16", 16, 128, 12, 4),
-    Stage("swinx_v2_t, 256 pixels, stage 1, batch 32", 32, 64, 8, 3, True),
-)
+STAGES = {
+    "swinx_t, 224 pixels, stage 1, batch 32": speed.stage(32, 56, 3, 7),
+    "swinx_b, 512 pixels, stage 1, batch 16": speed.stage(16, 128, 4, 12),
+    "swinx_v2_t, 256 pixels, stage 1, batch 32": speed.stage(32, 64, 3, 8, cosine=True),
+}
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -101,7 +89,7 @@ def right(device: torch.device) -> list[dict[str, Any]]:
                     row["excess"] = case.excess(dtype, device, backward=True)
                     row["right"] = row["excess"] <= 1
                 except Exception as failure:  # whatever it is, it is the result
-                    row["reason"] = f"{type(failure).__name__}: {failure}".splitlines()[0][:300]
+                    row["reason"] = speed.reason(failure)
                 rows.append(row)
                 said = row.get("reason") or f"{row['excess']:.2f} of the error allowed"
                 scores = "cosine" if cosine else "scaled"
@@ -126,30 +114,25 @@ def same_bits(device: torch.device) -> int:
 def timed(device: torch.device) -> list[dict[str, Any]]:
     """A row for each stage, direction and way of computing it: median milliseconds, in bfloat16."""
     copy, rows = speed.copy_speed(device), []
-    for stage in STAGES:
-        side, window = stage.side, (stage.window, stage.window)
-        geometry = WindowGeometry(stage.batch, side, side, window, (stage.window // 2, stage.window // 2), 1)
-        qkv, bias, pad, scale = trial.Trial(geometry, stage.heads, HEAD_DIM, cosine=stage.cosine).inputs(
-            torch.bfloat16, device
-        )
-        inputs = [tensor.requires_grad_() for tensor in (qkv, bias, pad) if tensor is not None]
+    for stage, block in STAGES.items():
+        inputs, scale = speed.leaves(block, torch.bfloat16, device)
         for name in ("triton", "sdpa", "compiled reference", "flex_attention"):
-            if name == "flex_attention" and stage.cosine:
+            if name == "flex_attention" and block.cosine:
                 continue
-            attention = speed.provider(name, geometry, device, scale)
+            attention = speed.provider(name, block.geometry, device, scale)
             for direction in ("forward", "both"):
-                row: dict[str, Any] = {"stage": stage.name, "direction": direction, "way": name}
+                row: dict[str, Any] = {"stage": stage, "direction": direction, "way": name}
                 backward = direction == "both"
                 try:
                     times = speed.measure(functools.partial(speed.run, attention, inputs, backward), device)
                 except Exception as failure:  # of the kernels or of what they are held against
-                    row["reason"] = f"{type(failure).__name__}: {failure}".splitlines()[0][:300]
+                    row["reason"] = speed.reason(failure)
                 else:
                     row |= {"ms": times.p50, "ms_p20": times.p20, "ms_p80": times.p80}
                     row["copy_share"] = speed.least_bytes(inputs[0], backward) / (1e-3 * times.p50) / copy
                 rows.append(row)
                 said = row.get("reason") or f"{row['ms']:.3f} ms, {row['copy_share']:.0%} of the speed of a copy"
-                print(f"{stage.name}, {direction}, {name}: {said}", flush=True)
+                print(f"{stage}, {direction}, {name}: {said}", flush=True)
     return rows
 
 

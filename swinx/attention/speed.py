@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import windows
-from ..windows import WindowGeometry
+from ..windows import WindowGeometry, cyclic_shift
 from .api import window_attention
+from .triton.trial import Trial
 
 Call = Callable[[], object]
 # Maps qkv, bias (h, N, N) and pad_qkv (3, h, D) to the result.
@@ -25,6 +26,26 @@ class Times(NamedTuple):
     p20: float
     p50: float
     p80: float
+
+
+def stage(
+    batch: int, side: int, heads: int, window: int, *, shifted: bool = True, dilation: int = 1, cosine: bool = False
+) -> Trial:
+    """A block as a stage of a network runs it: heads of 32 channels on square grids of so many tokens a side."""
+    shift = cyclic_shift(side, window, dilation) if shifted else 0
+    geometry = WindowGeometry(batch, side, side, (window, window), (shift, shift), dilation)
+    return Trial(geometry, heads, 32, cosine=cosine)
+
+
+def leaves(trial: Trial, dtype: torch.dtype, device: torch.device) -> tuple[list[Tensor], Tensor | None]:
+    """qkv, bias and pad_qkv of a trial, which get gradients; and its cosine_scale."""
+    *inputs, scale = trial.inputs(dtype, device)
+    return [tensor.requires_grad_() for tensor in inputs if tensor is not None], scale
+
+
+def reason(failure: Exception) -> str:
+    """An error in one line: what rows say of an implementation that raises it."""
+    return f"{type(failure).__name__}: {failure}".splitlines()[0][:300]
 
 
 def measure(call: Call, device: torch.device, cold: bool = True, seconds: float = 0.4) -> Times:

@@ -1,7 +1,7 @@
 """Time the encoder of this checkout against that of another one and against timm's Swin, side by side in one run.
 
     git worktree add ../before REVISION
-    python tests/benchmarks/against_checkout.py ../before --output rows.jsonl
+    python -m tests.benchmarks.against_checkout ../before --output rows.jsonl
 
 Each side is a process of its own, and one of them computes at a time. A round times the three in random order;
 a ratio is the median over rounds of one side's time over the other's in the same round. Where a process has its weights
@@ -156,7 +156,7 @@ def provenance() -> dict[str, Any]:
         "python": sys.version.split()[0],
         **{package.__name__: package.__version__ for package in (torch, timm, numpy)},
         "smp": smp.__version__,
-        "command": "python tests/benchmarks/against_checkout.py ../before",
+        "command": "python -m tests.benchmarks.against_checkout ../before",
     }
 
 

@@ -1,6 +1,6 @@
 """Time swinx_t in every way to deploy it beside timm's Swin-T, exported in the same ways at its one size.
 
-    python tests/benchmarks/export_latency.py --output docs/benchmarks/export-latency-cpu-DATE
+    python -m tests.benchmarks.export_latency --output docs/benchmarks/export-latency-cpu-DATE
 
 writes a row for each engine and model to OUTPUT.jsonl and a table of them to OUTPUT.md. All engines live in one
 process, on one thread; a round times each once, in random order, and a ratio is the median over rounds of timm's time

@@ -1,6 +1,6 @@
 """Export every decoder at every output stride it takes, with Swin V1 and V2, and compare with eager code.
 
-    PYTHONPATH=.:tests python tests/benchmarks/export_sweep.py --output docs/benchmarks/export-sweep-DATE
+    python -m tests.benchmarks.export_sweep --output docs/benchmarks/export-sweep-DATE
 
 appends a row for each model and way to OUTPUT.jsonl, leaves out what is there, and writes a table of all to OUTPUT.md.
 The encoders are small, with every kind of block; batch, height and width are dynamic. A minute or two of one core a
@@ -19,10 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import export_models as models
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+
+from tests import export_models as models
 
 STRIDES = {
     "Unet": (32, 16, 8),

@@ -1,6 +1,6 @@
 """How often experiments.statistics.significance errs, on simulated counts of which the truth is known.
 
-python tests/benchmarks/simulate_significance.py --draws 2000 --output docs/benchmarks/significance-simulation
+    python -m tests.benchmarks.simulate_significance --draws 2000 --output docs/benchmarks/significance-simulation
 
 writes one row per scenario to OUTPUT.jsonl and a table of them to OUTPUT.md.
 

@@ -33,6 +33,6 @@ def tiny_scenes(toy: SegmentationData, monkeypatch: pytest.MonkeyPatch, tmp_path
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     monkeypatch.setattr(data, "make_scenes", lambda **_: toy)
-    # Thirty timed calls per run are for reports, not for tests; plots are looked at in test_report_pages.
+    # Timed calls are for reports, not for tests; plots are looked at in test_report_pages.
     monkeypatch.setattr(pages, "_figures", lambda _: [])
-    monkeypatch.setattr(cost, "latency", functools.partial(cost.latency, warmup=0, runs=3))
+    monkeypatch.setattr(cost, "latency", functools.partial(cost.latency, seconds=0))

@@ -19,7 +19,7 @@ def run(output: str, kill_at: int | None, torn_row: bool) -> None:
     torch.set_num_threads(1)
     data.make_scenes = lambda **_: toy_data()  # type: ignore[assignment]
     latency = cost.latency
-    cost.latency = lambda *a: latency(*a, warmup=0, runs=1)  # type: ignore[assignment]
+    cost.latency = lambda *a: latency(*a, seconds=0)  # type: ignore[assignment]
     replace, write = os.replace, os.write
     count = 0
 

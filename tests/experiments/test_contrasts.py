@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.statistics.contrasts import Contrast, pairs, planned, read_contrasts
+from experiments.statistics.contrasts import pairs, planned, read_contrasts
 
 SWIN, TIMM = "swinx_n", "tu-swin_tiny_patch4_window7_224"
 
@@ -102,7 +102,7 @@ def test_windows_and_inference_are_found_by_value() -> None:
         ("a-b-c", "'a' is no value; there are encoder: swinx_n"),
         ("exact-exact", "both sides are Unet-os8-exact"),
         ("exact+dense-enlarged", r"exact\+dense names a field twice"),
-        ("exact-dense@dense", "dilation is in a side and in a condition"),
+        ("exact-dense@dense", "no configuration has exact there"),
         ("exact+os32-os8", r"os8 may be Unet-os8-exact or Unet-os8-dense; let it name dilation too"),
         ("Unet-os8+exact", r"Unet may be Unet-os8-exact or"),
         ("exact-dense@os32", "no configuration has dense there; there are Unet-os8-exact, .*PSPNet-os32-exact"),
@@ -153,9 +153,3 @@ def test_all_pairs_are_each_once_in_order() -> None:
     assert [one.name for one in pairs(["a", "b", "c"])] == ["a - b", "a - c", "b - c"]
     assert pairs(["a", "b"])[0].weights == {"a": 1, "b": -1}
     assert pairs(["a"]) == []
-
-
-@pytest.mark.parametrize("wrong", [{}, {"a": 0.0}, {"a": 1.0}, {"a": 1.0, "b": -0.5}, {"a": float("nan"), "b": 1.0}])
-def test_weights_sum_to_zero(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="weights of x must be finite, not all zero and sum to zero"):
-        Contrast("x", wrong)

@@ -5,15 +5,14 @@ import torch
 from torch import Tensor, nn
 
 import swinx
-from experiments.evaluation.cost import PeakMemory, flops, latency, parameters
+from experiments.evaluation.cost import flops, latency
 from experiments.records.grid import Run
 from experiments.training.models import Segmenter, build_model
 
 
-def test_operations_and_parameters_by_hand() -> None:
+def test_operations_by_hand() -> None:
     model = nn.Conv2d(3, 5, 3, padding=1)
     assert flops(model, torch.zeros(1, 3, 11, 13)) == 2 * 11 * 13 * 5 * 3 * 9
-    assert parameters(model) == 5 * 3 * 9 + 5
 
 
 def test_attention_is_counted_and_the_model_left_as_it_was() -> None:
@@ -51,14 +50,5 @@ def test_fused_attention_of_other_models_is_counted() -> None:
 
 
 def test_latency_percentiles_are_ordered_and_positive() -> None:
-    p20, p50, p80 = latency(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 32, 32), "32", warmup=1, runs=20)
+    p20, p50, p80 = latency(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 32, 32), "32", seconds=0.05)
     assert 0 < p20 <= p50 <= p80 < 1000
-
-
-def test_peak_memory_sees_what_was_freed() -> None:
-    memory = PeakMemory(torch.device("cpu"))
-    before = memory.megabytes()
-    block = torch.ones(50_000_000, dtype=torch.float32)
-    del block
-    assert memory.megabytes() > before + 150
-    assert memory.scope.startswith("resident set")

@@ -45,7 +45,7 @@ def test_two_processes_equal_one_with_the_same_batches(tmp_path: Path) -> None:
 
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1))
     assert first == second
-    assert [first[decoder][1] for decoder, _ in train_together.OTHERS] == [[1, 1.0]] * 2
+    assert [first[decoder][1] for decoder, _ in train_together.OTHERS] == [[[1, 1.0]]] * 2
     assert "the loss " in first["diverges"]
     assert first["breaks"] == "logits are not finite"
     for part in ("'own0', 0", "'own1', 0", "all must see the folder of --output"):

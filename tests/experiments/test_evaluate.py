@@ -28,7 +28,7 @@ from experiments.training.dilation_rules import enlarged_table, set_rule
 from experiments.training.models import Segmenter, build_model
 from experiments.training.weights import load_weights, save_weights
 
-OF_TRAINING = {"images_seen", "train_minutes", "best_val_miou", "best_step"}
+OF_TRAINING = {"images_seen", "train_minutes"}
 MEASURED = set(RESULT_FIELDS) - OF_TRAINING - {name for name in RESULT_FIELDS if name.startswith(("latency", "peak"))}
 SEGFORMER = "swinx_n-inline-Segformer-os32-seed0"
 
@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 if name.endswith("relative_position_bias_table"):
                     parameter.normal_(std=2)
             model.model.model.segmentation_head[0].weight.mul_(50)
-        save_weights(path, model.model, model.run, toy, step=1, val_miou=None)
+        save_weights(path, model.model, model.run, toy)
         yield folder
 
 
@@ -238,7 +238,7 @@ def test_the_same_models_are_compared_model_by_model(trained: Path, tmp_path: Pa
     weights = load_weights(other, "cpu")
     with torch.no_grad():
         weights.model.model.segmentation_head[0].weight.neg_()
-    save_weights(other, weights.model, replace(weights.run, seed=1), toy_data(), step=1, val_miou=None)
+    save_weights(other, weights.model, replace(weights.run, seed=1), toy_data())
     assert evaluated(source, tmp_path / "out", "--output-strides", "32", "8")[0] == 0
     found = [list(configuration.models) for configuration in configured(tmp_path / "out")]
     assert len(found) == 2
@@ -270,7 +270,7 @@ def test_predictions_that_are_not_finite_are_told(trained: Path, toy: Segmentati
     weights = load_weights(path, "cpu")
     with torch.no_grad():
         weights.model.model.segmentation_head[0].bias.fill_(torch.nan)
-    save_weights(path, weights.model, weights.run, toy, step=1, val_miou=None)
+    save_weights(path, weights.model, weights.run, toy)
     code, rows = evaluated(copy, tmp_path / "out", "--where", "decoder=Segformer")
     assert code == 1
     assert (rows[SEGFORMER]["status"], rows[SEGFORMER]["test_miou"]) == ("diverged", None)
@@ -347,7 +347,6 @@ def test_outputs_of_another_kind_are_refused(trained: Path, tmp_path: Path, caps
         ([{"zoom": None}], [], "a row lacks zoom: an older version made it"),
         ([{"precision": "16"}], [], "--precision 16 needs --device cuda; bf16 works on the CPU"),
         ([{"status": "diverged"}], [], "source has no finished run\n"),
-        ([{"select": "other", "run": SEGFORMER[:-1] + "1", "seed": 1}], [], "seed1/other.pt: no such file"),
         (
             [{"run": "swinx_n-inline-Segformer-os16-enlarged-seed0", "output_stride": 16, "dilation": "enlarged"}],
             ["--output-strides", "8"],
@@ -364,7 +363,7 @@ def test_outputs_of_another_kind_are_refused(trained: Path, tmp_path: Path, caps
             "--where must choose runs that were trained alike, got 2 ways of training",
         ),
     ],
-    ids=["older", "half precision", "no finished run", "no weights", "enlarged", "two sources", "two settings"],
+    ids=["older", "half precision", "no finished run", "enlarged", "two sources", "two settings"],
 )
 def test_sources_that_do_not_fit_are_refused(
     changes: list[Row],
@@ -377,6 +376,13 @@ def test_sources_that_do_not_fit_are_refused(
     refused(copied(trained, tmp_path / "source", *changes), tmp_path / "out", *arguments)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_gone_are_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = copied(trained, tmp_path / "source", {})
+    (source / "runs" / SEGFORMER / "last.pt").unlink()
+    refused(source, tmp_path / "out")
+    assert f"{SEGFORMER}/last.pt: no such file" in capsys.readouterr().err
 
 
 def test_weights_of_another_run_are_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

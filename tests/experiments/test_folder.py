@@ -245,17 +245,14 @@ ROOT, CLASSES = {"root": Path("pictures")}, {"classes": Path("names.txt")}
     [
         (CLASSES, "--classes is only for --data folder, got --data scenes"),
         ({"data": "pet", "ignore_index": 0}, "--ignore-index is only for --data folder, got --data pet"),
-        ({"data": "camvid", "data_seed": 0}, "--data-seed is only for --data scenes, got --data camvid"),
         (ROOT, "--root is only for --data folder, camvid, pet, got --data scenes"),
         ({"fit": "crop"}, "--fit is only for --data folder, camvid, pet, got --data scenes"),
         ({"groups": "(.)"}, "--groups is only for --data folder, camvid, pet, got --data scenes"),
-        ({"data_seed": -1}, "--data-seed must not be negative, got -1"),
         ({"size": (63, 160)}, "--size must be height and width of at least 64, got 63 160 with --data scenes"),
         ({"data": "folder", "size": (0, 8)}, "--size must be height and width of at least 1, got 0 8"),
         ({"data": "camvid"}, "--data camvid needs --root"),
         ({"data": "folder"} | ROOT, "--data folder needs --classes"),
         ({"data": "pet"} | ROOT, "--data pet needs --size H W"),
-        ({"data": "camvid", "fit": "crop"} | ROOT, "--fit crop says how images come to --size H W, which is not given"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, object], message: str) -> None:

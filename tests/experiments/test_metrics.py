@@ -72,12 +72,16 @@ def pictures(count: int, classes: int) -> Split:
     return Split(images, masks, tuple(f"p{i}" for i in range(count)))
 
 
+def set_of(split: Split, classes: int, ignore: int = IGNORE, thin: tuple[int, ...] = ()) -> SegmentationData:
+    names, colors = tuple(f"c{k}" for k in range(classes)), ((0, 0, 0),) * (classes + 1)
+    return SegmentationData("set", split, split, split, names, colors, ignore, thin)
+
+
 def score(
     model: nn.Module, split: Split, classes: int, ignore: int = IGNORE, thin: tuple[int, ...] = (), **options: Any
 ) -> Any:
     """The measures, and counts, as attributes."""
-    names, colors = tuple(f"c{k}" for k in range(classes)), ((0, 0, 0),) * (classes + 1)
-    data = SegmentationData("set", split, split, split, names, colors, ignore, thin)
+    data = set_of(split, classes, ignore, thin)
     measured, counts = evaluate(model, split, data, **{"batch_size": 2, **COMMON, **options})
     return SimpleNamespace(**measured, counts=counts)
 
@@ -134,7 +138,7 @@ def test_nothing_labelled_has_no_scores() -> None:
     assert found.class_iou == dict.fromkeys(("c0", "c1", "c2"))
     assert found.boundary_f1 == found.thin_boundary_f1 == dict.fromkeys(BANDS)
     assert found.counts.truth.sum() == found.counts.predicted.sum() == 0
-    assert miou(Oracle(3), ignored, 3, IGNORE, batch_size=2, **COMMON) is None
+    assert miou(Oracle(3), ignored, set_of(ignored, 3), batch_size=2, **COMMON) is None
     labelled = split_of(torch.zeros(1, 3, 5), torch.zeros(1, 3, 5))
     assert score(Oracle(3), labelled, 3).thin_miou is None  # no class is thin
 
@@ -160,8 +164,8 @@ def test_one_pass_brings_every_measure(batch_size: int, inference: Inference) ->
     means = 100 * boundary.nanmean(0)
     assert found.boundary_f1 == pytest.approx(dict(zip(BANDS, means.mean(0).tolist(), strict=True)))
     assert found.thin_boundary_f1 == pytest.approx(dict(zip(BANDS, means[[2, 4]].mean(0).tolist(), strict=True)))
-    plain = miou(model.train(), split, 5, IGNORE, batch_size=batch_size, **COMMON)
-    assert (plain == found.miou) == (inference == PLAIN)
+    how = {"batch_size": batch_size, "inference": inference, **COMMON}
+    assert miou(model.train(), split, set_of(split, 5), **how) == found.miou
     assert not model.training
 
 

@@ -1,13 +1,7 @@
-"""Oxford-IIIT Pet in a tiny copy of its layout: splits, classes, refusals, and the download from a server here."""
+"""Oxford-IIIT Pet in a tiny copy of its layout: splits, classes and refusals."""
 
-import hashlib
 import os
-import tarfile
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
@@ -16,8 +10,7 @@ from PIL import Image
 from segmentation_models_pytorch.datasets import OxfordPetDataset
 from torchvision.datasets import OxfordIIITPet
 
-from experiments import fetch_pet
-from experiments.data import DataError, SegmentationData, data_id, load
+from experiments.data import DataError, SegmentationData, load
 from experiments.records.options import DataOptions
 
 H, W = 23, 37
@@ -93,7 +86,7 @@ def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path, pets: Path) ->
     os.mkfifo(pets / "annotations/test.txt")
     problem, advice = problems_of(pets)
     assert problem == "annotations/test.txt is missing"
-    assert "experiments.fetch_pet" in advice
+    assert "OxfordIIITPet" in advice
     parts = ("images", "annotations/trimaps", "annotations/trainval.txt", "annotations/test.txt")
     assert problems_of(pets / "images") == (*(f"{part} is missing" for part in parts), advice)
 
@@ -121,70 +114,7 @@ def test_empty_lists_are_refused(pets: Path) -> None:
     assert problems_of(pets) == ("test has no images",)
 
 
-@pytest.fixture
-def server(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of a server on this machine: the set as two archives, with the sums that are expected of them."""
-    folder = tmp_path / "server"
-    folder.mkdir()
-    sums = {}
-    for part in ("images", "annotations"):
-        path = folder / f"{part}.tar.gz"
-        with tarfile.open(path, "w:gz") as archive:
-            archive.add(pets / part, arcname=part)
-        sums[path.name] = hashlib.md5(path.read_bytes()).hexdigest()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder)) as served:
-        monkeypatch.setattr(fetch_pet, "SERVER", f"http://127.0.0.1:{served.server_port}/")
-        monkeypatch.setattr(fetch_pet, "ARCHIVES", sums)
-        thread = Thread(target=served.serve_forever, args=(0.01,))
-        thread.start()
-        yield folder
-        served.shutdown()
-        thread.join()
-
-
-def test_the_command_gives_the_set_and_leaves_a_complete_one_alone(
-    server: Path, pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root = tmp_path / "new/folder"
-    assert fetch_pet.main([str(root)]) == 0
-    assert f"complete in {root}" in capsys.readouterr().out
-    assert sorted(path.name for path in root.iterdir()) == ["annotations", "images"]
-    assert data_id(load_pet(root)) == data_id(load_pet(pets))
-    for archive in server.iterdir():
-        archive.unlink()  # nothing to be had: a second call must not ask
-    assert fetch_pet.main([str(root)]) == 0
-    (root / "images/pug_1.jpg").unlink()
-    assert fetch_pet.main([str(root)]) == 2
-    assert "HTTP Error 404" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("torn", ["images.tar.gz", "annotations.tar.gz"])
-def test_a_torn_download_is_not_taken_for_the_set_and_can_be_repeated(
-    server: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], torn: str
-) -> None:
-    archive, root = server / torn, tmp_path / "fresh"
-    whole = archive.read_bytes()
-    archive.write_bytes(whole[: len(whole) // 2])
-    assert fetch_pet.main([str(root)]) == 2
-    assert "corrupted" in capsys.readouterr().err
-    assert "annotations/test.txt is missing" in problems_of(root)
-    archive.write_bytes(whole)
-    assert fetch_pet.main([str(root)]) == 0
-    assert len(load_pet(root).train.names) == 10
-
-
-def test_a_set_that_lacks_files_on_the_server_or_a_file_for_a_folder(
-    pets: Path, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (pets / "images/pug_1.jpg").unlink()
-    request.getfixturevalue("server")
-    assert fetch_pet.main([str(tmp_path / "fresh")]) == 2
-    assert "images/pug_1.jpg is missing" in capsys.readouterr().err
-    (tmp_path / "file").touch()
-    assert fetch_pet.main([str(tmp_path / "file")]) == 2
-    assert str(tmp_path / "file") in capsys.readouterr().err
-
-
-def test_addresses_and_sums_are_those_of_torchvision() -> None:
-    ours = {(fetch_pet.SERVER + name, md5) for name, md5 in fetch_pet.ARCHIVES.items()}
-    assert ours == set(OxfordIIITPet._RESOURCES)
+def test_the_folder_is_the_one_that_torchvision_makes(tmp_path: Path) -> None:
+    write_set(tmp_path / "oxford-iiit-pet")
+    assert len(OxfordIIITPet(tmp_path, split="test", target_types="segmentation")) == len(TEST)
+    assert load_pet(tmp_path / "oxford-iiit-pet").test.names == tuple(TEST)

@@ -33,7 +33,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         model.model.segmentation_head[0].weight *= 5
     path = tmp_path_factory.mktemp("weights") / "last.pt"
-    save_weights(path, model, RUN, toy_data(), step=0, val_miou=None)
+    save_weights(path, model, RUN, toy_data())
     return path
 
 

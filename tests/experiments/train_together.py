@@ -43,7 +43,7 @@ def train(
             module.p = 0.0
     settings = toy_settings(recipe, steps=steps, batch_size=4)
     common: dict[str, Any] = {"seed": 3, "folder": folder, "device": torch.device("cpu")}
-    common |= {"validate": validate, "on_best": lambda *_: None, "evaluate": lambda *_: None, "on_step": on_step}
+    common |= {"validate": validate, "evaluate": lambda *_: None, "on_step": on_step}
     return model, fit(model, data, settings, **common)
 
 
@@ -79,7 +79,7 @@ def others(folder: Path) -> dict[str, Any]:
     for decoder, stem in OTHERS:
         run = Run("swinx_n", stem, decoder, 32, 0)
         _, training = train(run, folder / decoder, 1, Recipe(), lambda model: 1.0)
-        found[decoder] = (training.losses, training.best)
+        found[decoder] = (training.losses, training.validations)
 
     try:
         train(run, folder / "diverges", 9, Recipe(learning_rate=1e30, warmup=0.0), lambda model: 1.0)

@@ -73,7 +73,7 @@ def fitting_stages(wanted: int, tokens: int, head_dim: int, dtype: torch.dtype, 
     With three, loads run a whole window ahead; with two they are waited for as the next window begins.
     """
     tile = -(-tokens // 16) * 16 * next_power_of_2(head_dim) * dtype.itemsize
-    # Upper bounds, measured by `experiments/kernel_resources.py`: tiles of a stage, and of what is kept besides.
+    # Upper bounds, measured by `tests/benchmarks/kernel_resources.py`: tiles of a stage, and of what is kept besides.
     besides = 2 if tokens <= ONE_TILE else 1
     return max(1, min(wanted, (shared // tile - besides) // 4))
 

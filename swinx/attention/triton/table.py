@@ -1,4 +1,4 @@
-"""Launch parameters of each kernel. Written by `python -m experiments.tune_attention`; do not edit."""
+"""Launch parameters of each kernel. Written by `python -m tests.benchmarks.tune_attention`; do not edit."""
 
 # Where the entries of each generation come from.
 ORIGINS: dict[int, str] = {

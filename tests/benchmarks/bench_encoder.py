@@ -1,7 +1,7 @@
 """Whole encoders and DeepLabV3+, inference and training: every attention of swinx against timm's Swin.
 
-    python -m experiments.bench_encoder
-    OMP_NUM_THREADS=1 python -m experiments.bench_encoder --only inference --output runs/one_thread
+    python -m tests.benchmarks.bench_encoder
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_encoder --only inference --output runs/one_thread
 
 Appends a row for each network, mode and task to results.jsonl, and writes report.md from all rows. The networks of a
 task are timed in turn, round after round, so that a change of the machine's speed meets them all; the ratio of a row is
@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 import swinx
 from experiments.evaluation.cost import autocast
-from experiments.records import benchmark
 from experiments.records.results import RESULTS, Row, read_rows
 from swinx.attention import speed
+from tests.benchmarks import common
 
 TIMM = {"swinx_t": "tu-swin_tiny_patch4_window7_224", "swinx_b": "tu-swin_base_patch4_window7_224"}
 TIMES = ("ms_p50", "ms_p20", "ms_p80", "ratio", "images_per_s")
@@ -79,7 +79,7 @@ ON_CPU = (
 
 
 @dataclass(frozen=True)
-class Options(benchmark.Options):
+class Options(common.Options):
     """Time whole networks."""
 
     output: Path = Path("runs/bench_encoder")
@@ -150,7 +150,7 @@ def measure(task: Task, rounds: int, device: torch.device) -> list[Row]:
         row |= {"width": task.size, "output_stride": stride, "attention": attention}
         row |= {"ratio": speed.percentiles((times[0] / spent).tolist()).p50}
         row |= {"baseline": "{}, output stride {}".format(*networks[0]), "ms_p20": p20, "ms_p50": p50, "ms_p80": p80}
-        row |= {"images_per_s": 1e3 * task.batch / p50, "peak_memory_mb": benchmark.peak_megabytes(call, device)}
+        row |= {"images_per_s": 1e3 * task.batch / p50, "peak_memory_mb": common.peak_megabytes(call, device)}
         rows.append(row)
     return rows
 
@@ -164,8 +164,8 @@ def main(options: Options) -> None:
         if task.name not in done and options.only in task.name:
             print(f"{task.name} ...", flush=True)
             rows = measure(task, options.rounds if gpu else options.rounds // 3, device)
-            benchmark.append(options.output, rows, device)
-    benchmark.report(options.output, COLUMNS)
+            common.append(options.output, rows, device)
+    common.report(options.output, COLUMNS)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, rows and where they come from, tables in Markdown, and memory."""
+"""What the benchmarks of attention and encoder share: options, rows with their origin, Markdown tables, and memory."""
 
 import gc
 import importlib

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 import swinx
-from experiments import bench_attention, bench_encoder, tune_attention
-from experiments.bench_attention import COMPARED, HEADLINE, SMALL, stage
-from experiments.records import benchmark
 from experiments.records.results import read_rows
 from swinx.attention import speed
 from swinx.attention.triton import parameters, table
+from tests.benchmarks import bench_attention, bench_encoder, common, tune_attention
+from tests.benchmarks.bench_attention import COMPARED, HEADLINE, SMALL, stage
 
 CPU = torch.device("cpu")
 TINY = stage(1, 15, 3, 4, "fp32")  # padded and shifted
@@ -31,8 +30,7 @@ def one_thread() -> Iterator[None]:
 
 
 def leaves() -> list[torch.Tensor]:
-    made = TINY[0].inputs(torch.float32, CPU)
-    return [tensor.requires_grad_() for tensor in made if tensor is not None]
+    return speed.leaves(TINY[0], torch.float32, CPU)[0]
 
 
 def test_bytes_are_those_of_the_tensors() -> None:
@@ -47,7 +45,7 @@ def test_every_case_is_one_that_the_library_takes_and_has_its_own_row() -> None:
     for cases in (HEADLINE, SMALL):
         assert len({tuple(bench_attention.fields(*case).items()) for case in cases}) == len(cases)
         assert all(0 <= trial.geometry.shift[0] < trial.geometry.window_size[0] for trial, _ in cases)
-    assert {dtype for _, dtype in HEADLINE} == set(benchmark.DTYPES)
+    assert {dtype for _, dtype in HEADLINE} == set(common.DTYPES)
     assert set(COMPARED) < set(HEADLINE)
 
 

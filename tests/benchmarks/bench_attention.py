@@ -1,7 +1,7 @@
 """Window attention by every way that a user could take today: time, memory, and whether the result is right.
 
-    python -m experiments.bench_attention
-    python -m experiments.bench_attention --providers triton sdpa --phases forward --output DIR
+    python -m tests.benchmarks.bench_attention
+    python -m tests.benchmarks.bench_attention --providers triton sdpa --phases forward --output DIR
 
 Appends a row for each case, provider and phase to results.jsonl, and writes report.md from all rows. What has a row is
 not measured again. All providers of a case run one after the other in one process, on the same inputs, and each is held
@@ -15,17 +15,17 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import tyro
 from torch import Tensor
 
-from experiments.records import benchmark
 from experiments.records.results import RESULTS, Row, read_rows
 from swinx.attention import speed
 from swinx.attention.triton.trial import Trial
-from swinx.windows import WindowGeometry, cyclic_shift
+from swinx.windows import WindowGeometry
+from tests.benchmarks import common
 
 COMPILED = ("compiled reference", "compiled sdpa", "flex_attention")
 Provider = Literal[
@@ -40,12 +40,9 @@ COLUMNS = (
 Case = tuple[Trial, str]
 
 
-def stage(
-    batch: int, side: int, heads: int, window: int, dtype: str = "bf16", shifted: bool = True, dilation: int = 1
-) -> Case:
-    """Heads of 32 channels on square grids of so many tokens a side, as a stage runs them; and their dtype."""
-    shift = cyclic_shift(side, window, dilation) if shifted else 0
-    return Trial(WindowGeometry(batch, side, side, (window, window), (shift, shift), dilation), heads, 32), dtype
+def stage(batch: int, side: int, heads: int, window: int, dtype: str = "bf16", **options: Any) -> Case:
+    """A block of a stage (speed.stage, which takes the options), and its dtype."""
+    return speed.stage(batch, side, heads, window, **options), dtype
 
 
 # Stages of swinx_t (3 heads in stage 1) and swinx_b (4): large ones for throughput, a small one for overhead; every
@@ -65,7 +62,7 @@ SMALL = (
 
 
 @dataclass(frozen=True)
-class Options(benchmark.Options):
+class Options(common.Options):
     """Measure window attention by every provider."""
 
     output: Path = Path("runs/bench_attention")
@@ -104,15 +101,15 @@ def build(provider: str, geometry: WindowGeometry, phase: Phase, inputs: list[Te
 
 def measure(case: Case, provider: str, phase: Phase, device: torch.device, seconds: float, copy: float) -> Row:
     """Status, and where that is "ok" the measurements, else the reason. copy: bytes a second of a device copy."""
-    trial, dtype, backward = case[0], benchmark.DTYPES[case[1]], phase != "forward"
-    inputs = [tensor.requires_grad_() for tensor in trial.inputs(dtype, device) if tensor is not None]
+    trial, dtype, backward = case[0], common.DTYPES[case[1]], phase != "forward"
+    inputs, _ = speed.leaves(trial, dtype, device)
     try:
         attention = build(provider, trial.geometry, phase, inputs)
         excess = trial.excess(dtype, device, backward, attention)
     except NotImplementedError as reason:
         return {"status": "not applicable", "reason": str(reason)}
     except Exception as failure:  # whatever a provider raises is a result about it
-        return {"status": "failed", "reason": f"{type(failure).__name__}: {failure}".splitlines()[0][:300]}
+        return {"status": "failed", "reason": speed.reason(failure)}
     if not excess <= 1:
         return {"status": "wrong", "reason": f"{excess:.2g} times the error allowed"}
     call = functools.partial(speed.run, attention, inputs, backward)
@@ -121,7 +118,7 @@ def measure(case: Case, provider: str, phase: Phase, device: torch.device, secon
     row: Row = {"status": "ok", "excess": excess, "ms_p20": times.p20, "ms_p50": times.p50, "ms_p80": times.p80}
     row |= {"ms_p50_warm": warm.p50, "copy_gb_per_s": copy / 1e9}
     row |= {"bandwidth_share": speed.least_bytes(inputs[0], backward) / (1e-3 * times.p50) / copy}
-    row |= {"peak_memory_mb": benchmark.peak_megabytes(call, device)}
+    row |= {"peak_memory_mb": common.peak_megabytes(call, device)}
     return row | {"saved_mb": saved_bytes(lambda: attention(*inputs)) / 1e6 if backward else None}
 
 
@@ -149,9 +146,9 @@ def main(options: Options) -> None:
         compared = provider not in COMPILED or case in (*COMPARED, *SMALL)
         if compared and not any(row.items() <= known.items() for known in there):
             found = measure(case, provider, phase, device, options.seconds, copy)
-            benchmark.append(options.output, [row | found], device)
+            common.append(options.output, [row | found], device)
             print(*row.values(), found["status"], found.get("ms_p50", found.get("reason")), flush=True)
-    benchmark.report(options.output, COLUMNS)
+    common.report(options.output, COLUMNS)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Registers, spills and shared memory of the Triton kernels, compiled for GPUs that need not be there.
 
-    python -m experiments.kernel_resources
-    python -m experiments.kernel_resources --windows 7 8 --dtypes bf16 --capabilities 90 --output resources.jsonl
+    python -m tests.benchmarks.kernel_resources
+    python -m tests.benchmarks.kernel_resources --windows 7 8 --dtypes bf16 --capabilities 90 --output resources.jsonl
 
 Compiles each kernel as it is launched on shifted, padded grids, for a cubin, and reads it with the cuobjdump that comes
 with Triton. With --output adds one JSON row a kernel to a file. Prints a Markdown table, of all that the file has. To
@@ -33,12 +33,13 @@ import tyro
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from experiments.records.benchmark import DTYPES, markdown
 from experiments.records.results import Row, append_rows, read_rows
+from swinx.attention import speed
 from swinx.attention.triton.backward import backward_kernel
 from swinx.attention.triton.backward_tiled import key_kernel, query_kernel
 from swinx.attention.triton.forward import forward_kernel
 from swinx.attention.triton.parameters import ONE_TILE, Kernel, Launch, launch, next_power_of_2, options, tiles
+from tests.benchmarks.common import DTYPES, markdown
 
 # Bytes of shared memory that a program may have: CUDA programming guide, technical specifications.
 SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
@@ -148,8 +149,7 @@ def resources(chosen: Options) -> Iterator[Row]:
                 row = case._asdict() | compile_kernel(case)
                 yield row if row["matrix_instructions"] else row | {"reason": "compiled into a trap"}
             except Exception as failure:  # Triton's compiler has many ways to give up
-                reason = f"{type(failure).__name__}: {failure}".splitlines()[0][:200]
-                yield case._asdict() | {"triton": triton.__version__, "reason": reason}
+                yield case._asdict() | {"triton": triton.__version__, "reason": speed.reason(failure)}
 
 
 def main(chosen: Options) -> None:

@@ -1,7 +1,7 @@
 """Choose the launch parameters of the Triton kernels, and write swinx/attention/triton/table.py.
 
-    python -m experiments.tune_attention            # by time, for the GPU that is there
-    python -m experiments.tune_attention --compile  # by the instructions in the machine code, for all GPUs, without one
+    python -m tests.benchmarks.tune_attention            # by time, for the GPU that is there
+    python -m tests.benchmarks.tune_attention --compile  # by the instructions in the machine code, without a GPU
 
 By time: each candidate runs a large stage, and the fastest median wins. By instructions: the candidate wins that issues
 the fewest for a window (warps times instructions of the loop, a spill counted as four more), by the worst of the
@@ -21,8 +21,6 @@ import torch
 import triton
 import tyro
 
-from experiments.kernel_resources import SHARED_MEMORY, Case, compile_kernel
-from experiments.records.benchmark import DTYPES
 from experiments.records.files import write_whole
 from experiments.records.results import Row, append_rows, read_rows
 from swinx.attention import speed
@@ -30,6 +28,8 @@ from swinx.attention.triton import support, table
 from swinx.attention.triton.parameters import ALL_REGISTERS, GENERATIONS, Kernel, Launch, fitting_stages, table_key
 from swinx.attention.triton.trial import Trial
 from swinx.windows import WindowGeometry
+from tests.benchmarks.common import DTYPES
+from tests.benchmarks.kernel_resources import SHARED_MEMORY, Case, compile_kernel
 
 CANDIDATES = Path("docs/benchmarks/kernel-candidates.jsonl")
 # Kernels, and windows that stand for one tile and for several.
@@ -103,7 +103,7 @@ def by_time(key: Key, case: Case) -> Parameters:
     window, device = case.window, torch.device("cuda")
     geometry = WindowGeometry(16, 126, 126, (window, window), (window // 2, window // 2), 1)
     trial = Trial(geometry, 128 // case.head_dim, case.head_dim)
-    inputs = [tensor.requires_grad_() for tensor in trial.inputs(DTYPES[case.dtype], device) if tensor is not None]
+    inputs, _ = speed.leaves(trial, DTYPES[case.dtype], device)
     attention = speed.provider("triton", geometry, device)
     call = functools.partial(speed.run, attention, inputs, case.kernel != "forward")
     before, times = table.TABLE[key], {}
@@ -119,7 +119,7 @@ def by_time(key: Key, case: Case) -> Parameters:
 def render(entries: dict[Key, Parameters], origins: dict[int, str]) -> str:
     """The module that holds the table."""
     lines = [
-        '"""Launch parameters of each kernel. Written by `python -m experiments.tune_attention`; do not edit."""',
+        '"""Launch parameters of each kernel. Written by `python -m tests.benchmarks.tune_attention`; do not edit."""',
         "",
         "# Where the entries of each generation come from.",
         "ORIGINS: dict[int, str] = {",
