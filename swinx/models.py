@@ -46,7 +46,8 @@ def set_attention(model: nn.Module, impl: AttentionImpl) -> None:
 
     Raises:
         ValueError: unknown name, or no swinx encoder in the model.
-        NotImplementedError: "triton" without the package; what else it does not take shows when it runs.
+        NotImplementedError: "triton" without the package; what else it does not take shows when it runs, and so does
+            that it is wrong or cannot run on this machine.
     """
     check_implementation(impl)
     _encoders(model)

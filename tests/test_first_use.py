@@ -3,12 +3,13 @@
 import json
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from kernel_cases import DEVICE, Case
+from kernel_cases import DEVICE, DTYPES, Case
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
@@ -19,6 +20,10 @@ from swinx.attention.triton import first_use, launch, parameters, records, trial
 
 CASE = Case(3, 6, (4, 5), (2, 1), heads=1)
 TRIALS = trial.trials
+KIND = (
+    r"impl='triton': the kernels do not work on \w+.* for torch.float32, windows of 4 x 5, head_dim 16, scaled scores"
+)
+CHECK = "`python -m swinx.attention.check`"
 NO_COMPILER = "Failed to find C compiler. Please specify via CC environment variable or set triton.knobs.build.impl."
 
 
@@ -66,7 +71,7 @@ def test_the_environment_chooses_in_place_of_auto(monkeypatch: pytest.MonkeyPatc
     inputs = CASE.inputs()
     seen = count_launches(monkeypatch)
     assert torch.equal(attention("auto", inputs), attention("triton", inputs))
-    assert len(seen) == 3 + 1 + 1  # three small inputs tried, then the two calls
+    assert len(seen) == 3 + 1 + 1  # three small inputs tried, for both choices, then the two calls
     attention("auto", inputs)
     assert len(seen) == 6  # nothing is tried twice
     attention("reference", inputs)
@@ -82,8 +87,12 @@ def test_the_environment_chooses_in_place_of_auto(monkeypatch: pytest.MonkeyPatc
         attention("auto", inputs)
 
 
-def test_what_is_trained_is_tried_with_its_gradients(wished: None) -> None:
-    inputs = [tensor.requires_grad_() for tensor in CASE.inputs()]
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_trained_is_tried_with_its_gradients(
+    monkeypatch: pytest.MonkeyPatch, wished: None, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(trial, "trials", TRIALS)
+    inputs = [tensor.requires_grad_() for tensor in replace(CASE, dtype=dtype).inputs()]
     assert torch.equal(attention("auto", inputs), attention("triton", inputs))
     assert list(first_use._tried.values()) == [None]
 
@@ -129,24 +138,92 @@ def test_a_kernel_that_cannot_start_gives_way_with_one_warning(
         assert torch.equal(attention("auto", inputs), out)
     monkeypatch.delenv("SWINX_ATTENTION")
     assert torch.equal(attention("auto", inputs), out)
-    with pytest.raises(RuntimeError, match="C compiler"):
-        attention("triton", inputs).sum().backward()
 
 
-def test_a_kernel_that_is_wrong_gives_way_with_one_warning(monkeypatch: pytest.MonkeyPatch, wished: None) -> None:
-    inputs = CASE.inputs()
-    plain = launch.forward
+@pytest.mark.parametrize("failing", ["forward", "backward"])
+def test_a_kernel_that_cannot_start_is_an_error_where_it_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """Before anything is computed: a backward kernel that cannot start is not left to the backward pass."""
+    seen: list[int] = []
 
-    def wrong(*call: Any) -> tuple[Tensor, Tensor]:
-        out, lse = plain(*call)
-        out[:, -1] *= 1.01
-        return out, lse
+    def fails(*call: Any) -> None:
+        seen.append(0)
+        raise RuntimeError(NO_COMPILER)
 
-    monkeypatch.setattr(launch, "forward", wrong)
-    with pytest.warns(UserWarning, match=r"their error is .* times the one allowed"):
+    monkeypatch.setattr(launch, failing, fails)
+    inputs = [tensor.requires_grad_() for tensor in CASE.inputs()]
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=f"{KIND}, with gradients: RuntimeError: {NO_COMPILER[:25]}.*{CHECK}"):
+            attention("triton", inputs)
+    assert len(seen) == 1  # the failure is kept
+
+
+def break_kernel(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    """Results of the forward or the backward kernel become too large by a hundredth in the last row."""
+    plain = getattr(launch, failing)
+
+    def wrong(*call: Any) -> tuple[Tensor, ...]:
+        first, *rest = plain(*call)
+        first[:, -1] *= 1.01
+        return first, *rest
+
+    monkeypatch.setattr(launch, failing, wrong)
+
+
+@pytest.mark.parametrize("failing", ["forward", "backward"])
+def test_a_kernel_that_is_wrong_gives_way_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch, wished: None, failing: str
+) -> None:
+    inputs = [tensor.requires_grad_() for tensor in CASE.inputs()]
+    break_kernel(monkeypatch, failing)
+    with pytest.warns(UserWarning, match=r"their error is .* times the one allowed") as caught:
         out = attention("auto", inputs)
-    torch.testing.assert_close(out, attention("reference", inputs))
-    assert not torch.allclose(attention("triton", inputs), out)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(attention("auto", inputs), out)
+    monkeypatch.delenv("SWINX_ATTENTION")
+    assert torch.equal(attention("auto", inputs), out)
+    assert torch.equal(attention("reference" if DEVICE == "cpu" else "sdpa", inputs), out)
+
+
+@pytest.mark.parametrize("failing", ["forward", "backward"])
+def test_a_kernel_that_is_wrong_is_an_error_where_it_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    inputs = [tensor.requires_grad_() for tensor in CASE.inputs()]
+    break_kernel(monkeypatch, failing)
+    seen = count_launches(monkeypatch)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=rf"{KIND}, with gradients: their error is \d.* times the one .*{CHECK}"):
+            attention("triton", inputs)
+    assert len(seen) == 1
+    if failing == "backward":  # what is not trained has no use for it
+        with torch.no_grad():
+            torch.testing.assert_close(attention("triton", inputs), attention("reference", inputs))
+    else:
+        with torch.no_grad(), pytest.raises(RuntimeError, match=f"{KIND}, without gradients"):
+            attention("triton", inputs)
+
+
+def test_a_model_that_asked_for_wrong_kernels_gets_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = swinx.SwinConfig(16, (1, 1, 1, 1), (1, 1, 2, 2), 4, 0.0)
+    model = swinx.SwinXEncoder(config).eval().to(DEVICE)
+    swinx.set_attention(model, "triton")
+    break_kernel(monkeypatch, "forward")
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"kernels do not work on .* windows of 4 x 4, head_dim 16"):
+        model(torch.randn(1, 3, 32, 32, device=DEVICE))
+
+
+def test_the_operator_itself_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    qkv, bias, pad = CASE.inputs()
+    break_kernel(monkeypatch, "forward")
+    out, _ = torch.ops.swinx.window_attention(qkv, bias, pad, None, [4, 5], [2, 1], 1)
+    expected = attention("reference", [qkv, bias, pad])
+    assert not torch.allclose(out[:, -1], expected[:, -1])
+    torch.testing.assert_close(out[:, :-1], expected[:, :-1])
+    assert not first_use._tried
 
 
 def test_what_the_kernels_do_not_take_gives_way_with_one_warning(wished: None) -> None:
@@ -159,17 +236,33 @@ def test_what_the_kernels_do_not_take_gives_way_with_one_warning(wished: None) -
     torch.testing.assert_close(out, swinx.window_attention(qkv, bias, window_size=(17, 4), impl="reference"))
 
 
-def test_nothing_is_tried_in_traced_code_or_during_capture(monkeypatch: pytest.MonkeyPatch, wished: None) -> None:
+@pytest.mark.parametrize("impl", ["auto", "triton"])
+def test_nothing_is_tried_in_traced_code(monkeypatch: pytest.MonkeyPatch, wished: None, impl: str) -> None:
     seen = count_launches(monkeypatch)
     inputs = CASE.inputs()
     compiled = torch.compile(attention, backend="eager", fullgraph=True)
-    assert torch.equal(compiled("auto", inputs), attention("triton", inputs))
-    assert len(seen) == 2
+    compiled(impl, inputs)
+    assert len(seen) == 1
+    if impl == "triton":  # auto takes other operations in traces
+        trace = torch.jit.trace(lambda *given: attention(impl, list(given)), tuple(inputs), check_trace=False)
+        assert "swinx::window_attention" in str(trace.inlined_graph)
+        assert len(seen) == 2
+    assert not first_use._tried
+    attention(impl, inputs)
+    assert len(first_use._tried) == 1
+
+
+def test_nothing_is_tried_during_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """auto then takes what it knows to work; the kernels run where they were asked for."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     case = backends.Case(torch.device("cuda"), torch.float16, (7, 7), 32, recording=False)
     with pytest.warns(UserWarning, match="while a CUDA graph is captured"):
-        assert first_use.failure(case) is not None
+        assert not backends._triton_works(case)
+    backends._require_triton(case)
     assert not first_use._tried
+    first_use._tried[case, "ieee"] = "it was broken"
+    with pytest.raises(RuntimeError, match="it was broken"):
+        backends._require_triton(case)
 
 
 def test_compiled_code_takes_nothing_that_has_failed_here(monkeypatch: pytest.MonkeyPatch, wished: None) -> None:
@@ -180,13 +273,14 @@ def test_compiled_code_takes_nothing_that_has_failed_here(monkeypatch: pytest.Mo
         torch._dynamo.reset()
         return torch.compile(attention, backend="eager", fullgraph=True, dynamic=True)("auto", inputs)
 
+    expected = attention("triton", inputs)
     seen = count_launches(monkeypatch)
-    assert torch.equal(compiled(), attention("triton", inputs))
-    assert len(seen) == 2
+    assert torch.equal(compiled(), expected)
+    assert len(seen) == 1
     other = backends.Case(inputs[0].device, torch.float32, (7, 7), 32, recording=False)
     first_use._tried[other, "tf32x3"] = "it was broken"
     torch.testing.assert_close(compiled(), attention("reference", inputs))
-    assert len(seen) == 2
+    assert len(seen) == 1
 
 
 def test_traces_hold_operations_of_torch(wished: None) -> None:
@@ -202,6 +296,7 @@ def test_traces_hold_operations_of_torch(wished: None) -> None:
 def test_a_first_use_knows_nothing_of_the_modes_around_it(wished: None, mode: str) -> None:
     inputs = [tensor.requires_grad_() for tensor in CASE.inputs()]
     expected = torch.autograd.grad(attention("triton", inputs).square().sum(), inputs)
+    first_use._tried.clear()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*kernels do not work.*")
         if mode == "checkpoint":

@@ -16,6 +16,8 @@ import swinx
 from swinx.attention.triton import launch, parameters
 from swinx.windows import WindowGeometry
 
+pytestmark = pytest.mark.usefixtures("no_first_use")
+
 WINDOWS = [(4, 4), (7, 7), (8, 8), (12, 12), (4, 5)]
 FULL = os.environ.get("SWINX_SWEEP") == "full"
 SPLITS = parameters.splits

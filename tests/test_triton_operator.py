@@ -17,6 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import swinx
 
+pytestmark = pytest.mark.usefixtures("no_first_use")
+
 WINDOWS = [(4, 5), (9, 9)]  # one tile, several tiles
 
 

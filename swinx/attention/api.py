@@ -62,6 +62,9 @@ def window_attention(
         ValueError: a shape, dtype, device, layout or value outside these rules.
         NotImplementedError: impl="triton" for a case that the kernels do not take, or without the package; the kernels
             under forward-mode differentiation.
+        RuntimeError: impl="triton" where the kernels fail on three small inputs of the same kind, at the first use of
+            that kind on a device: they cannot run, or are further from float64 than rounding explains. Nothing is tried
+            in compiled or traced code, in a dispatch mode, or during the capture of a CUDA graph.
     """
     check_implementation(impl)
     contract.check(qkv, bias, pad_qkv, cosine_scale, window_size, shift, dilation)

@@ -108,11 +108,33 @@ def _triton_unasked(case: Case) -> str | None:
 
 
 def _triton_works(case: Case) -> bool:
-    """Whether they do at first use, which warns where they do not."""
+    """Whether they do at first use, for a model that did not ask for them; warns where they do not."""
     if torch.compiler.is_compiling():
         failed: bool = first_use.failed(case.device)
         return not failed
-    return first_use.failure(case) is None
+    reason = first_use.failure(case)
+    if reason is not None:
+        first_use.warn_once(f"the Triton kernels do not work here, so attention takes another implementation: {reason}")
+    return reason is None
+
+
+def _require_triton(case: Case) -> None:
+    """Refuse kernels that were asked for and fail at first use. Compiled and traced code tries nothing.
+
+    Raises:
+        RuntimeError: they do, with the case and the reason.
+    """
+    if torch.compiler.is_compiling() or is_exporting() or torch.jit.is_tracing():
+        return
+    reason = first_use.failure(case)
+    if reason is not None and reason != first_use.CAPTURING:
+        height, width = case.window_size
+        raise RuntimeError(
+            f"impl='triton': the kernels do not work on {case.device} for {case.dtype}, windows of {height} x {width}, "
+            f"head_dim {case.head_dim}, {'cosine' if case.cosine else 'scaled'} scores, "
+            f"{'with' if case.recording else 'without'} gradients: {reason}. "
+            f"`python -m {__package__}.check` tries all kinds of input; choose 'auto', 'reference' or 'sdpa' meanwhile"
+        )
 
 
 def _triton_chosen(case: Case) -> bool:
@@ -200,12 +222,15 @@ def resolve_implementation(impl: AttentionImpl, case: Case) -> str:
 
     Raises:
         NotImplementedError: impl does not take the case.
+        RuntimeError: impl is "triton", and the kernels are wrong or cannot run at first use.
         ValueError: the environment names no implementation.
     """
     if impl != "auto":
         reason = BACKENDS[impl].refuses(case)
         if reason is not None:
             raise NotImplementedError(f"impl={impl!r}: {reason}")
+        if impl == "triton":
+            _require_triton(case)
         return impl
     wished: str | None = environment_choice()
     if wished is not None:

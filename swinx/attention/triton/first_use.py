@@ -1,6 +1,7 @@
-"""Whether the kernels work on this machine: tried on a few tokens before a model that did not ask for them gets them.
+"""Whether the kernels work on this machine: tried on a few tokens before a model gets them.
 
-A machine may have no C compiler, which Triton's first launch needs, an old Triton, a GPU without enough shared memory.
+A machine may have no C compiler, which Triton's first launch needs, an old Triton, a GPU without enough shared memory,
+or a compiler that makes wrong kernels.
 """
 
 import threading
@@ -16,6 +17,7 @@ from . import parameters
 if TYPE_CHECKING:
     from ..backends import Case
 
+CAPTURING = "nothing can be tried while a CUDA graph is captured: call the model once before"
 # What was tried, with the precision of float32 products, for each of which there are other kernels; and why it did not
 # work, or None.
 _tried: dict[tuple["Case", str], str | None] = {}
@@ -24,10 +26,10 @@ _lock = threading.Lock()
 
 
 def failure(case: "Case") -> str | None:
-    """Why the kernels fail on small inputs like a case, or None where they do not. Tried once; a failure warns.
+    """Why the kernels fail on small inputs like a case, or None where they do not. Tried once.
 
     Under a dispatch mode (fake tensors, counters) nothing is tried, and what was not tried before counts as working.
-    During the capture of a CUDA graph it counts as failing.
+    During the capture of a CUDA graph the answer is CAPTURING for it.
     """
     case = case._replace(contiguous=True)  # the operator makes channels so
     key = case, parameters.precision(case.dtype, case.device)
@@ -37,16 +39,13 @@ def failure(case: "Case") -> str | None:
         if _get_current_dispatch_mode() is not None:
             return None
         if case.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            reason: str | None = "nothing can be tried while a CUDA graph is captured: call the model once before"
-        else:
-            # A thread of its own has none of the caller's modes: hooks on saved tensors (a checkpoint would count those
-            # of the trial), autocast, inference mode, a default device.
-            with ThreadPoolExecutor(1) as thread:
-                reason, lasting = thread.submit(_try, case).result()
-            if lasting:
-                _tried[key] = reason
-    if reason is not None:
-        warn_once(f"the Triton kernels do not work here, so attention takes another implementation: {reason}")
+            return CAPTURING
+        # A thread of its own has none of the caller's modes: hooks on saved tensors (a checkpoint would count those of
+        # the trial), autocast, inference mode, a default device.
+        with ThreadPoolExecutor(1) as thread:
+            reason, lasting = thread.submit(_try, case).result()
+        if lasting:
+            _tried[key] = reason
     return reason
 
 

@@ -11,7 +11,7 @@ from .parameters import ONE_TILE
 MAX_SIDE = 16
 MAX_HEAD_DIM = 128
 MIN_CAPABILITY = (8, 0)  # Ampere: bfloat16 in the matrix units
-# Ampere, Ada and Hopper: 3.2 joins no tuples. Blackwell: 3.6 compiles some float32 kernels into a trap.
+# Ampere, Ada and Hopper: 3.2 joins no tuples. Blackwell: 3.4 to 3.7 make traps of float32 kernels.
 MIN_TRITON = {8: (3, 3), 10: (3, 8)}
 
 
