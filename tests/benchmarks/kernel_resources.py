@@ -98,9 +98,10 @@ def compile_kernel(case: Case, parameters: Launch | None = None) -> Row:
     function = KERNELS[kernel]
     types = dict.fromkeys(function.arg_names, "i32") | {"stride_b": "i64"}
     types |= dict.fromkeys(constants, "constexpr") | dict.fromkeys(SUMS, "*fp32") | dict.fromkeys(TOKENS, f"*{dtype}")
+    types["wraps"] = "*i32"
     signature = {name: types[name] for name in function.arg_names}
     # As a launch sees them: pointers and integers that are multiples of 16.
-    aligned = TOKENS | SUMS | (STRIDES if head_dim % 16 == 0 else set())
+    aligned = TOKENS | SUMS | {"wraps"} | (STRIDES if head_dim % 16 == 0 else set())
     hints = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if name in aligned}
     source = ASTSource(function, signature, {(list(signature).index(k),): v for k, v in constants.items()}, hints)
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options(parameters))

@@ -83,8 +83,8 @@ def backward_kernel(
         key, inverse_k = unit(key, COSINE, ACC)
 
         scores = tile_scores(
-            query, key, kept_bias, scale * exactly(LOG2E, ACC), tokens, tokens, in_grid, in_grid, window, grid,
-            WH, WW, SHIFTED, PADDED and not ATTENDED, PRECISION,
+            query, key, kept_bias, scale * exactly(LOG2E, ACC), tokens, tokens, in_grid, in_grid, window, grid, bias,
+            WH, WW, False, SHIFTED, PADDED and not ATTENDED, PRECISION,
         )  # fmt: skip
         powers = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
         probabilities = powers * (1.0 / tl.sum(powers, axis=1))[:, None]

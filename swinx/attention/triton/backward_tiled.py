@@ -40,7 +40,7 @@ from .scores import (
 
 @triton.jit(do_not_specialize=ANY_SIZE)
 def query_kernel(
-    qkv, bias, pad_qkv, cosine, out, lse, grad_out, grad_qkv, grad_bias, grad_cosine, delta_out,
+    qkv, bias, wraps, pad_qkv, cosine, out, lse, grad_out, grad_qkv, grad_bias, grad_cosine, delta_out,
     windows, splits, heads, height, width, count_h, count_w, shift_h, shift_w, dilation,
     stride_b, stride_y, stride_x, stride_s, stride_h,
     N: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
@@ -95,7 +95,7 @@ def query_kernel(
             score_bias = tile_bias(bias, head, queries, keys, windows, N, T, TILES, WIDTH, LAST)
             scores = tile_scores(
                 query, key, score_bias, scale * exactly(LOG2E, ACC), queries, keys, grid_q, in_grid, window, grid,
-                WH, WW, SHIFTED, PADDED and not ATTENDED, PRECISION,
+                wraps, WH, WW, True, SHIFTED, PADDED and not ATTENDED, PRECISION,
             )  # fmt: skip
             probabilities = tl.exp2(scores - log_sum[:, None])
             grad_p = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
@@ -120,7 +120,7 @@ def query_kernel(
 
 @triton.jit(do_not_specialize=ANY_SIZE)
 def key_kernel(
-    qkv, bias, pad_qkv, cosine, lse, delta_in, grad_out, grad_qkv, grad_padding,
+    qkv, bias, wraps, pad_qkv, cosine, lse, delta_in, grad_out, grad_qkv, grad_padding,
     windows, splits, heads, height, width, count_h, count_w, shift_h, shift_w, dilation,
     stride_b, stride_y, stride_x, stride_s, stride_h,
     N: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
@@ -182,7 +182,7 @@ def key_kernel(
             score_bias = tile_bias(bias, head, keys, queries, windows, N, T, TILES, WIDTH, LAST)
             scores = tile_scores(
                 key, query, score_bias, scale * exactly(LOG2E, ACC), keys, queries, grid_k, in_grid, window, grid,
-                WH, WW, SHIFTED, False, PRECISION,
+                wraps, WH, WW, True, SHIFTED, False, PRECISION,
             )  # fmt: skip  # padding needs no hiding here: no gradient of a padding key is kept, nor any of its queries
             probabilities = tl.exp2(scores - log_sum[None, :])
             grad_v = tl.dot(probabilities.to(grad.dtype), grad, grad_v, input_precision=PRECISION)

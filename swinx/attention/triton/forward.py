@@ -25,7 +25,7 @@ from .scores import LOG2E, exactly, load_bias, score_scale, tile_bias, tile_scor
 
 @triton.jit(do_not_specialize=ANY_SIZE)
 def forward_kernel(
-    qkv, bias, pad_qkv, cosine, out, lse,
+    qkv, bias, wraps, pad_qkv, cosine, out, lse,
     windows, splits, heads, height, width, count_h, count_w, shift_h, shift_w, dilation,
     stride_b, stride_y, stride_x, stride_s, stride_h,
     N: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
@@ -69,8 +69,8 @@ def forward_kernel(
             else:
                 score_bias = tile_bias(bias, head, queries, keys, windows, N, T, TILES, WIDTH, LAST)
             score = tile_scores(
-                query, key, score_bias, factor, queries, keys, grid_q, in_grid, window, grid,
-                WH, WW, SHIFTED, PADDED and not ATTENDED, PRECISION,
+                query, key, score_bias, factor, queries, keys, grid_q, in_grid, window, grid, wraps,
+                WH, WW, TILES > 1, SHIFTED, PADDED and not ATTENDED, PRECISION,
             )  # fmt: skip
             if tile == 0:
                 highest = tl.max(score, axis=1)

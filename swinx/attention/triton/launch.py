@@ -88,8 +88,8 @@ def _backward_one_tile(call: "_Call", grad_out: Tensor, grad_qkv: Tensor) -> tup
     padding_shares = call.new_shares(grid[2], 2, *call.qkv.shape[4:])
     cosine_shares = call.new_shares(grid[2] if call.constants["COSINE"] else 0, grid[0])
     backward_kernel[grid](
-        *call.tensors(keys_first=False), grad_out, grad_qkv, bias_shares, padding_shares, cosine_shares, *numbers,
-        **call.constants, T=call.tiles["T"], **call.options("backward"),
+        call.qkv, call.bias, call.padding, call.cosine_scale, grad_out, grad_qkv, bias_shares, padding_shares,
+        cosine_shares, *numbers, **call.constants, T=call.tiles["T"], **call.options("backward"),
     )  # fmt: skip
     return bias_shares, padding_shares, cosine_shares
 
@@ -183,20 +183,22 @@ class _Call:
         aligned = all(start % ALIGNMENT == 0 for start in starts)
         return aligned and all(step * self.qkv.itemsize % ALIGNMENT == 0 for step in steps)
 
-    def tensors(self, keys_first: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The first arguments of every kernel; keys_first: for scores that are keys by queries."""
-        bias = self.bias if self.tokens <= ONE_TILE else self._laid_out_bias(keys_first)
-        return self.qkv, bias, self.padding, self.cosine_scale
+    def tensors(self, keys_first: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The first arguments of every kernel of tiles; keys_first: for scores that are keys by queries."""
+        bias, wraps = (self.bias, self.bias) if self.tokens <= ONE_TILE else self._laid_out_bias(keys_first)
+        return self.qkv, bias, wraps, self.padding, self.cosine_scale
 
-    def _laid_out_bias(self, keys_first: bool) -> Tensor:
+    def _laid_out_bias(self, keys_first: bool) -> tuple[Tensor, Tensor]:
         own, count, width, last = self.tiles.values()
         heads, rows, columns = len(self.bias), -(-self.tokens // own) * own, (count - 1) * width + last
         out = _empty(self.bias, heads, rows, columns, dtype=_accumulator(self.qkv))
+        wraps = _empty(self.bias, rows, dtype=torch.int32)
+        window = {name: self.constants[name] for name in ("N", "WH", "WW", "ACC")}
         lay_out_bias_kernel[heads, rows](
-            self.bias, out, N=self.tokens, ROWS=rows, COLUMNS=columns, WIDTH=parameters.next_power_of_2(columns),
-            KEYS_FIRST=keys_first, ACC=self.constants["ACC"], num_warps=1,
+            self.bias, out, wraps, *self.geometry.shift, ROWS=rows, COLUMNS=columns,
+            WIDTH=parameters.next_power_of_2(columns), KEYS_FIRST=keys_first, **window, num_warps=1,
         )  # fmt: skip
-        return out
+        return out, wraps
 
     def numbers(self, kernel: Kernel) -> tuple[tuple[int, int, int], tuple[int, ...]]:
         """Launch grid (heads, tiles, splits), and the integers of a kernel in their order."""

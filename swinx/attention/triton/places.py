@@ -85,9 +85,8 @@ def holds_padding(window, grid, WH: tl.constexpr, WW: tl.constexpr):
 
 
 @triton.jit
-def token_wraps(tokens, grid, WH: tl.constexpr, WW: tl.constexpr):
+def token_wraps(tokens, shift_h, shift_w, WH: tl.constexpr, WW: tl.constexpr):
     """(T,) 2 for tokens whose row the roll brings into the last windows from the lattice's start, + 1 for columns."""
-    _, _, _, _, shift_h, shift_w, _ = grid
     wrapped_row = tl.minimum(tokens // WW, WH - 1) >= WH - shift_h
     wrapped_column = tokens % WW >= WW - shift_w
     return 2 * wrapped_row.to(tl.int32) + wrapped_column.to(tl.int32)

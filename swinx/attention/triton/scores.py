@@ -69,16 +69,16 @@ def load_bias(bias, queries, keys, N: tl.constexpr, ACC: tl.constexpr):
     return tl.where(keys < N, values.to(ACC) * exactly(LOG2E, ACC), float("-inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["shift_h", "shift_w"])
 def lay_out_bias_kernel(
-    bias, out,
-    N: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
+    bias, out, wraps, shift_h, shift_w,
+    N: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
     KEYS_FIRST: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Grid: (h, ROWS). (h, N, N) -> (h, ROWS, COLUMNS) as `load_bias` gives it, queries by keys or keys by queries.
 
     Windows of several tiles read it anew for each window: it is too large for registers, and cached. WIDTH: COLUMNS
-    rounded up to a power of two.
+    rounded up to a power of two, and so at least ROWS. Also writes wraps (ROWS,) int32: `token_wraps` of every token.
     """
     head = tl.program_id(0)
     row = tl.program_id(1)
@@ -91,6 +91,8 @@ def lay_out_bias_kernel(
         queries = tl.full((WIDTH,), 0, tl.int32) + row
     values = load_bias(bias + head * N * N, queries, keys, N, ACC)
     tl.store(out + (head * ROWS + row) * COLUMNS + columns, values, mask=columns < COLUMNS)
+    if (head == 0) & (row == 0):
+        tl.store(wraps + columns, token_wraps(columns, shift_h, shift_w, WH, WW), mask=columns < ROWS)
 
 
 @triton.jit
@@ -113,22 +115,29 @@ def tile_bias(
 
 @triton.jit
 def tile_scores(
-    left, right, bias, factor, rows, columns, in_grid_rows, in_grid_columns, window, grid,
-    WH: tl.constexpr, WW: tl.constexpr, SHIFTED: tl.constexpr, HIDE_PADDING: tl.constexpr, PRECISION: tl.constexpr,
+    left, right, bias, factor, rows, columns, in_grid_rows, in_grid_columns, window, grid, wraps,
+    WH: tl.constexpr, WW: tl.constexpr, TILED: tl.constexpr, SHIFTED: tl.constexpr, HIDE_PADDING: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """(R, T) scores of tokens rows by tokens columns of one window; -inf between different regions.
 
     factor: scale of the products, in units of log2. Only windows at the end of a shifted lattice hold more than one
     region: its own rows and columns, and those that the roll brings there. Padding that is not attended is one more.
+    wraps: where TILED, what `lay_out_bias_kernel` wrote of the tokens, read by the few windows that need it: computed
+    here it would stay in registers for all of them.
     """
     scores = tl.fma(tl.dot(left, tl.trans(right), input_precision=PRECISION), factor, bias)
     if SHIFTED:
-        _, _, count_h, count_w, _, _, _ = grid
+        _, _, count_h, count_w, shift_h, shift_w, _ = grid
         _, _, i, j = window
         ends = 2 * (i == count_h - 1).to(tl.int32) + (j == count_w - 1).to(tl.int32)
         if ends > 0:
-            row_wraps = token_wraps(rows, grid, WH, WW)
-            column_wraps = token_wraps(columns, grid, WH, WW)
+            if TILED:
+                row_wraps = tl.load(wraps + rows)
+                column_wraps = tl.load(wraps + columns)
+            else:
+                row_wraps = token_wraps(rows, shift_h, shift_w, WH, WW)
+                column_wraps = token_wraps(columns, shift_h, shift_w, WH, WW)
             scores = tl.where(((row_wraps[:, None] ^ column_wraps[None, :]) & ends) == 0, scores, float("-inf"))
     if HIDE_PADDING:
         scores = tl.where(in_grid_rows[:, None] == in_grid_columns[None, :], scores, float("-inf"))
