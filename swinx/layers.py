@@ -196,6 +196,6 @@ class PatchMerging(nn.Module):
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if traced or self.stride == 1 or x.shape[1] % 2 == 1 or x.shape[2] % 2 == 1:
             x = F.pad(x, (0, 0, 0, e, 0, e))
-        rows, columns = ([slice(tap, tap + size, self.stride) for tap in (0, e)] for size in (height, width))
-        x = torch.cat([x[:, row, column] for column in columns for row in rows], -1)
+        rows = [x[:, row : row + height : self.stride] for row in (0, e)]
+        x = torch.cat([part[:, :, column : column + width : self.stride] for column in (0, e) for part in rows], -1)
         return self.norm(self.reduction(x)) if self.norm_last else self.reduction(self.norm(x))

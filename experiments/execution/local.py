@@ -56,7 +56,7 @@ def run_in_processes(
     context = multiprocessing.get_context("spawn")
     waiting = list(reversed(todo))
     running: dict[Connection, tuple[Run, SpawnProcess]] = {}
-    threads = max(1, cores() // min(jobs, len(todo)))
+    threads = max(1, cores() // jobs)  # whatever is left to do: a resumed run needs as many as before
     common = (pickle.dumps(data), settings, output, origin, threads, runs.SITTING, os.getpid())
     try:
         while waiting or running:
