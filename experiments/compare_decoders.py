@@ -38,26 +38,19 @@ def run(options: CompareOptions, *, strict: bool) -> int:
 
     from experiments.execution import comparison
     from experiments.execution.launch import run_on_ray
-    from experiments.execution.local import cores, run_in_processes
     from experiments.execution.prepare import prepare
-    from experiments.training.train import processes
 
     def work(console: Console) -> Any:
         runs, missing, data, settings = prepare(options, console, strict=strict)
-        jobs = min(len(runs), options.jobs or cores())
         crop, image = settings.recipe.crop, (settings.height, settings.width)
         if crop not in (None, image) and settings.inference.tile is None:
             advice = f"--tile {crop[0]} {crop[1]} evaluates at the size trained on"
             comparison.say(
                 console, f"note: training sees crops of {crop[0]}x{crop[1]}, evaluation whole images; {advice}"
             )
-        where = {"data": data, "settings": settings, "output": options.output}
-        launch = None
-        if options.launcher == "ray":
-            launch = partial(run_on_ray, **where, say=partial(comparison.say, console), resources=options.ray)
-        elif jobs > 1 and settings.device == "cpu" and processes().world == 1:
-            launch = partial(run_in_processes, **where, name=partial(comparison.name_of, runs=runs), jobs=jobs)
-        how = {"launch": launch, "contrasts": options.contrasts}
+        where = {"data": data, "settings": settings, "output": options.output, "resources": options.ray}
+        on_ray = partial(run_on_ray, **where, say=partial(comparison.say, console))
+        how = {"launch": on_ray if options.launcher == "ray" else None, "contrasts": options.contrasts}
         return runs, comparison.make(runs, missing, data, settings, options.output, console, **how)
 
     return comparison.command(work, options.output)

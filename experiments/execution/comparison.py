@@ -148,7 +148,7 @@ def make(
             for run in runs:
                 if run.id in done:
                     finish(run.id, output)
-                    say(console, f"{name_of(run, runs)}: finished before, skipped")
+                    say(console, f"{_name(run, runs)}: finished before, skipped")
             for absent in missing:
                 if absent.run.id not in done:
                     rows.append(not_applicable_row(absent, settings, origin))
@@ -168,22 +168,22 @@ def make(
                 reported = time.monotonic()
 
         def fail(run: Run, error: BaseException) -> None:
-            # A disk that takes no more stops everything. Among several processes the others wait for this one: torchrun
-            # ends or restarts them all.
-            if processes().world > 1 or (isinstance(error, OSError) and error.errno in DISK):
-                raise error
             failed.append(run)
-            say(console, f"{name_of(run, runs)}: failed, {type(error).__name__}: {error}", style="bold red")
+            say(console, f"{_name(run, runs)}: failed, {type(error).__name__}: {error}", style="bold red")
             say(console, "".join(traceback.format_exception(error)))
 
         try:
             if todo and launch is not None:
                 launch(todo, origin, collect, fail)
             for run in todo if launch is None else ():
-                with progress(name_of(run, runs), console) as on_step:
+                with _progress(_name(run, runs), console) as on_step:
                     try:
                         made = execute(run, data, settings, output, origin, on_step, trained=(sources or {}).get(run))
                     except Exception as error:
+                        # A disk that takes no more stops everything. Among several processes the others wait for this
+                        # one: torchrun ends or restarts them all.
+                        if processes().world > 1 or (isinstance(error, OSError) and error.errno in DISK):
+                            raise
                         fail(run, error)
                         continue
                 if made:
@@ -199,7 +199,7 @@ def make(
 
 
 @contextmanager
-def progress(name: str, console: Console) -> Iterator[OnStep]:
+def _progress(name: str, console: Console) -> Iterator[OnStep]:
     """Shows how far a run is: in place in a terminal, elsewhere by a line every LINE_SECONDS."""
     start = last = time.monotonic()
     begun: float | None = None
@@ -226,13 +226,12 @@ def say(console: Console, line: str, style: str | None = None) -> None:
     console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def name_of(run: Run, runs: Sequence[Run]) -> str:
-    """What lines about progress call a run."""
+def _name(run: Run, runs: Sequence[Run]) -> str:
     return f"[{list(runs).index(run) + 1}/{len(runs)}] {run.id}"
 
 
 def _say_result(row: Row, runs: Sequence[Run], console: Console) -> None:
-    name = next(name_of(run, runs) for run in runs if run.id == row["run"])
+    name = next(_name(run, runs) for run in runs if run.id == row["run"])
     if row["status"] != "ok":
         say(console, f"{name}: {row['error']}", style="bold red")
         return

@@ -25,7 +25,7 @@ from experiments.training.weights import load_weights, save_weights
 WEIGHTS = "last.pt"  # of a finished run, in its folder
 # Points kept of a loss curve, so that a long run does not swell the report.
 CURVE_POINTS = 500
-# Latencies are compared only where one command measured them; its processes share this.
+# Latencies are compared only where one process measured them.
 SITTING = secrets.token_hex(4)
 # What a row says of the finished run whose weights it began with or evaluates.
 SOURCE_FIELDS = ("run", "step", "commit", "time", "command", "host", "precision")

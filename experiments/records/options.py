@@ -246,9 +246,7 @@ class CompareOptions(Common):
     workers: int = 0
     """processes that prepare the batches of a run; 0 prepares them between the steps"""
     launcher: Literal["here", "ray"] = "here"
-    """here: on this machine (under torchrun, each run by all processes); ray: runs spread over a cluster"""
-    jobs: Annotated[int | None, unset("INT")] = None
-    """runs at once on the CPU, each in a process of its own with its share of the cores (default: one for each core)"""
+    """here: one run after another (under torchrun, by all processes); ray: runs spread over a cluster"""
     ray: RayResources = field(default_factory=RayResources)
     output: Path = Path("runs/compare_decoders")
     """folder for results and report"""
@@ -260,10 +258,8 @@ class CompareOptions(Common):
             "steps": (self.steps >= 1, "at least 1"),
             "batch_size": (self.batch_size >= 2, "at least 2 (BatchNorm cannot train on one image)"),
             "workers": (self.workers >= 0, "at least 0"),
-            "jobs": (self.jobs is None or self.jobs >= 1, "at least 1"),
             "evaluate_at": (different, f"different steps from 0, at most {self.steps}"),
             "start": (self.start is None or self.recipe.weights is None, "left out where --weights is given"),
-            "launcher": (self.launcher == "here" or self.jobs is None, "here where --jobs is given"),
             "ray": (self.launcher == "ray" or self.ray == RayResources(), "left out without --launcher ray"),
         }
         check(self, rules)

@@ -141,7 +141,7 @@ def summary(configurations: Sequence[Configuration], scores: Mapping[str, Score]
     """One line for each configuration, best first.
 
     rank, label, fields, seeds, low and high of the 95 % interval of test mIoU, letters of groups; and means over seeds
-    of all numbers of the rows, with "sd of KEY" (sample). Latencies are left out unless one command measured them.
+    of all numbers of the rows, with "sd of KEY" (sample). Latencies are left out unless one process measured them.
     """
     if not configurations:
         columns = ["rank", "label", "seeds", "low", "high", "letters", *SCORES, *(f"sd of {name}" for name in SCORES)]

@@ -46,7 +46,7 @@ def on_ranking(content: Content) -> str:
     return (
         f"{found}Means over seeds ± standard deviation; interval: of test mIoU, over images and seeds. "
         f"{shared}Boundary F: within 2 pixels. GFLOPs (two for each multiply-add) and "
-        "latency: one call on one image; latencies of one command alone. More: summary.csv."
+        "latency: one call on one image; latencies of one process alone. More: summary.csv."
     )
 
 

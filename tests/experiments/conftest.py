@@ -1,7 +1,6 @@
 """The tiny set of toy.py, alone and in the place of generated scenes."""
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,16 +9,7 @@ from toy import toy_data
 from experiments import data
 from experiments.data import SegmentationData
 from experiments.evaluation import cost
-from experiments.execution import local
 from experiments.reporting import pages
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_run_at_a_time() -> Iterator[None]:
-    """By default in this process: what tests put in a module's place does not reach other processes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local, "cores", lambda: 1)
-        yield
 
 
 @pytest.fixture(scope="session")
