@@ -194,7 +194,7 @@ class PatchMerging(nn.Module):
         e, (height, width) = self.spacing, x.shape[1:3]
         # Padding an even grid too adds nothing, as its last 2 x 2 would need two more rows; traced code must not ask.
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if traced or self.stride == 1 or x.shape[1] % 2 == 1 or x.shape[2] % 2 == 1:
+        if traced or self.stride == 1 or height % 2 == 1 or width % 2 == 1:
             x = F.pad(x, (0, 0, 0, e, 0, e))
         rows = [x[:, row : row + height : self.stride] for row in (0, e)]
         x = torch.cat([part[:, :, column : column + width : self.stride] for column in (0, e) for part in rows], -1)

@@ -121,6 +121,20 @@ def test_set_attention_goes_before_the_environment(monkeypatch: pytest.MonkeyPat
     assert torch.Size([1, 8, 8, 3, 1, 16]) in seen
 
 
+def assert_gives_way(monkeypatch: pytest.MonkeyPatch, warning: str) -> tuple[list[Tensor], Tensor]:
+    """The environment asks for kernels that fail: one warning, then none. Returns inputs and result."""
+    inputs = [tensor.requires_grad_() for tensor in CASE.inputs()]
+    with pytest.warns(UserWarning, match=warning) as caught:
+        out = attention("auto", inputs)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(attention("auto", inputs), out)
+    monkeypatch.delenv("SWINX_ATTENTION")
+    assert torch.equal(attention("auto", inputs), out)
+    return inputs, out
+
+
 @pytest.mark.parametrize("failing", ["forward", "backward"])
 def test_a_kernel_that_cannot_start_gives_way_with_one_warning(
     monkeypatch: pytest.MonkeyPatch, wished: None, failing: str
@@ -129,15 +143,7 @@ def test_a_kernel_that_cannot_start_gives_way_with_one_warning(
         raise RuntimeError(NO_COMPILER)
 
     monkeypatch.setattr(launch, failing, fails)
-    inputs = [tensor.requires_grad_() for tensor in CASE.inputs()]
-    with pytest.warns(UserWarning, match="kernels do not work here.*Failed to find C compiler") as caught:
-        out = attention("auto", inputs)
-    assert len(caught) == 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert torch.equal(attention("auto", inputs), out)
-    monkeypatch.delenv("SWINX_ATTENTION")
-    assert torch.equal(attention("auto", inputs), out)
+    assert_gives_way(monkeypatch, "kernels do not work here.*Failed to find C compiler")
 
 
 @pytest.mark.parametrize("failing", ["forward", "backward"])
@@ -175,16 +181,8 @@ def break_kernel(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
 def test_a_kernel_that_is_wrong_gives_way_with_one_warning(
     monkeypatch: pytest.MonkeyPatch, wished: None, failing: str
 ) -> None:
-    inputs = [tensor.requires_grad_() for tensor in CASE.inputs()]
     break_kernel(monkeypatch, failing)
-    with pytest.warns(UserWarning, match=r"their error is .* times the one allowed") as caught:
-        out = attention("auto", inputs)
-    assert len(caught) == 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert torch.equal(attention("auto", inputs), out)
-    monkeypatch.delenv("SWINX_ATTENTION")
-    assert torch.equal(attention("auto", inputs), out)
+    inputs, out = assert_gives_way(monkeypatch, r"their error is .* times the one allowed")
     assert torch.equal(attention("reference" if DEVICE == "cpu" else "sdpa", inputs), out)
 
 

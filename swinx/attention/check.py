@@ -89,7 +89,7 @@ def right(device: torch.device) -> list[dict[str, Any]]:
                     row["excess"] = case.excess(dtype, device, backward=True)
                     row["right"] = row["excess"] <= 1
                 except Exception as failure:  # whatever it is, it is the result
-                    row["reason"] = speed.reason(failure)
+                    row["reason"] = trial.one_line(failure)
                 rows.append(row)
                 said = row.get("reason") or f"{row['excess']:.2f} of the error allowed"
                 scores = "cosine" if cosine else "scaled"
@@ -126,7 +126,7 @@ def timed(device: torch.device) -> list[dict[str, Any]]:
                 try:
                     times = speed.measure(functools.partial(speed.run, attention, inputs, backward), device)
                 except Exception as failure:  # of the kernels or of what they are held against
-                    row["reason"] = speed.reason(failure)
+                    row["reason"] = trial.one_line(failure)
                 else:
                     row |= {"ms": times.p50, "ms_p20": times.p20, "ms_p80": times.p80}
                     row["copy_share"] = speed.least_bytes(inputs[0], backward) / (1e-3 * times.p50) / copy

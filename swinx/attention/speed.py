@@ -43,11 +43,6 @@ def leaves(trial: Trial, dtype: torch.dtype, device: torch.device) -> tuple[list
     return [tensor.requires_grad_() for tensor in inputs if tensor is not None], scale
 
 
-def reason(failure: Exception) -> str:
-    """An error in one line: what rows say of an implementation that raises it."""
-    return f"{type(failure).__name__}: {failure}".splitlines()[0][:300]
-
-
 def measure(call: Call, device: torch.device, cold: bool = True, seconds: float = 0.4) -> Times:
     """Time a call again and again for about so many seconds, 5 to 200 times, after a warm-up.
 

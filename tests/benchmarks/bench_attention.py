@@ -23,7 +23,7 @@ from torch import Tensor
 
 from experiments.records.results import RESULTS, Row, read_rows
 from swinx.attention import speed
-from swinx.attention.triton.trial import Trial
+from swinx.attention.triton.trial import Trial, one_line
 from swinx.windows import WindowGeometry
 from tests.benchmarks import common
 
@@ -109,7 +109,7 @@ def measure(case: Case, provider: str, phase: Phase, device: torch.device, secon
     except NotImplementedError as reason:
         return {"status": "not applicable", "reason": str(reason)}
     except Exception as failure:  # whatever a provider raises is a result about it
-        return {"status": "failed", "reason": speed.reason(failure)}
+        return {"status": "failed", "reason": one_line(failure)}
     if not excess <= 1:
         return {"status": "wrong", "reason": f"{excess:.2g} times the error allowed"}
     call = functools.partial(speed.run, attention, inputs, backward)

@@ -34,11 +34,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from experiments.records.results import Row, append_rows, read_rows
-from swinx.attention import speed
 from swinx.attention.triton.backward import backward_kernel
 from swinx.attention.triton.backward_tiled import key_kernel, query_kernel
 from swinx.attention.triton.forward import forward_kernel
 from swinx.attention.triton.parameters import ONE_TILE, Kernel, Launch, launch, next_power_of_2, options, tiles
+from swinx.attention.triton.trial import one_line
 from tests.benchmarks.common import DTYPES, markdown
 
 # Bytes of shared memory that a program may have: CUDA programming guide, technical specifications.
@@ -150,7 +150,7 @@ def resources(chosen: Options) -> Iterator[Row]:
                 row = case._asdict() | compile_kernel(case)
                 yield row if row["matrix_instructions"] else row | {"reason": "compiled into a trap"}
             except Exception as failure:  # Triton's compiler has many ways to give up
-                yield case._asdict() | {"triton": triton.__version__, "reason": speed.reason(failure)}
+                yield case._asdict() | {"triton": triton.__version__, "reason": one_line(failure)}
 
 
 def main(chosen: Options) -> None:

@@ -63,8 +63,7 @@ def _try(case: "Case") -> tuple[str | None, bool]:
         try:
             excess = small.excess(case.dtype, case.device, case.recording)
         except Exception as error:  # whatever is missing on this machine
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            return reason, not isinstance(error, torch.OutOfMemoryError)
+            return trial.one_line(error), not isinstance(error, torch.OutOfMemoryError)
         if excess > 1:
             return f"their error is {excess:.2g} times the one allowed, in {small.geometry}", True
     return None, True

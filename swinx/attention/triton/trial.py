@@ -100,6 +100,11 @@ class Trial(NamedTuple):
         return results
 
 
+def one_line(failure: Exception) -> str:
+    """An error in one line: what is said of an implementation that raises it."""
+    return f"{type(failure).__name__}: {failure}".splitlines()[0][:300]
+
+
 def trials(window_size: tuple[int, int], head_dim: int, cosine: bool) -> list[Trial]:
     """Whole windows without shift, and what else a kernel carries: padding, shift, dilation, two regions a window."""
     height, width = window_size
