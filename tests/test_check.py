@@ -1,6 +1,7 @@
 """The check command: what it says of kernels that are right, wrong and broken, and of times."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(check, "WINDOWS", (((4, 5), 16, False), ((3, 3), 8, True)))
     monkeypatch.setattr(check, "INTERPRETED", {torch.float32: 2})
     monkeypatch.setattr(check, "ON_A_GPU", {torch.float32: 2})
+    monkeypatch.setattr(check, "PROCESSES", 1)  # others would not see what is patched here
     monkeypatch.setattr(check, "REPEATS", 3)
     monkeypatch.setattr(check, "REPEATS_INTERPRETED", 3)
     monkeypatch.setattr(check, "REPEATED", ((4, 5),))
@@ -45,6 +47,14 @@ def test_kernels_that_are_right(short: Path) -> None:
     assert not record["faster"]  # nothing was timed
     assert "Right: 4 of 4 cases" in record["verdict"][-3]
     assert record["verdict"][-2] == "Equal bits in 3 runs."
+
+
+def test_each_kind_of_input_has_a_process_of_its_own(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = check.right(torch.device(DEVICE))
+    monkeypatch.setattr(check, "PROCESSES", 2)
+    apart = check.right(torch.device(DEVICE))  # with the third trial, which `short` leaves out in this process
+    assert [row for row in apart if row["case"] < 2] == alone
+    assert list(check._apart(os._exit, [(3,)])) == [None]
 
 
 def test_kernels_that_are_wrong(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:

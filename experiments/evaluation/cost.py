@@ -43,4 +43,4 @@ def latency(model: nn.Module, image: Tensor, precision: str, *, seconds: float =
         with autocast(image.device, precision):
             model(image)
 
-    return speed.measure(call, image.device, cold=False, seconds=seconds)
+    return speed.measure(call, image.device, cold=False, queued=False, seconds=seconds)

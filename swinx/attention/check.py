@@ -13,12 +13,17 @@ about speed. Leaves with status 1 where anything is wrong.
 import argparse
 import functools
 import importlib
+import itertools
 import json
+import multiprocessing
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,7 +46,9 @@ ON_A_GPU = {torch.bfloat16: 7, torch.float16: 3, torch.float32: 3}
 INTERPRETED = {torch.float16: 1, torch.float32: 3}
 REPEATED, REPEATS = ((7, 7), (12, 12)), 50
 REPEATED_INTERPRETED, REPEATS_INTERPRETED = ((4, 5), (9, 9)), 20
-
+# Compiling is most of the time, and a kernel that reads beyond its memory makes all later work of its process fail.
+PROCESSES = min(8, os.cpu_count() or 1)
+WAYS = ("triton", "sdpa", "compiled reference", "flex_attention")
 
 STAGES = {
     "swinx_t, 224 pixels, stage 1, batch 32": speed.stage(32, 56, 3, 7),
@@ -75,26 +82,56 @@ def compiler() -> str | None:
 
 def right(device: torch.device) -> list[dict[str, Any]]:
     """A row for each case: its largest error over the one allowed, or why there is none."""
+    counts = (ON_A_GPU if device.type == "cuda" else INTERPRETED).items()
+    kinds = [(device, dtype, *window) for dtype, count in counts for window in WINDOWS[:count]]
     rows = []
-    for dtype, count in (ON_A_GPU if device.type == "cuda" else INTERPRETED).items():
-        for window, head_dim, cosine in WINDOWS[:count]:
-            for number, case in enumerate(trial.trials(window, head_dim, cosine)):
-                row: dict[str, Any] = {
-                    "dtype": str(dtype).removeprefix("torch."),
-                    "window": window,
-                    "head_dim": head_dim,
-                }
-                row |= {"cosine": cosine, "case": number, "excess": None, "right": False}
-                try:
-                    row["excess"] = case.excess(dtype, device, backward=True)
-                    row["right"] = row["excess"] <= 1
-                except Exception as failure:  # whatever it is, it is the result
-                    row["reason"] = trial.one_line(failure)
-                rows.append(row)
-                said = row.get("reason") or f"{row['excess']:.2f} of the error allowed"
-                scores = "cosine" if cosine else "scaled"
-                print(f"{row['dtype']:9} window {window!s:9} head_dim {head_dim} {scores}, case {number}: {said}")
+    for (_, dtype, window, head_dim, cosine), found in zip(kinds, _apart(_cases, kinds), strict=True):
+        for row in found or [_row(dtype, window, head_dim, cosine, 0) | {"reason": "the process broke down"}]:
+            rows.append(row)
+            said = row.get("reason") or f"{row['excess']:.2f} of the error allowed"
+            scores = "cosine" if row["cosine"] else "scaled"
+            print(
+                f"{row['dtype']:9} window {row['window']!s:9} head_dim {row['head_dim']} {scores}, "
+                f"case {row['case']}: {said}",
+                flush=True,
+            )
     return rows
+
+
+def _cases(
+    device: torch.device, dtype: torch.dtype, window: tuple[int, int], head_dim: int, cosine: bool
+) -> list[dict[str, Any]]:
+    """The rows of one kind of input."""
+    rows = []
+    for number, case in enumerate(trial.trials(window, head_dim, cosine)):
+        row = _row(dtype, window, head_dim, cosine, number)
+        try:
+            row["excess"] = case.excess(dtype, device, backward=True)
+            row["right"] = row["excess"] <= 1
+        except Exception as failure:  # whatever it is, it is the result
+            row["reason"] = trial.one_line(failure)
+        rows.append(row)
+    return rows
+
+
+def _row(dtype: torch.dtype, window: tuple[int, int], head_dim: int, cosine: bool, case: int) -> dict[str, Any]:
+    """A case of which nothing is known yet."""
+    row: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "window": window, "head_dim": head_dim}
+    return row | {"cosine": cosine, "case": case, "excess": None, "right": False}
+
+
+def _apart(work: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+    """What work gives for each call, in order, each in a process of its own; None where that broke down."""
+    if PROCESSES < 2:
+        yield from (work(*call) for call in calls)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(PROCESSES, context, max_tasks_per_child=1) as pool:
+        for future in [pool.submit(work, *call) for call in calls]:
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                yield None
 
 
 def same_bits(device: torch.device) -> int:
@@ -111,28 +148,43 @@ def same_bits(device: torch.device) -> int:
     return repeats
 
 
+def _compile(device: torch.device, stage: str, way: str) -> None:
+    """Leave what a way needs in the compilers' caches on the disk; what fails here fails again when it is timed."""
+    try:
+        inputs, scale = speed.leaves(STAGES[stage], torch.bfloat16, device)
+        attention = speed.provider(way, STAGES[stage].geometry, device, scale)
+        for backward in (False, True):
+            speed.run(attention, inputs, speed.cotangent(inputs[0], backward))
+    except Exception:
+        return
+
+
 def timed(device: torch.device) -> list[dict[str, Any]]:
     """A row for each stage, direction and way of computing it: median milliseconds, in bfloat16."""
+    timings = [
+        (stage, way) for stage, way in itertools.product(STAGES, WAYS)
+        if way != "flex_attention" or not STAGES[stage].cosine
+    ]  # fmt: skip
+    list(_apart(_compile, [(device, stage, way) for stage, way in timings if way != "sdpa"]))
     copy, rows = speed.copy_speed(device), []
-    for stage, block in STAGES.items():
+    for stage, name in timings:
+        block = STAGES[stage]
         inputs, scale = speed.leaves(block, torch.bfloat16, device)
-        for name in ("triton", "sdpa", "compiled reference", "flex_attention"):
-            if name == "flex_attention" and block.cosine:
-                continue
-            attention = speed.provider(name, block.geometry, device, scale)
-            for direction in ("forward", "both"):
-                row: dict[str, Any] = {"stage": stage, "direction": direction, "way": name}
-                backward = direction == "both"
-                try:
-                    times = speed.measure(functools.partial(speed.run, attention, inputs, backward), device)
-                except Exception as failure:  # of the kernels or of what they are held against
-                    row["reason"] = trial.one_line(failure)
-                else:
-                    row |= {"ms": times.p50, "ms_p20": times.p20, "ms_p80": times.p80}
-                    row["copy_share"] = speed.least_bytes(inputs[0], backward) / (1e-3 * times.p50) / copy
-                rows.append(row)
-                said = row.get("reason") or f"{row['ms']:.3f} ms, {row['copy_share']:.0%} of the speed of a copy"
-                print(f"{stage}, {direction}, {name}: {said}", flush=True)
+        attention = speed.provider(name, block.geometry, device, scale)
+        for direction in ("forward", "both"):
+            row: dict[str, Any] = {"stage": stage, "direction": direction, "way": name}
+            backward = direction == "both"
+            cotangent = speed.cotangent(inputs[0], backward)
+            try:
+                times = speed.measure(functools.partial(speed.run, attention, inputs, cotangent), device)
+            except Exception as failure:  # of the kernels or of what they are held against
+                row["reason"] = trial.one_line(failure)
+            else:
+                row |= {"ms": times.p50, "ms_p20": times.p20, "ms_p80": times.p80}
+                row["copy_share"] = speed.least_bytes(inputs[0], backward) / (1e-3 * times.p50) / copy
+            rows.append(row)
+            said = row.get("reason") or f"{row['ms']:.3f} ms, {row['copy_share']:.0%} of the speed of a copy"
+            print(f"{stage}, {direction}, {name}: {said}", flush=True)
     return rows
 
 

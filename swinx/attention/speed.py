@@ -43,29 +43,52 @@ def leaves(trial: Trial, dtype: torch.dtype, device: torch.device) -> tuple[list
     return [tensor.requires_grad_() for tensor in inputs if tensor is not None], scale
 
 
-def measure(call: Call, device: torch.device, cold: bool = True, seconds: float = 0.4) -> Times:
+def measure(call: Call, device: torch.device, *, cold: bool = True, queued: bool = True, seconds: float = 0.4) -> Times:
     """Time a call again and again for about so many seconds, 5 to 200 times, after a warm-up.
 
-    On a GPU by events around each call; cold: with the level-2 cache overwritten before each. On the CPU by the clock.
+    On a GPU by events around each call. cold: the level-2 cache is overwritten before each. queued: the GPU is kept
+    busy until each call is in its queue, so that its own time is measured; else a call of many small kernels may wait
+    for the host, as it does for users. On the CPU by the clock.
     """
     for _ in range(3):
         call()
     if device.type != "cuda":
         return percentiles(_clock(call, seconds))
-    flush = torch.empty(256 * 2**20 if cold else 1, dtype=torch.int8, device=device)
-    torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    call()
-    torch.cuda.synchronize(device)
-    runs = min(200, max(20, int(seconds / max(time.perf_counter() - start, 1e-6))))
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(runs)]
-    for before, after in events:
-        flush.zero_()
-        before.record()
+    scratch = torch.empty(256 * 2**20, dtype=torch.int8, device=device)
+    scratch.zero_()
+    [clearing] = _by_events(scratch.zero_, 1, lambda: None, device)
+    launches, totals = [], []
+    for _ in range(3):
+        start = time.perf_counter()
         call()
-        after.record()
+        launches.append(time.perf_counter() - start)
+        torch.cuda.synchronize(device)
+        totals.append(time.perf_counter() - start)
+    clears = int(cold)
+    if queued:
+        clears += int(2e3 * max(launches) * (1 if cold else 2) / clearing)
+
+    def before() -> None:
+        for _ in range(clears):
+            scratch.zero_()
+        if not cold:
+            call()
+
+    runs = min(200, max(20, int(seconds / (min(totals) + 1e-3 * clears * clearing))))
+    return percentiles(_by_events(call, runs, before, device))
+
+
+def _by_events(call: Call, runs: int, before: Call, device: torch.device) -> list[float]:
+    """Milliseconds of the GPU for each of so many calls, with something before each that is not timed."""
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(runs)]
     torch.cuda.synchronize(device)
-    return percentiles([before.elapsed_time(after) for before, after in events])
+    for start, end in events:
+        before()
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize(device)
+    return [start.elapsed_time(end) for start, end in events]
 
 
 def _clock(call: Call, seconds: float) -> list[float]:
@@ -88,7 +111,7 @@ def copy_speed(device: torch.device) -> float:
     size = 2**30 if device.type == "cuda" else 2**28
     source = torch.empty(size, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
-    return 2 * size / (1e-3 * measure(lambda: target.copy_(source), device, cold=False).p50)
+    return 2 * size / (1e-3 * measure(lambda: target.copy_(source), device).p50)
 
 
 def least_bytes(qkv: Tensor, backward: bool) -> int:
@@ -96,13 +119,19 @@ def least_bytes(qkv: Tensor, backward: bool) -> int:
     return qkv.nbytes // 3 * (4 + 7 if backward else 4)
 
 
-def run(attention: Attention, inputs: list[Tensor], backward: bool) -> list[Tensor]:
-    """Output, with backward also the gradients of all inputs for a gradient of ones."""
-    if not backward:
+def run(attention: Attention, inputs: list[Tensor], cotangent: Tensor | None) -> list[Tensor]:
+    """Output, and where a gradient of it is given, those of all inputs."""
+    if cotangent is None:
         with torch.inference_mode():
             return [attention(*inputs)]
     out = attention(*inputs)
-    return [out, *torch.autograd.grad(out, inputs, torch.ones_like(out), materialize_grads=True)]
+    return [out, *torch.autograd.grad(out, inputs, cotangent, materialize_grads=True)]
+
+
+def cotangent(qkv: Tensor, backward: bool) -> Tensor | None:
+    """A gradient of ones for the output (B, H, W, C), for `run`; made once, as its memory is read and not written."""
+    batch, height, width, _, heads, head_dim = qkv.shape
+    return qkv.new_ones(batch, height, width, heads * head_dim) if backward else None
 
 
 def provider(

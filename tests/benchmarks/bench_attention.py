@@ -112,7 +112,7 @@ def measure(case: Case, provider: str, phase: Phase, device: torch.device, secon
         return {"status": "failed", "reason": one_line(failure)}
     if not excess <= 1:
         return {"status": "wrong", "reason": f"{excess:.2g} times the error allowed"}
-    call = functools.partial(speed.run, attention, inputs, backward)
+    call = functools.partial(speed.run, attention, inputs, speed.cotangent(inputs[0], backward))
     times = speed.measure(call, device, seconds=seconds)
     warm = speed.measure(call, device, cold=False, seconds=seconds) if device.type == "cuda" else times
     row: Row = {"status": "ok", "excess": excess, "ms_p20": times.p20, "ms_p50": times.p50, "ms_p80": times.p80}

@@ -3,19 +3,25 @@
     python -m tests.benchmarks.tune_attention            # by time, for the GPU that is there
     python -m tests.benchmarks.tune_attention --compile  # by the instructions in the machine code, without a GPU
 
-By time: each candidate runs a large stage, and the fastest median wins. By instructions: the candidate wins that issues
+By time: candidates run a large stage, each with two numbers of programs, the three fastest with more, and the fastest
+median wins. They are compiled ahead by several processes. By instructions: the candidate wins that issues
 the fewest for a window (warps times instructions of the loop, a spill counted as four more), by the worst of the
 versions of Triton that docs/benchmarks/kernel-candidates.jsonl has rows of: run it under each. It gets three stages, as
 many programs as fit onto a large GPU at once, and in the forward kernel 128 registers where that spills no more, so
 that four programs fit onto a multiprocessor. Where the assembler, left to itself, gives up and puts nearly everything
-into memory, it is told to use all registers. What has been timed stays, and so do entries of other generations.
+into memory, it is told to use all registers. Either way rows are kept, what has one is not measured again, and the
+table follows from the rows: an entry that was timed takes the fastest, every other one the fewest instructions.
 """
 
 import functools
 import itertools
+import multiprocessing
+import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import triton
@@ -24,14 +30,15 @@ import tyro
 from experiments.records.files import write_whole
 from experiments.records.results import Row, append_rows, read_rows
 from swinx.attention import speed
-from swinx.attention.triton import support, table
+from swinx.attention.triton import operator, support, table
 from swinx.attention.triton.parameters import ALL_REGISTERS, GENERATIONS, Kernel, Launch, fitting_stages, table_key
-from swinx.attention.triton.trial import Trial
+from swinx.attention.triton.trial import Trial, one_line
 from swinx.windows import WindowGeometry
 from tests.benchmarks.common import DTYPES
 from tests.benchmarks.kernel_resources import SHARED_MEMORY, Case, compile_kernel
 
 CANDIDATES = Path("docs/benchmarks/kernel-candidates.jsonl")
+TIMINGS = Path("docs/benchmarks/kernel-timings.jsonl")
 # Kernels, and windows that stand for one tile and for several.
 KERNELS: tuple[tuple[Kernel, int], ...] = (
     ("forward", 7), ("forward", 12), ("backward", 7), ("query", 12), ("key", 12),
@@ -50,6 +57,8 @@ class Options:
 
     compile: bool = False
     """choose by machine code, without a GPU"""
+    dtypes: tuple[Literal["bf16", "fp32"], ...] = ("bf16", "fp32")
+    """time entries of these alone; bf16 stands for float16 too"""
 
 
 def cases(generations: Iterable[int]) -> Iterator[tuple[Key, Case]]:
@@ -98,22 +107,80 @@ def by_instructions(key: Key, case: Case) -> Parameters:
     return warps, 3, rows[0]["limit"], resident * MULTIPROCESSORS[key[-1]]
 
 
-def by_time(key: Key, case: Case) -> Parameters:
-    """The fastest candidate on the GPU, by 16 grids of 126 x 126 tokens, shifted, 128 channels."""
+def variants(key: Key, case: Case) -> list[tuple[int, int, int | None]]:
+    """Warps, stages and limit of registers of every candidate that is timed."""
+    shared = SHARED_MEMORY[case.capability]
+    fitting = fitting_stages(3, case.window**2, case.head_dim, DTYPES[case.dtype], shared)
+    return list(itertools.product((4, 8), range(1, fitting + 1), (None, 128, 168, ALL_REGISTERS)))
+
+
+def stage(case: Case, batch: int = 16) -> speed.Call:
+    """What candidates run: so many grids of 126 x 126 tokens, shifted, 128 channels."""
     window, device = case.window, torch.device("cuda")
-    geometry = WindowGeometry(16, 126, 126, (window, window), (window // 2, window // 2), 1)
-    trial = Trial(geometry, 128 // case.head_dim, case.head_dim)
-    inputs, _ = speed.leaves(trial, DTYPES[case.dtype], device)
-    attention = speed.provider("triton", geometry, device)
-    call = functools.partial(speed.run, attention, inputs, case.kernel != "forward")
-    before, times = table.TABLE[key], {}
-    programs = [count * before[3] // 2 for count in (1, 2, 3, 4, 8)]
-    for candidate in itertools.product((2, 4, 8), (1, 2, 3), (None, ALL_REGISTERS, 128, 168), programs):
+    geometry = WindowGeometry(batch, 126, 126, (window, window), (window // 2, window // 2), 1)
+    inputs, _ = speed.leaves(Trial(geometry, 128 // case.head_dim, case.head_dim), DTYPES[case.dtype], device)
+
+    def attention(qkv: torch.Tensor, bias: torch.Tensor, pad: torch.Tensor) -> torch.Tensor:
+        return operator.attend(qkv, bias, pad, None, geometry)  # without the trials of a first use
+
+    cotangent = speed.cotangent(inputs[0], case.kernel != "forward")
+    return functools.partial(speed.run, attention, inputs, cotangent)
+
+
+def compile_ahead(key: Key, case: Case, variant: tuple[int, int, int | None]) -> None:
+    """Leave a candidate in Triton's cache on the disk; one that fails here fails again when it is timed."""
+    table.TABLE[key] = (*variant, table.TABLE[key][3])
+    try:
+        stage(case, batch=1)()
+    except Exception:
+        return
+
+
+def time_entry(key: Key, case: Case, there: list[Row]) -> None:
+    """Add the rows of an entry's candidates to TIMINGS; there: the rows that it has."""
+    origin = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
+    times = {parameters(row): row["ms"] for row in there if row["ms"] is not None}
+    call, before, several = stage(case), table.TABLE[key], MULTIPROCESSORS[key[-1]]
+    done = {parameters(row) for row in there}
+
+    def run(candidate: Parameters) -> None:
+        if candidate in done:
+            return
+        done.add(candidate)
+        row: Row = {"entry": "-".join(map(str, key)), "ms": None, "reason": None}
+        row |= dict(zip(("warps", "stages", "limit", "programs"), candidate, strict=True))
         table.TABLE[key] = candidate
-        times[candidate] = speed.measure(call, device, seconds=0.1).p50
-        print(*key, *candidate, f"{times[candidate]:.3f} ms", flush=True)
-    table.TABLE[key] = before
-    return min(times, key=times.__getitem__)
+        try:
+            row["ms"] = times[candidate] = speed.measure(call, torch.device("cuda"), seconds=0.06).p50
+        except Exception as failure:  # out of registers or shared memory
+            row["reason"] = one_line(failure)
+        append_rows(TIMINGS, [row | origin])
+        print(*key, *candidate, row["ms"] or row["reason"], flush=True)
+
+    try:
+        for variant, count in itertools.product(variants(key, case), (2, 4)):
+            run((*variant, count * several))
+        for candidate in sorted(times, key=times.__getitem__)[:3]:
+            for count in (1, 3, 6, 8):
+                run((*candidate[:3], count * several))
+    finally:
+        table.TABLE[key] = before
+
+
+def parameters(row: Row) -> Parameters:
+    """The candidate that a row of TIMINGS is of."""
+    return row["warps"], row["stages"], row["limit"], row["programs"]
+
+
+def timings(key: Key) -> list[Row]:
+    """The rows of an entry in TIMINGS."""
+    return [row for row in read_rows(TIMINGS) if row["entry"] == "-".join(map(str, key))]
+
+
+def by_time(key: Key) -> Parameters | None:
+    """The fastest candidate that was timed, or None where none was."""
+    rows = [row for row in timings(key) if row["ms"] is not None]
+    return parameters(min(rows, key=lambda row: row["ms"])) if rows else None
 
 
 def render(entries: dict[Key, Parameters], origins: dict[int, str]) -> str:
@@ -136,26 +203,43 @@ def render(entries: dict[Key, Parameters], origins: dict[int, str]) -> str:
 
 
 def main(options: Options) -> None:
-    """Choose every entry, then write the table whole."""
-    origins, entries = dict(table.ORIGINS), dict(table.TABLE)
-    if options.compile:
-        fit = [generation for generation in GENERATIONS if support.triton_too_old(generation) is None]
-        generations = [generation for generation in fit if not origins.get(generation, "").startswith("timed")]
-    elif torch.cuda.is_available():
+    """Measure every entry, then write the table whole."""
+    generations = [generation for generation in GENERATIONS if support.triton_too_old(generation) is None]
+    if not options.compile:
+        if not torch.cuda.is_available():
+            raise SystemExit("no GPU to time on: --compile chooses by machine code")
         generations = [torch.cuda.get_device_capability()[0]]
-    else:
-        raise SystemExit("no GPU to time on: --compile chooses by machine code")
-    for key, case in cases(generations):
-        entries[key] = by_instructions(key, case) if options.compile else by_time(key, case)
-        print(*key, "->", *entries[key], flush=True)
+        found = [(key, case) for key, case in cases(generations) if case.dtype in options.dtypes]
+        context, jobs = multiprocessing.get_context("spawn"), min(16, os.cpu_count() or 1)
+        with ProcessPoolExecutor(jobs, context) as pool:
+            waiting = [
+                pool.submit(compile_ahead, key, case, variant) for key, case in found for variant in variants(key, case)
+            ]
+            for future in waiting:
+                future.result()
+        for key, case in found:
+            time_entry(key, case, timings(key))
+    entries, origins = dict(table.TABLE), dict(table.ORIGINS)
     for generation in generations:
-        if options.compile:
-            rows = [row for row in read_rows(CANDIDATES) if row["capability"] == 10 * generation]
-            versions = " and ".join(sorted({row["triton"] for row in rows}))
-            origins[generation] = f"fewest instructions, Triton {versions}; not timed"
-        else:
-            origins[generation] = f"timed on {torch.cuda.get_device_name()}, Triton {triton.__version__}"
+        for key, case in cases([generation]):
+            entries[key] = chosen(key, case) if options.compile else by_time(key) or entries[key]
+            print(*key, "->", *entries[key], flush=True)
+        origins[generation] = origin(generation)
     write_whole(Path(table.__file__), render(entries, origins))
+
+
+def chosen(key: Key, case: Case) -> Parameters:
+    """By time where there are times, else by instructions."""
+    return by_time(key) or by_instructions(key, case)
+
+
+def origin(generation: int) -> str:
+    """Where the entries of a generation come from, in words."""
+    rows = [row for row in read_rows(TIMINGS) if row["entry"].endswith(f"-{generation}")]
+    timed = sorted({f"timed on {row['device']}, Triton {row['triton']}" for row in rows})
+    counted = [row for row in read_rows(CANDIDATES) if row["capability"] == 10 * generation]
+    versions = " and ".join(sorted({row["triton"] for row in counted}))
+    return "; ".join(timed) or f"fewest instructions, Triton {versions}; not timed"
 
 
 if __name__ == "__main__":

@@ -31,18 +31,18 @@ class Trial(NamedTuple):
 
     def inputs(self, dtype: torch.dtype, device: torch.device) -> list[Tensor | None]:
         """qkv in dtype; bias, pad_qkv and cosine_scale in at least float32, as parameters are."""
-        generator = torch.Generator("cpu").manual_seed(0)  # the caller's random numbers stay as they are
+        generator = torch.Generator(device).manual_seed(0)  # the caller's random numbers stay as they are
 
         def random(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+            return torch.randn(shape, generator=generator, dtype=torch.float64, device=device)
 
         batch, height, width, window_size = self.geometry[:4]
         tokens, parameters = window_size[0] * window_size[1], torch.promote_types(dtype, torch.float32)
-        qkv = random(batch, height, width, 3, self.heads, self.head_dim).to(device, dtype)
-        bias = (2 * random(self.heads, tokens, tokens)).to(device, parameters)
+        qkv = random(batch, height, width, 3, self.heads, self.head_dim).to(dtype)
+        bias = (2 * random(self.heads, tokens, tokens)).to(parameters)
         # pad_qkv is rounded to qkv's dtype by every implementation.
-        pad = random(3, self.heads, self.head_dim).to(dtype).to(device, parameters) if self.attended else None
-        scale = (10 * random(self.heads).abs() + 1).to(device, parameters) if self.cosine else None
+        pad = random(3, self.heads, self.head_dim).to(dtype).to(parameters) if self.attended else None
+        scale = (10 * random(self.heads).abs() + 1).to(parameters) if self.cosine else None
         return [qkv, bias, pad, scale]
 
     def excess(
