@@ -34,7 +34,7 @@ def test_training_step_and_evaluation(version: str, output_stride: int, window: 
 
     At output stride 8 periods are 1, 1, 2 and 4, at 16 they are 1, 1, 1 and 2. Windows of 9 take two tiles, and time.
     """
-    dtype, tolerance = (torch.float64, 1e-9) if DEVICE == "cpu" else (torch.float32, 1e-3)
+    dtype, tolerance = (torch.float64, 1e-9) if DEVICE == "cpu" else (torch.float32, 3e-3)
     image = torch.randn(2 if window == 4 else 1, 3, 18, 41, dtype=dtype, device=DEVICE)
     results = []
     for impl in ("triton", "reference"):

@@ -37,6 +37,7 @@ def slow(device: torch.device, dtype: torch.dtype, tokens: int, recording: bool)
     return dtype == torch.float32 and before_hopper and (recording or tokens > ONE_TILE)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch leaves it without types
 def triton_missing() -> str | None:
     """Why the kernels cannot run at all here, or None."""
     return None if importlib.util.find_spec("triton") else "the package triton is not installed"
