@@ -92,7 +92,7 @@ def query_kernel(
                 tile, N, WIDTH, LAST, WH, WW, PADDED, ATTENDED, ALIGNED, WIDE, D, DP,
             )  # fmt: skip
             key, _ = unit(key, COSINE, ACC)
-            score_bias = tile_bias(bias, head, queries, keys, windows, N, T, TILES, WIDTH, LAST)
+            score_bias = tile_bias(bias, head, own, tile, windows, N, T, TILES, WIDTH, LAST)
             scores = tile_scores(
                 query, key, score_bias, scale * exactly(LOG2E, ACC), queries, keys, grid_q, in_grid, window, grid,
                 wraps, WH, WW, True, SHIFTED, PADDED and not ATTENDED, PRECISION,
@@ -179,7 +179,7 @@ def key_kernel(
             real = (queries < N) & in_grid
             log_sum = tl.load(lse + first + rows, mask=real, other=float("inf"))  # no probability for what is no query
             delta = tl.load(delta_in + first + rows, mask=real, other=0.0)
-            score_bias = tile_bias(bias, head, keys, queries, windows, N, T, TILES, WIDTH, LAST)
+            score_bias = tile_bias(bias, head, own, tile, windows, N, T, TILES, WIDTH, LAST)
             scores = tile_scores(
                 key, query, score_bias, scale * exactly(LOG2E, ACC), keys, queries, grid_k, in_grid, window, grid,
                 wraps, WH, WW, True, SHIFTED, False, PRECISION,

@@ -67,7 +67,7 @@ def forward_kernel(
             if TILES == 1:
                 score_bias = kept_bias
             else:
-                score_bias = tile_bias(bias, head, queries, keys, windows, N, T, TILES, WIDTH, LAST)
+                score_bias = tile_bias(bias, head, tl.program_id(1), tile, windows, N, T, TILES, WIDTH, LAST)
             score = tile_scores(
                 query, key, score_bias, factor, queries, keys, grid_q, in_grid, window, grid, wraps,
                 WH, WW, TILES > 1, SHIFTED, PADDED and not ATTENDED, PRECISION,

@@ -195,7 +195,7 @@ class _Call:
         wraps = _empty(self.bias, rows, dtype=torch.int32)
         window = {name: self.constants[name] for name in ("N", "WH", "WW", "ACC")}
         lay_out_bias_kernel[heads, rows](
-            self.bias, out, wraps, *self.geometry.shift, ROWS=rows, COLUMNS=columns,
+            self.bias, out, wraps, *self.geometry.shift, T=own, ROWS=rows, COLUMNS=columns,
             WIDTH=parameters.next_power_of_2(columns), KEYS_FIRST=keys_first, **window, num_warps=1,
         )  # fmt: skip
         return out, wraps

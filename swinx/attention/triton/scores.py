@@ -72,13 +72,20 @@ def load_bias(bias, queries, keys, N: tl.constexpr, ACC: tl.constexpr):
 @triton.jit(do_not_specialize=["shift_h", "shift_w"])
 def lay_out_bias_kernel(
     bias, out, wraps, shift_h, shift_w,
-    N: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr,
-    KEYS_FIRST: tl.constexpr, ACC: tl.constexpr,
+    N: tl.constexpr, WH: tl.constexpr, WW: tl.constexpr, T: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, KEYS_FIRST: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (h, ROWS). (h, N, N) -> (h, ROWS, COLUMNS) as `load_bias` gives it, queries by keys or keys by queries.
+    """Grid: (h, ROWS). (h, N, N) -> h * ROWS * COLUMNS as `load_bias` gives it, queries by keys or keys by queries.
 
-    Windows of several tiles read it anew for each window: it is too large for registers, and cached. WIDTH: COLUMNS
-    rounded up to a power of two, and so at least ROWS. Also writes wraps (ROWS,) int32: `token_wraps` of every token.
+    Windows of several tiles read it anew for each window: it is too large for registers, and cached. Each T rows are
+    in the order in which the matrix unit leaves a product to T / 16 warps, from 8 columns to the next 8. Thread
+    4 * a + b of a warp has columns 2 * b and 2 * b + 1 of rows a and a + 8 of the warp's 16: four values, one load of
+    16 bytes, and no exchange between threads. Only the cost of `tile_bias` depends on this order.
+
+    WIDTH: COLUMNS rounded up to a power of two, and so at least ROWS. Also writes wraps (ROWS,) int32: `token_wraps`
+    of every token.
+
+    Source: accumulators of wgmma and of mma.m16n8k16 in NVIDIA's PTX ISA.
     """
     head = tl.program_id(0)
     row = tl.program_id(1)
@@ -90,27 +97,33 @@ def lay_out_bias_kernel(
         keys = columns
         queries = tl.full((WIDTH,), 0, tl.int32) + row
     values = load_bias(bias + head * N * N, queries, keys, N, ACC)
-    tl.store(out + (head * ROWS + row) * COLUMNS + columns, values, mask=columns < COLUMNS)
+    tile = (head * ROWS + row // T * T) * COLUMNS
+    warp = columns // 8 * (T // 16) + row % T // 16
+    thread = warp * 32 + row % 8 * 4 + columns % 8 // 2
+    tl.store(out + tile + thread * 4 + row // 8 % 2 * 2 + columns % 2, values, mask=columns < COLUMNS)
     if (head == 0) & (row == 0):
         tl.store(wraps + columns, token_wraps(columns, shift_h, shift_w, WH, WW), mask=columns < ROWS)
 
 
 @triton.jit
 def tile_bias(
-    bias, head, rows, columns, windows,
+    bias, head, own, tile: tl.constexpr, windows,
     N: tl.constexpr, T: tl.constexpr, TILES: tl.constexpr, WIDTH: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
-    """(R, T) bias of a tile, from what `lay_out_bias_kernel` wrote for one head."""
+    """(T, C) bias of the own-th tile of rows and a tile of C columns, from what `lay_out_bias_kernel` wrote."""
     ROWS: tl.constexpr = (N + T - 1) // T * T
     COLUMNS: tl.constexpr = (TILES - 1) * WIDTH + LAST
-    pointers = bias + head * ROWS * COLUMNS + rows[:, None] * COLUMNS + columns[None, :]
+    C: tl.constexpr = LAST if tile == TILES - 1 else WIDTH
+    pointers = bias + (head * ROWS + own * T) * COLUMNS + tile * T * WIDTH + tl.arange(0, T * C)
     # Always so, which the compiler cannot know: it would copy what stands in no branch to shared memory, window by
     # window, as it does with tokens, and find too little of it.
     if windows > 0:
         values = tl.load(pointers)
     else:
         values = tl.zeros(pointers.shape, dtype=bias.dtype.element_ty)
-    return values
+    # Dimensions: 8 columns each, warps, a, b, rows a and a + 8, columns 2 * b and 2 * b + 1.
+    values = tl.reshape(values, (C // 8, T // 16, 8, 4, 2, 2))
+    return tl.reshape(tl.permute(values, (1, 4, 2, 0, 3, 5)), (T, C))
 
 
 @triton.jit
