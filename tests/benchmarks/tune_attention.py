@@ -213,7 +213,9 @@ def main(options: Options) -> None:
         context, jobs = multiprocessing.get_context("spawn"), min(16, os.cpu_count() or 1)
         with ProcessPoolExecutor(jobs, context) as pool:
             waiting = [
-                pool.submit(compile_ahead, key, case, variant) for key, case in found for variant in variants(key, case)
+                pool.submit(compile_ahead, key, case, variant)
+                for key, case in found
+                for variant in set(variants(key, case)) - {parameters(row)[:3] for row in timings(key)}
             ]
             for future in waiting:
                 future.result()
