@@ -113,7 +113,10 @@ def test_a_second_derivative_is_refused_not_wrong() -> None:
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-def test_one_graph_for_every_size_forward_and_backward(window: tuple[int, int]) -> None:
+@pytest.mark.parametrize("sizes", [[(2, 4, 7), (3, 2, 5)], [(1, 4, 5), (1, 11, 10)]])  # the last two: 1 and 4 windows
+def test_one_graph_for_every_size_forward_and_backward(
+    window: tuple[int, int], sizes: list[tuple[int, int, int]]
+) -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
 
@@ -121,7 +124,7 @@ def test_one_graph_for_every_size_forward_and_backward(window: tuple[int, int]) 
         return swinx.window_attention(qkv, bias, window_size=window, shift=(1, 2), pad_qkv=pad, impl="triton")
 
     compiled = torch.compile(attention, backend=counter, fullgraph=True, dynamic=True)
-    for batch, height, width in [(2, 4, 7), (3, 2, 5)]:  # torch compiles a batch of 1 apart, and equal sizes
+    for batch, height, width in sizes:  # torch compiles a batch of 1 apart, and equal sizes
         case = Case(height, width, window, (1, 2), batch=batch, heads=1)
         eager = case.run("triton", case.inputs(), torch.ones(batch, height, width, 16, device=DEVICE))
         inputs = leaves(case)

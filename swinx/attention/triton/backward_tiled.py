@@ -20,11 +20,11 @@ from .places import (
     load_tokens,
     locate,
     padding_tokens,
-    query_sums,
     row_offsets,
     store_tokens,
     tile_tokens,
     token_places,
+    window_slots,
 )
 from .scores import (
     LOG2E,
@@ -81,10 +81,10 @@ def query_kernel(
         grad = load_tokens(image_o, rows * D, pad_k, grid_q, held_q, channels, FULL, PADDED, False, ALIGNED, D, DP)
         image_o = out + first * D
         result = load_tokens(image_o, rows * D, pad_k, grid_q, held_q, channels, FULL, PADDED, False, ALIGNED, D, DP)
-        own_sums = query_sums(head, index, windows, N)
-        log_sum = tl.load(lse + own_sums + queries, mask=held_q, other=float("inf"))
+        slots = window_slots(head, index, windows, N)
+        log_sum = tl.load(lse + slots + queries, mask=held_q, other=float("inf"))
         delta = tl.sum(grad.to(ACC) * result.to(ACC), axis=1)
-        tl.store(delta_out + own_sums + queries, delta, mask=held_q)
+        tl.store(delta_out + slots + queries, delta, mask=held_q)
 
         grad_q = tl.zeros((T, DP), dtype=ACC)
         new_sums = ()
@@ -161,7 +161,7 @@ def key_kernel(
         value = load_tokens(image_v, offsets_k, pad_v, grid_k, held_k, channels, FULL, PADDED, ATTENDED, ALIGNED, D, DP)
         key, inverse_k = unit(key, COSINE, ACC)
         first = image * height * width * heads + head
-        own_sums = query_sums(head, index, windows, N)
+        slots = window_slots(head, index, windows, N)
 
         grad_k = tl.zeros((T, DP), dtype=ACC)
         grad_v = tl.zeros((T, DP), dtype=ACC)
@@ -179,9 +179,9 @@ def key_kernel(
                 grad_out + first * D, rows * D, pad_k, in_grid, queries < N, channels,
                 (tile + 1) * WIDTH <= N or tile * WIDTH + LAST == N, PADDED, False, ALIGNED, D, DP,
             )  # fmt: skip
-            # No probability for what is no query: padding has an infinite sum in memory.
-            log_sum = load_sums(lse + own_sums, tile, N, WIDTH, LAST, float("inf"))
-            delta = load_sums(delta_in + own_sums, tile, N, WIDTH, LAST, 0.0)
+            # No probability for what is no query: the sum of padding is infinite in memory.
+            log_sum = load_sums(lse + slots, tile, N, WIDTH, LAST, float("inf"))
+            delta = load_sums(delta_in + slots, tile, N, WIDTH, LAST, 0.0)
             score_bias = tile_bias(bias, head, keys, queries, windows, N, T, TILES, WIDTH, LAST)
             scores = tile_scores(
                 key, query, score_bias, scale * exactly(LOG2E, ACC), keys, queries, grid_k, in_grid, window, grid,

@@ -17,9 +17,9 @@ from .places import (
     load_tokens,
     locate,
     padding_tokens,
-    query_sums,
     row_offsets,
     store_tokens,
+    window_slots,
 )
 from .scores import LOG2E, exactly, load_bias, score_scale, tile_bias, tile_scores, unit
 
@@ -97,4 +97,4 @@ def forward_kernel(
             log_sum = highest + tl.log2(total)
             if PADDED:
                 log_sum = tl.where(grid_q, log_sum, float("inf"))
-            tl.store(lse + query_sums(head, index, windows, N) + queries, log_sum, mask=held_q)
+            tl.store(lse + window_slots(head, index, windows, N) + queries, log_sum, mask=held_q)
