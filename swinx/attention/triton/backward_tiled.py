@@ -16,6 +16,7 @@ from .places import (
     ANY_SIZE,
     holds_padding,
     load_keys,
+    load_sums,
     load_tokens,
     locate,
     padding_tokens,
@@ -23,6 +24,7 @@ from .places import (
     store_tokens,
     tile_tokens,
     token_places,
+    window_slots,
 )
 from .scores import (
     LOG2E,
@@ -50,7 +52,7 @@ def query_kernel(
 ):  # fmt: skip
     """Grid: (h, tiles of queries, splits). bias is what `lay_out_bias_kernel` made of it.
 
-    Writes dq into grad_qkv, delta (B, H, W, h), grad_bias (splits, h, N, N), grad_cosine (splits, tiles, h).
+    Writes dq into grad_qkv, delta (h, S), grad_bias (splits, h, N, N), grad_cosine (splits, tiles, h).
     """
     head = tl.program_id(0)
     split = tl.program_id(2)
@@ -79,10 +81,10 @@ def query_kernel(
         grad = load_tokens(image_o, rows * D, pad_k, grid_q, held_q, channels, FULL, PADDED, False, ALIGNED, D, DP)
         image_o = out + first * D
         result = load_tokens(image_o, rows * D, pad_k, grid_q, held_q, channels, FULL, PADDED, False, ALIGNED, D, DP)
-        real = held_q & grid_q
-        log_sum = tl.load(lse + first + rows, mask=real, other=float("inf"))  # no probability for what is no query
+        slots = window_slots(head, index, windows, N)
+        log_sum = tl.load(lse + slots + queries, mask=held_q, other=float("inf"))
         delta = tl.sum(grad.to(ACC) * result.to(ACC), axis=1)
-        tl.store(delta_out + first + rows, delta, mask=real)
+        tl.store(delta_out + slots + queries, delta, mask=held_q)
 
         grad_q = tl.zeros((T, DP), dtype=ACC)
         new_sums = ()
@@ -159,6 +161,7 @@ def key_kernel(
         value = load_tokens(image_v, offsets_k, pad_v, grid_k, held_k, channels, FULL, PADDED, ATTENDED, ALIGNED, D, DP)
         key, inverse_k = unit(key, COSINE, ACC)
         first = image * height * width * heads + head
+        slots = window_slots(head, index, windows, N)
 
         grad_k = tl.zeros((T, DP), dtype=ACC)
         grad_v = tl.zeros((T, DP), dtype=ACC)
@@ -176,9 +179,9 @@ def key_kernel(
                 grad_out + first * D, rows * D, pad_k, in_grid, queries < N, channels,
                 (tile + 1) * WIDTH <= N or tile * WIDTH + LAST == N, PADDED, False, ALIGNED, D, DP,
             )  # fmt: skip
-            real = (queries < N) & in_grid
-            log_sum = tl.load(lse + first + rows, mask=real, other=float("inf"))  # no probability for what is no query
-            delta = tl.load(delta_in + first + rows, mask=real, other=0.0)
+            # No probability for what is no query: the sum of padding is infinite in memory.
+            log_sum = load_sums(lse + slots, tile, N, WIDTH, LAST, float("inf"))
+            delta = load_sums(delta_in + slots, tile, N, WIDTH, LAST, 0.0)
             score_bias = tile_bias(bias, head, own, tile, windows, N, T, TILES, WIDTH, LAST)
             scores = tile_scores(
                 key, query, score_bias, scale * exactly(LOG2E, ACC), keys, queries, grid_k, in_grid, window, grid,

@@ -19,6 +19,7 @@ from .places import (
     padding_tokens,
     row_offsets,
     store_tokens,
+    window_slots,
 )
 from .scores import LOG2E, exactly, load_bias, score_scale, tile_bias, tile_scores, unit
 
@@ -33,8 +34,9 @@ def forward_kernel(
     PADDED: tl.constexpr, ATTENDED: tl.constexpr, SHIFTED: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
     SCALE: tl.constexpr, COSINE: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (h, tiles of queries, splits). lse (B, H, W, h) is the log2 of the sum of exp2 of a query's scores.
+    """Grid: (h, tiles of queries, splits). lse (h, S) is the log2 of the sum of exp2 of a query's scores.
 
+    It is infinite for slots that hold padding: as queries they have no probability in the backward pass.
     bias is (h, N, N), or where there are several tiles what `lay_out_bias_kernel` made of it.
     """
     head = tl.program_id(0)
@@ -92,4 +94,7 @@ def forward_kernel(
         image_o = out + first * D
         store_tokens(image_o, tokens * heads * D, result, grid_q, held_q, channels, FULL, PADDED, ALIGNED, D, DP)
         if TILES > 1:
-            tl.store(lse + first + tokens * heads, highest + tl.log2(total), mask=held_q & grid_q)
+            log_sum = highest + tl.log2(total)
+            if PADDED:
+                log_sum = tl.where(grid_q, log_sum, float("inf"))
+            tl.store(lse + window_slots(head, index, windows, N) + queries, log_sum, mask=held_q)

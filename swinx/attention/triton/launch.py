@@ -1,6 +1,6 @@
 """Launches the Triton kernels of window attention. Imported only when they run.
 
-Shapes: B images, H W grid, h heads, D head_dim, N tokens in a window.
+Shapes: B images, H W grid, h heads, D head_dim, N tokens in a window, S slots (`swinx.windows`).
 """
 
 import math
@@ -26,13 +26,14 @@ ALIGNMENT = 16  # bytes: what one instruction loads
 def forward(
     qkv: Tensor, bias: Tensor, pad_qkv: Tensor | None, cosine_scale: Tensor | None, geometry: WindowGeometry
 ) -> tuple[Tensor, Tensor]:
-    """out (B, H, W, h * D), and for the backward pass of windows of more than ONE_TILE tokens lse (B, H, W, h).
+    """out (B, H, W, h * D), and for the backward pass of windows of more than ONE_TILE tokens lse (h, S).
 
-    lse is the log2 of the sum of exp2 of a query's scores in units of log2; empty for smaller windows.
+    lse is the log2 of the sum of exp2 of a query's scores in units of log2, infinite for slots that hold padding; empty
+    for smaller windows.
     """
     batch, height, width, _, heads, head_dim = qkv.shape
     out = _empty(qkv, batch, height, width, heads * head_dim)
-    sums = (batch, height, width, heads) if bias.shape[1] > ONE_TILE else (0,)
+    sums = (heads, windows.slot_count(geometry)) if bias.shape[1] > ONE_TILE else (0,)
     lse = _empty(qkv, *sums, dtype=_accumulator(qkv))
     if qkv.numel() > 0:
         call = _Call(qkv, bias, pad_qkv, cosine_scale, geometry)

@@ -3,7 +3,7 @@
 Imports torch alone; the kernels come when they run. As an opaque operator, window attention compiles into one graph
 for all image sizes and stands in exported programs.
 
-Shapes: B images, H W grid, h heads, D head_dim, N tokens in a window.
+Shapes: B images, H W grid, h heads, D head_dim, N tokens in a window, S slots (`swinx.windows`).
 """
 
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ def _(
     dilation: int,
 ) -> tuple[Tensor, Tensor]:
     batch, height, width, _, heads, head_dim = qkv.shape
-    sums = (batch, height, width, heads) if bias.shape[1] > ONE_TILE else (0,)
+    sums = _sums_shape(qkv, bias, _geometry(qkv.shape, window_size, shift, dilation)) or (0,)
     dtype = torch.promote_types(qkv.dtype, torch.float32)
     return qkv.new_empty(batch, height, width, heads * head_dim), qkv.new_empty(sums, dtype=dtype)
 
@@ -105,12 +105,10 @@ def window_attention_backward(
     from . import launch
 
     geometry = _checked(qkv, bias, pad_qkv, cosine_scale, window_size, shift, dilation)
-    tokens, heads = tuple(qkv.shape[:3]), qkv.shape[4]
-    channels, tiled = heads * qkv.shape[5], bias.shape[1] > ONE_TILE
-    _check_saved("grad_out", grad_out, (*tokens, channels), grad_out.dtype, qkv.device)
-    _check_saved("out", out, (*tokens, channels) if tiled else None, qkv.dtype, qkv.device)
-    sums = torch.promote_types(qkv.dtype, torch.float32)
-    _check_saved("lse", lse, (*tokens, heads) if tiled else None, sums, qkv.device)
+    result, sums = (*qkv.shape[:3], qkv.shape[4] * qkv.shape[5]), _sums_shape(qkv, bias, geometry)
+    _check_saved("grad_out", grad_out, result, grad_out.dtype, qkv.device)
+    _check_saved("out", out, None if sums is None else result, qkv.dtype, qkv.device)
+    _check_saved("lse", lse, sums, torch.promote_types(qkv.dtype, torch.float32), qkv.device)
     return launch.backward(grad_out, _with_contiguous_channels(qkv), bias, pad_qkv, cosine_scale, out, lse, geometry)
 
 
@@ -139,6 +137,14 @@ def _checked(
     if reason is not None:
         raise NotImplementedError(f"{NAMESPACE}::window_attention: {reason}")
     return _geometry(qkv.shape, window_size, shift, dilation)
+
+
+def _sums_shape(qkv: Tensor, bias: Tensor, geometry: WindowGeometry) -> tuple[int, int] | None:
+    """Of lse, (h, S); None for windows of one tile, which need none.
+
+    Not windows by tokens: a dimension that is 1 for small images only would compile into a graph of its own for them.
+    """
+    return (qkv.shape[4], windows.slot_count(geometry)) if bias.shape[1] > ONE_TILE else None
 
 
 def _check_saved(

@@ -3,9 +3,10 @@
 Padding, lattice and cyclic shift cost a few integer operations for each token and no copy.
 
 Shapes: T tokens of one tile (any of a window's N = WH * WW, from a start on; a tile may reach past N), DP head_dim D
-rounded up to a power of two. Everything is int32 but the offsets of images, and of rows where an image is that large.
-The scalars of a launch are one tuple, grid = (height, width, count_h, count_w, shift_h, shift_w, dilation), and those
-of a window another, window = (p, q, i, j): window (i, j) among count_h x count_w of the lattice of phase (p, q).
+rounded up to a power of two, S slots of the batch (`swinx.windows`). Everything is int32 but the offsets of images and
+of windows, and of rows where an image is that large. The scalars of a launch are one tuple, grid = (height, width,
+count_h, count_w, shift_h, shift_w, dilation), and those of a window another, window = (p, q, i, j): window (i, j) among
+count_h x count_w of the lattice of phase (p, q).
 """
 
 import triton
@@ -150,6 +151,27 @@ def load_keys(
     key = load_tokens(image_k, offsets, pad_k, in_grid, keys < N, channels, FULL, PADDED, ATTENDED, ALIGNED, D, DP)
     value = load_tokens(image_v, offsets, pad_v, in_grid, keys < N, channels, FULL, PADDED, ATTENDED, ALIGNED, D, DP)
     return keys, in_grid, key, value
+
+
+@triton.jit
+def window_slots(head, index, windows, N: tl.constexpr):
+    """Elements (int64) from the start of (h, S) to the slots of a window of the batch.
+
+    What is known of each query is kept in the order of slots: finding a query's place in the grid costs more than to
+    read it, and in the kernel of the keys every thread would have to.
+    """
+    return (head.to(tl.int64) * windows + index) * N
+
+
+@triton.jit
+def load_sums(sums, tile: tl.constexpr, N: tl.constexpr, WIDTH: tl.constexpr, LAST: tl.constexpr, BEYOND: tl.constexpr):
+    """What is kept of a tile of a window's queries, from the pointer sums: (T,), BEYOND for tokens past the window."""
+    queries = tile_tokens(tile, N, WIDTH, LAST)
+    if (tile + 1) * WIDTH <= N or tile * WIDTH + LAST == N:
+        values = tl.load(sums + queries)
+    else:
+        values = tl.load(sums + queries, mask=queries < N, other=BEYOND)
+    return values
 
 
 @triton.jit
