@@ -66,8 +66,10 @@ def _may_ask_sizes(x: Tensor) -> bool:
 
 def is_exporting() -> bool:
     """Whether torch.export traces what runs now."""
-    if hasattr(torch.compiler, "is_exporting"):
-        return torch.compiler.is_exporting()
+    # What torch.compiler.is_exporting() returns; that itself is always true in compiled code of torch 2.11.
+    flag: bool | None = getattr(torch.compiler, "_is_exporting_flag", None)
+    if flag is not None:
+        return flag
     return getattr(sys.modules.get("torch.export._trace"), "_EXPORT_FLAGS", None) is not None  # torch 2.6
 
 
