@@ -142,7 +142,8 @@ def _triton_chosen(case: Case) -> bool:
     if case.device.type != "cuda" or not records.tested(case.device):
         return False
     tokens = case.window_size[0] * case.window_size[1]
-    if support.slow(case.device, case.dtype, tokens, case.recording) or _triton_unasked(case) is not None:
+    compiling = torch.compiler.is_compiling()
+    if support.slow(case.device, case.dtype, tokens, case.recording, compiling) or _triton_unasked(case) is not None:
         return False
     return _triton_works(case)
 
