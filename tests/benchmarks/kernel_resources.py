@@ -153,6 +153,25 @@ def resources(chosen: Options) -> Iterator[Row]:
                 yield case._asdict() | {"triton": triton.__version__, "reason": one_line(failure)}
 
 
+def tables(rows: pandas.DataFrame) -> str:
+    """Markdown: how many kernels compile and spill by version of Triton, then what each takes by the versions there."""
+    rows = rows.assign(compiles=rows["reason"].isna() if "reason" in rows else True)
+    rows["spilling"] = rows["compiles"] & (rows["spills"].fillna(0) > 0)
+    kinds = ["window", "head_dim", "dtype", "cosine"]
+    counts = rows.groupby([*kinds, "triton", "capability"])[["compiles", "spilling"]].agg(["sum", "size"])
+    said = [f"{c} of {n}, {s} spilling" for c, n, s in counts.iloc[:, [0, 1, 2]].itertuples(index=False)]
+    by_version = pandas.Series(said, counts.index).unstack("capability").add_prefix("sm_").reset_index()
+    parts = [markdown(by_version)]
+    rows = rows[rows["compiles"]].rename(columns={"loop_instructions": "loop", "copies_ahead": "ahead"})
+    for (capability, dtype), part in rows.groupby(["capability", "dtype"]):
+        versions = sorted(part["triton"].unique())
+        shown = part.set_index(["window", "head_dim", "cosine", "kernel", "warps", "stages", "triton"])
+        shown = shown[["registers", "spills", "shared_bytes", "loop", "ahead"]].astype("Int64").astype(str)
+        joined = shown.unstack("triton").T.groupby(level=0, sort=False).agg(lambda column: " / ".join(column.fillna("–")))
+        parts.append(f"## sm_{capability}, {dtype}, Triton {' / '.join(versions)}\n\n{markdown(joined.T.reset_index())}")
+    return "\n\n".join(parts)
+
+
 def main(chosen: Options) -> None:
     """Compile, print, write."""
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -163,7 +182,7 @@ def main(chosen: Options) -> None:
         rows.append(row)
         if chosen.output is not None:
             append_rows(chosen.output, [row])
-    print(markdown(pandas.DataFrame(rows).drop_duplicates([*Case._fields, "triton"], keep="last")))
+    print(tables(pandas.DataFrame(rows).drop_duplicates([*Case._fields, "triton"], keep="last")))
 
 
 if __name__ == "__main__":

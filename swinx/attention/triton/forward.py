@@ -43,9 +43,7 @@ def forward_kernel(
     split = tl.program_id(2)
     grid = (height, width, count_h, count_w, shift_h, shift_w, dilation)
     strides = (stride_b, stride_y, stride_x, stride_h)
-    queries = tl.arange(0, T)
-    if TILES > 1:
-        queries += tl.program_id(1) * T
+    queries = tl.program_id(1) * T + tl.arange(0, T)
     channels = tl.arange(0, DP)
     held_q = queries < N
     FULL: tl.constexpr = N % T == 0
