@@ -167,8 +167,9 @@ def tables(rows: pandas.DataFrame) -> str:
         versions = sorted(part["triton"].unique())
         shown = part.set_index(["window", "head_dim", "cosine", "kernel", "warps", "stages", "triton"])
         shown = shown[["registers", "spills", "shared_bytes", "loop", "ahead"]].astype("Int64").astype(str)
-        joined = shown.unstack("triton").T.groupby(level=0, sort=False).agg(lambda column: " / ".join(column.fillna("–")))
-        parts.append(f"## sm_{capability}, {dtype}, Triton {' / '.join(versions)}\n\n{markdown(joined.T.reset_index())}")
+        by_count = shown.unstack("triton").fillna("–").T.groupby(level=0, sort=False)
+        table = markdown(by_count.agg(" / ".join).T.reset_index())
+        parts.append(f"## sm_{capability}, {dtype}, Triton {' / '.join(versions)}\n\n{table}")
     return "\n\n".join(parts)
 
 
