@@ -31,7 +31,8 @@ def failure(case: "Case") -> str | None:
     Under a dispatch mode (fake tensors, counters) nothing is tried, and what was not tried before counts as working.
     During the capture of a CUDA graph the answer is CAPTURING for it.
     """
-    case = case._replace(contiguous=True)  # the operator makes channels so
+    if not case.contiguous:
+        case = case._replace(contiguous=True)  # the operator makes channels so
     key = case, parameters.precision(case.dtype, case.device)
     with _lock:
         if key in _tried:

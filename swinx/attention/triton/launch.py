@@ -3,6 +3,7 @@
 Shapes: B images, H W grid, h heads, D head_dim, N tokens in a window, S slots (`swinx.windows`).
 """
 
+import functools
 import math
 from typing import Any
 
@@ -16,7 +17,7 @@ from . import parameters
 from .backward import backward_kernel
 from .backward_tiled import key_kernel, query_kernel
 from .forward import forward_kernel
-from .parameters import ONE_TILE, Kernel, Launch
+from .parameters import ONE_TILE, Kernel
 from .scores import lay_out_bias_kernel
 
 WIDE_FROM = 2**31  # elements
@@ -37,11 +38,11 @@ def forward(
     lse = _empty(qkv, *sums, dtype=_accumulator(qkv))
     if qkv.numel() > 0:
         call = _Call(qkv, bias, pad_qkv, cosine_scale, geometry)
-        grid, numbers = call.numbers("forward")
+        grid, numbers, options = call.plan("forward")
         with torch.cuda.device_of(qkv):
             forward_kernel[grid](
                 *call.tensors(keys_first=False), out, lse, *numbers, **call.constants, **call.tiles,
-                **call.options("forward"),
+                **options,
             )  # fmt: skip
     return out, lse
 
@@ -84,13 +85,13 @@ def backward(
 
 def _backward_one_tile(call: "_Call", grad_out: Tensor, grad_qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Fills grad_qkv; every program's share of the gradients of bias, padding and scale, along the first dimension."""
-    grid, numbers = call.numbers("backward")
+    grid, numbers, options = call.plan("backward")
     bias_shares = call.new_shares(grid[2], *call.bias.shape)
     padding_shares = call.new_shares(grid[2], 2, *call.qkv.shape[4:])
     cosine_shares = call.new_shares(grid[2] if call.constants["COSINE"] else 0, grid[0])
     backward_kernel[grid](
         call.qkv, call.bias, call.padding, call.cosine_scale, grad_out, grad_qkv, bias_shares, padding_shares,
-        cosine_shares, *numbers, **call.constants, T=call.tiles["T"], **call.options("backward"),
+        cosine_shares, *numbers, **call.constants, T=call.tiles["T"], **options,
     )  # fmt: skip
     return bias_shares, padding_shares, cosine_shares
 
@@ -100,18 +101,18 @@ def _backward_tiled(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `_backward_one_tile`, for windows of several tiles."""
     delta = _empty(lse, *lse.shape)
-    grid, numbers = call.numbers("query")
+    grid, numbers, options = call.plan("query")
     bias_shares = call.new_shares(grid[2], *call.bias.shape)
     cosine_shares = call.new_shares(grid[1] * grid[2] if call.constants["COSINE"] else 0, grid[0])
     query_kernel[grid](
         *call.tensors(keys_first=False), out, lse, grad_out, grad_qkv, bias_shares, cosine_shares, delta, *numbers,
-        **call.constants, **call.tiles, **call.options("query"),
+        **call.constants, **call.tiles, **options,
     )  # fmt: skip
-    grid, numbers = call.numbers("key")
+    grid, numbers, options = call.plan("key")
     padding_shares = call.new_shares(grid[1] * grid[2], 2, *call.qkv.shape[4:])
     key_kernel[grid](
         *call.tensors(keys_first=True), lse, delta, grad_out, grad_qkv, padding_shares, *numbers, **call.constants,
-        **call.tiles, **call.options("key"),
+        **call.tiles, **options,
     )  # fmt: skip
     return bias_shares, padding_shares, cosine_shares
 
@@ -131,6 +132,7 @@ def _accumulator(qkv: Tensor) -> torch.dtype:
     return torch.promote_types(qkv.dtype, torch.float32)
 
 
+@functools.cache
 def _gpu(device: torch.device) -> tuple[int, int]:
     """Generation, and bytes of shared memory for a program; what the interpreter is told does not matter."""
     if device.type == "cpu":
@@ -152,13 +154,15 @@ class _Call:
         cosine_scale: Tensor | None,
         geometry: WindowGeometry,
     ) -> None:
-        _, height, width, _, heads, head_dim = qkv.shape
+        batch, height, width, _, heads, head_dim = self.shape = qkv.shape
         self.qkv, self.bias, self.geometry, self.tokens = qkv, bias.contiguous(), geometry, bias.shape[1]
+        self.strides, self.accumulator = qkv.stride(), _accumulator(qkv)
+        self.counts, self.window_count = windows.lattice_windows(geometry), windows.window_count(geometry)
         self.cosine_scale = self.bias if cosine_scale is None else cosine_scale.contiguous()
         own, count, width_of_tile, last = parameters.tiles(self.tokens)
         self.tiles = {"T": own, "TILES": count, "WIDTH": width_of_tile, "LAST": last}
         self.padding = qkv if pad_qkv is None else pad_qkv.to(qkv.dtype).contiguous()
-        strides = [abs(stride) for stride in qkv.stride()]
+        strides = self.strides
         span = max((height - 1) * strides[1] + (width - 1) * strides[2], 3 * height * width * heads * head_dim)
         self.constants: dict[str, Any] = {
             "N": self.tokens,
@@ -166,7 +170,7 @@ class _Call:
             "WW": geometry.window_size[1],
             "D": head_dim,
             "DP": parameters.next_power_of_2(head_dim),
-            "PADDED": windows.needs_padding(geometry),
+            "PADDED": self.window_count * self.tokens > batch * height * width,
             "ATTENDED": pad_qkv is not None,
             "SHIFTED": geometry.shift != (0, 0),
             "ALIGNED": self._aligned(),
@@ -179,10 +183,8 @@ class _Call:
 
     def _aligned(self) -> bool:
         """Whether every token of every head, padding too, starts at a multiple of 16 bytes."""
-        starts = [self.qkv.data_ptr(), self.padding.data_ptr()]
-        steps = [*self.qkv.stride()[:5], self.qkv.shape[5]]
-        aligned = all(start % ALIGNMENT == 0 for start in starts)
-        return aligned and all(step * self.qkv.itemsize % ALIGNMENT == 0 for step in steps)
+        bytes_apart = self.qkv.itemsize * math.gcd(*self.strides[:5], self.shape[5])
+        return (self.qkv.data_ptr() | self.padding.data_ptr() | bytes_apart) % ALIGNMENT == 0
 
     def tensors(self, keys_first: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The first arguments of every kernel of tiles; keys_first: for scores that are keys by queries."""
@@ -192,7 +194,7 @@ class _Call:
     def _laid_out_bias(self, keys_first: bool) -> tuple[Tensor, Tensor]:
         own, count, width, last = self.tiles.values()
         heads, rows, columns = len(self.bias), -(-self.tokens // own) * own, (count - 1) * width + last
-        out = _empty(self.bias, heads, rows, columns, dtype=_accumulator(self.qkv))
+        out = _empty(self.bias, heads, rows, columns, dtype=self.accumulator)
         wraps = _empty(self.bias, rows, dtype=torch.int32)
         window = {name: self.constants[name] for name in ("N", "WH", "WW", "ACC")}
         lay_out_bias_kernel[heads, rows](
@@ -201,24 +203,16 @@ class _Call:
         )  # fmt: skip
         return out, wraps
 
-    def numbers(self, kernel: Kernel) -> tuple[tuple[int, int, int], tuple[int, ...]]:
-        """Launch grid (heads, tiles, splits), and the integers of a kernel in their order."""
+    def plan(self, kernel: Kernel) -> tuple[tuple[int, int, int], tuple[int, ...], dict[str, int | bool | None]]:
+        """Launch grid (heads, tiles, splits), the integers of a kernel in their order, and Triton's options."""
         _, height, width, _, shift, dilation = self.geometry
-        heads, count = self.qkv.shape[4], windows.window_count(self.geometry)
-        own_tiles = -(-self.tokens // self.tiles["T"])
-        splits = parameters.splits(self._launch(kernel).programs, heads, own_tiles, count)
-        counts = windows.lattice_windows(self.geometry)
-        numbers = (count, splits, heads, height, width, *counts, *shift, dilation, *self.qkv.stride()[:5])
-        return (heads, own_tiles, splits), numbers
-
-    def options(self, kernel: Kernel) -> dict[str, int | bool | None]:
-        """Launch parameters in Triton's words."""
-        return parameters.options(self._launch(kernel))
-
-    def _launch(self, kernel: Kernel) -> Launch:
         generation, shared = _gpu(self.qkv.device)
-        return parameters.launch(kernel, self.tokens, self.qkv.shape[5], self.qkv.dtype, generation, shared)
+        launch = parameters.launch(kernel, self.tokens, self.shape[5], self.qkv.dtype, generation, shared)
+        heads, own_tiles = self.shape[4], -(-self.tokens // self.tiles["T"])
+        splits = parameters.splits(launch.programs, heads, own_tiles, self.window_count)
+        numbers = (self.window_count, splits, heads, height, width, *self.counts, *shift, dilation, *self.strides[:5])
+        return (heads, own_tiles, splits), numbers, parameters.options(launch)
 
     def new_shares(self, *shape: int) -> Tensor:
         """Memory for what each program adds to a sum."""
-        return _empty(self.qkv, *shape, dtype=_accumulator(self.qkv))
+        return _empty(self.qkv, *shape, dtype=self.accumulator)
