@@ -54,7 +54,19 @@ def test_each_kind_of_input_has_a_process_of_its_own(short: Path, monkeypatch: p
     monkeypatch.setattr(check, "PROCESSES", 2)
     apart = check.right(torch.device(DEVICE))  # with the third trial, which `short` leaves out in this process
     assert [row for row in apart if row["case"] < 2] == alone
-    assert list(check._apart(os._exit, [(3,)])) == [None]
+
+
+def test_a_process_that_breaks_down_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "PROCESSES", 2)
+    assert list(check._apart(eval, [("1",), ("__import__('os')._exit(3)",), ("2",), ("3",)])) == [1, None, 2, 3]
+
+
+def test_nothing_is_begun_after_an_interruption(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(check, "PROCESSES", 2)
+    begun = check._apart(os.mkdir, [(str(tmp_path / str(number)),) for number in range(40)])
+    next(begun)
+    begun.close()
+    assert len(list(tmp_path.iterdir())) < 40
 
 
 def test_kernels_that_are_wrong(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,7 +47,8 @@ INTERPRETED = {torch.float16: 1, torch.float32: 3}
 REPEATED, REPEATS = ((7, 7), (12, 12)), 50
 REPEATED_INTERPRETED, REPEATS_INTERPRETED = ((4, 5), (9, 9)), 20
 # Compiling is most of the time, and a kernel that reads beyond its memory makes all later work of its process fail.
-PROCESSES = min(8, os.cpu_count() or 1)
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+PROCESSES = max(2, min(8, CORES))
 WAYS = ("triton", "sdpa", "compiled reference", "flex_attention")
 
 STAGES = {
@@ -125,13 +126,19 @@ def _apart(work: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterat
     if PROCESSES < 2:
         yield from (work(*call) for call in calls)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(PROCESSES, context, max_tasks_per_child=1) as pool:
-        for future in [pool.submit(work, *call) for call in calls]:
-            try:
-                yield future.result()
-            except BrokenProcessPool:
-                yield None
+    threads = ThreadPoolExecutor(PROCESSES)
+    try:
+        yield from threads.map(functools.partial(_in_a_process, work), calls)
+    finally:  # also after Ctrl-C: nothing more is begun
+        threads.shutdown(cancel_futures=True)
+
+
+def _in_a_process(work: Callable[..., Any], call: tuple[Any, ...]) -> Any:
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(work, *call).result()
+    except BrokenProcessPool:
+        return None
 
 
 def same_bits(device: torch.device) -> int:
@@ -168,14 +175,13 @@ def timed(device: torch.device) -> list[dict[str, Any]]:
     list(_apart(_compile, [(device, stage, way) for stage, way in timings if way != "sdpa"]))
     copy, rows = speed.copy_speed(device), []
     for stage, name in timings:
-        block = STAGES[stage]
-        inputs, scale = speed.leaves(block, torch.bfloat16, device)
-        attention = speed.provider(name, block.geometry, device, scale)
         for direction in ("forward", "both"):
             row: dict[str, Any] = {"stage": stage, "direction": direction, "way": name}
             backward = direction == "both"
-            cotangent = speed.cotangent(inputs[0], backward)
             try:
+                inputs, scale = speed.leaves(STAGES[stage], torch.bfloat16, device)
+                attention = speed.provider(name, STAGES[stage].geometry, device, scale)
+                cotangent = speed.cotangent(inputs[0], backward)
                 times = speed.measure(functools.partial(speed.run, attention, inputs, cotangent), device)
             except Exception as failure:  # of the kernels or of what they are held against
                 row["reason"] = trial.one_line(failure)

@@ -44,11 +44,11 @@ def leaves(trial: Trial, dtype: torch.dtype, device: torch.device) -> tuple[list
 
 
 def measure(call: Call, device: torch.device, *, cold: bool = True, queued: bool = True, seconds: float = 0.4) -> Times:
-    """Time a call again and again for about so many seconds, 5 to 200 times, after a warm-up.
+    """Time a call again and again for about so many seconds after a warm-up: 5 to 200 times, on a GPU at least 20.
 
-    On a GPU by events around each call. cold: the level-2 cache is overwritten before each. queued: the GPU is kept
-    busy until each call is in its queue, so that its own time is measured; else a call of many small kernels may wait
-    for the host, as it does for users. On the CPU by the clock.
+    On a GPU by events around each call. cold: the level-2 cache is overwritten before each; else the same call runs
+    before it. queued: the GPU is kept busy until each call is in its queue, so that its own time is measured; else a
+    call of many small kernels may wait for the host, as it does for users. On the CPU by the clock.
     """
     for _ in range(3):
         call()

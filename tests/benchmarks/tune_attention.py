@@ -10,15 +10,18 @@ versions of Triton that docs/benchmarks/kernel-candidates.jsonl has rows of: run
 many programs as fit onto a large GPU at once, and in the forward kernel 128 registers where that spills no more, so
 that four programs fit onto a multiprocessor. Where the assembler, left to itself, gives up and puts nearly everything
 into memory, it is told to use all registers. Either way rows are kept, what has one is not measured again, and the
-table follows from the rows: an entry that was timed takes the fastest, every other one the fewest instructions.
+table follows from the rows: an entry that was timed takes the fastest on the GPU that was timed last, every other one
+the fewest instructions. After a change of a kernel delete its rows.
 """
 
+import contextlib
 import functools
 import itertools
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -109,7 +112,7 @@ def by_instructions(key: Key, case: Case) -> Parameters:
 
 def variants(key: Key, case: Case) -> list[tuple[int, int, int | None]]:
     """Warps, stages and limit of registers of every candidate that is timed."""
-    shared = SHARED_MEMORY[case.capability]
+    shared: int = torch.cuda.get_device_properties().shared_memory_per_block_optin
     fitting = fitting_stages(3, case.window**2, case.head_dim, DTYPES[case.dtype], shared)
     return list(itertools.product((4, 8), range(1, fitting + 1), (None, 128, 168, ALL_REGISTERS)))
 
@@ -129,16 +132,23 @@ def stage(case: Case, batch: int = 16) -> speed.Call:
 
 def compile_ahead(key: Key, case: Case, variant: tuple[int, int, int | None]) -> None:
     """Leave a candidate in Triton's cache on the disk; one that fails here fails again when it is timed."""
-    table.TABLE[key] = (*variant, table.TABLE[key][3])
+    before = table.TABLE[key]
+    table.TABLE[key] = (*variant, before[3])
     try:
         stage(case, batch=1)()
     except Exception:
         return
+    finally:
+        table.TABLE[key] = before
+
+
+def machine() -> Row:
+    """What times are of."""
+    return {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
 
 
 def time_entry(key: Key, case: Case, there: list[Row]) -> None:
-    """Add the rows of an entry's candidates to TIMINGS; there: the rows that it has."""
-    origin = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
+    """Add the rows of an entry's candidates to TIMINGS; there: the rows that it has of this machine."""
     times = {parameters(row): row["ms"] for row in there if row["ms"] is not None}
     call, before, several = stage(case), table.TABLE[key], MULTIPROCESSORS[key[-1]]
     done = {parameters(row) for row in there}
@@ -154,7 +164,7 @@ def time_entry(key: Key, case: Case, there: list[Row]) -> None:
             row["ms"] = times[candidate] = speed.measure(call, torch.device("cuda"), seconds=0.06).p50
         except Exception as failure:  # out of registers or shared memory
             row["reason"] = one_line(failure)
-        append_rows(TIMINGS, [row | origin])
+        append_rows(TIMINGS, [row | machine()])
         print(*key, *candidate, row["ms"] or row["reason"], flush=True)
 
     try:
@@ -172,9 +182,11 @@ def parameters(row: Row) -> Parameters:
     return row["warps"], row["stages"], row["limit"], row["programs"]
 
 
-def timings(key: Key) -> list[Row]:
-    """The rows of an entry in TIMINGS."""
-    return [row for row in read_rows(TIMINGS) if row["entry"] == "-".join(map(str, key))]
+def timings(key: Key, of: Row | None = None) -> list[Row]:
+    """The rows of an entry in TIMINGS, of one machine: by default the one that was timed last."""
+    rows = [row for row in read_rows(TIMINGS) if row["entry"] == "-".join(map(str, key))]
+    of = of or {name: rows[-1][name] for name in ("device", "torch", "triton") if rows}
+    return [row for row in rows if of.items() <= row.items()]
 
 
 def by_time(key: Key) -> Parameters | None:
@@ -208,19 +220,21 @@ def main(options: Options) -> None:
     if not options.compile:
         if not torch.cuda.is_available():
             raise SystemExit("no GPU to time on: --compile chooses by machine code")
-        generations = [torch.cuda.get_device_capability()[0]]
+        major = torch.cuda.get_device_capability()[0]
+        generations = [max(generation for generation in GENERATIONS if generation <= major)]
         found = [(key, case) for key, case in cases(generations) if case.dtype in options.dtypes]
         context, jobs = multiprocessing.get_context("spawn"), min(16, os.cpu_count() or 1)
         with ProcessPoolExecutor(jobs, context) as pool:
             waiting = [
                 pool.submit(compile_ahead, key, case, variant)
                 for key, case in found
-                for variant in set(variants(key, case)) - {parameters(row)[:3] for row in timings(key)}
+                for variant in set(variants(key, case)) - {parameters(row)[:3] for row in timings(key, machine())}
             ]
             for future in waiting:
-                future.result()
+                with contextlib.suppress(BrokenProcessPool):  # then candidates are compiled as they are timed
+                    future.result()
         for key, case in found:
-            time_entry(key, case, timings(key))
+            time_entry(key, case, timings(key, machine()))
     entries, origins = dict(table.TABLE), dict(table.ORIGINS)
     for generation in generations:
         for key, case in cases([generation]):
@@ -237,11 +251,14 @@ def chosen(key: Key, case: Case) -> Parameters:
 
 def origin(generation: int) -> str:
     """Where the entries of a generation come from, in words."""
-    rows = [row for row in read_rows(TIMINGS) if row["entry"].endswith(f"-{generation}")]
-    timed = sorted({f"timed on {row['device']}, Triton {row['triton']}" for row in rows})
+    keys = [key for key, _ in cases([generation])]
+    timed = {key[3]: rows[-1] for key in keys if (rows := timings(key))}
+    said = [f"{bits} bits timed on {row['device']}, Triton {row['triton']}" for bits, row in timed.items()]
     counted = [row for row in read_rows(CANDIDATES) if row["capability"] == 10 * generation]
     versions = " and ".join(sorted({row["triton"] for row in counted}))
-    return "; ".join(timed) or f"fewest instructions, Triton {versions}; not timed"
+    if any(not timings(key) for key in keys):
+        said.append(f"{'others ' if said else ''}fewest instructions, Triton {versions}; not timed")
+    return "; ".join(said)
 
 
 if __name__ == "__main__":
