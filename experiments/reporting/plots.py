@@ -19,6 +19,8 @@ WIDTH = 5.4
 LEAST_SPAN = 5.0
 # Curves of more configurations than this cannot be told apart.
 MOST_CURVES = 8
+# More points of a curve hide the others behind their noise: these are means of neighbours.
+MOST_POINTS = 30
 COLORS = ("#2563c9", "#c2570c", "#14804a", "#b62a6f", "#6b46c1", "#0b7285", "#856404", "#56606f")
 MARKERS = "osD^vPXh"
 STYLE: dict[Any, Any] = {
@@ -47,7 +49,7 @@ def forest(bars: DataFrame, label: str, lowest: float = 0) -> bytes:
         widen(axes, "x", lowest)
         if lowest < 0:
             axes.axvline(0, color="black", linewidth=0.9)
-        axes.set_xlabel(label)
+        axes.set_xlabel(label, loc="right")  # centred it would be cut off, as names take much of the width
 
     return render(draw, len(bars) * (0.14 + 0.17 * max(1 + name.count("\n") for name in names)) + 0.8)
 
@@ -75,11 +77,14 @@ def curves(subplots: Mapping[str, Sequence[tuple[str, DataFrame]]]) -> bytes:
     names = list(dict.fromkeys(name for drawn in subplots.values() for name, _ in drawn))
     lines = {}
 
-    def draw(*every: Axes) -> None:
-        for axes, (heading, drawn) in zip(every, subplots.items(), strict=True):
+    def draw(*subplot: Axes) -> None:
+        for axes, (heading, drawn) in zip(subplot, subplots.items(), strict=True):
             for name, curve in drawn:
                 color, marker = COLORS[names.index(name)], MARKERS[names.index(name)]
-                (line,) = axes.plot(curve["step"], curve["value"], color=color, marker=marker, markevery=0.2)
+                if len(curve) > MOST_POINTS:
+                    curve = curve.groupby([MOST_POINTS * i // len(curve) for i in range(len(curve))]).mean()
+                every = 0.2 if len(curve) > 5 else 1  # a share of no length marks nothing
+                (line,) = axes.plot(curve["step"], curve["value"], color=color, marker=marker, markevery=every)
                 lines.setdefault(textwrap.shorten(name, 60), line)
                 if "low" in curve:
                     axes.vlines(curve["step"], curve["low"], curve["high"], color=color)
@@ -88,8 +93,8 @@ def curves(subplots: Mapping[str, Sequence[tuple[str, DataFrame]]]) -> bytes:
                 widen(axes, "y")
             else:
                 axes.set_ylim(bottom=0)
-        every[-1].set_xlabel("training step")
-        every[0].legend(lines.values(), lines.keys(), loc="lower left", bbox_to_anchor=(0, 1))
+        subplot[-1].set_xlabel("training step")
+        subplot[0].legend(lines.values(), lines.keys(), loc="lower left", bbox_to_anchor=(0, 1))
 
     return render(draw, 2.2 * len(subplots) + 0.6 + 0.2 * len(names), len(subplots))
 
