@@ -138,12 +138,10 @@ def _require_triton(case: Case) -> None:
 
 
 def _triton_chosen(case: Case) -> bool:
-    """On a GPU of a kind that was tested, where the kernels are not slow and nothing hinders them."""
+    """On a GPU of a kind that was tested, where the kernels are known to be faster and nothing hinders them."""
     if case.device.type != "cuda" or not records.tested(case.device):
         return False
-    tokens = case.window_size[0] * case.window_size[1]
-    compiling = torch.compiler.is_compiling()
-    if support.slow(case.device, case.dtype, tokens, case.recording, compiling) or _triton_unasked(case) is not None:
+    if support.slow(case.dtype, case.recording) or _triton_unasked(case) is not None:
         return False
     return _triton_works(case)
 

@@ -6,8 +6,6 @@ import os
 
 import torch
 
-from .parameters import ONE_TILE
-
 MAX_SIDE = 16
 MAX_HEAD_DIM = 128
 MIN_CAPABILITY = (8, 0)  # Ampere: bfloat16 in the matrix units
@@ -27,17 +25,13 @@ def triton_too_old(generation: int) -> str | None:
     return f"on GPUs of compute capability {generation}.x it takes Triton {needed} and newer, got {found}"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch leaves it without types
-def slow(device: torch.device, dtype: torch.dtype, tokens: int, recording: bool, compiling: bool) -> bool:
-    """Whether a network is slower with the kernels than with SDPA, or expected to be.
+def slow(dtype: torch.dtype, recording: bool) -> bool:
+    """Whether a network is slower with the kernels than with SDPA, or that is unknown.
 
-    Measured on an H100: training that is not compiled, where launching the kernels takes the host longer than running
-    them takes the GPU. Expected: float32 before Hopper, which spills hundreds of values, in training and for windows of
-    several tiles.
+    Measured on an H100: eager training, where launching the kernels takes the host longer than running them takes the
+    GPU. Not timed: compiled training, and float32, whose kernels spill hundreds of values before Hopper.
     """
-    before_hopper = torch.cuda.get_device_capability(device)[0] < 9
-    spills = dtype == torch.float32 and before_hopper and (recording or tokens > ONE_TILE)
-    return spills or (recording and not compiling)
+    return dtype == torch.float32 or recording
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch leaves it without types
