@@ -155,11 +155,16 @@ def same_bits(device: torch.device) -> int:
     return repeats
 
 
+def _built(device: torch.device, stage: str, way: str) -> tuple[list[torch.Tensor], speed.Attention]:
+    """Inputs of a stage, and a way of computing it."""
+    inputs, scale = speed.leaves(STAGES[stage], torch.bfloat16, device)
+    return inputs, speed.provider(way, STAGES[stage].geometry, device, scale)
+
+
 def _compile(device: torch.device, stage: str, way: str) -> None:
     """Leave what a way needs in the compilers' caches on the disk; what fails here fails again when it is timed."""
     try:
-        inputs, scale = speed.leaves(STAGES[stage], torch.bfloat16, device)
-        attention = speed.provider(way, STAGES[stage].geometry, device, scale)
+        inputs, attention = _built(device, stage, way)
         for backward in (False, True):
             speed.run(attention, inputs, speed.cotangent(inputs[0], backward))
     except Exception:
@@ -175,12 +180,13 @@ def timed(device: torch.device) -> list[dict[str, Any]]:
     list(_apart(_compile, [(device, stage, way) for stage, way in timings if way != "sdpa"]))
     copy, rows = speed.copy_speed(device), []
     for stage, name in timings:
+        built = None
         for direction in ("forward", "both"):
             row: dict[str, Any] = {"stage": stage, "direction": direction, "way": name}
             backward = direction == "both"
             try:
-                inputs, scale = speed.leaves(STAGES[stage], torch.bfloat16, device)
-                attention = speed.provider(name, STAGES[stage].geometry, device, scale)
+                built = built or _built(device, stage, name)
+                inputs, attention = built
                 cotangent = speed.cotangent(inputs[0], backward)
                 times = speed.measure(functools.partial(speed.run, attention, inputs, cotangent), device)
             except Exception as failure:  # of the kernels or of what they are held against

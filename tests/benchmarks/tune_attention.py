@@ -110,7 +110,7 @@ def by_instructions(key: Key, case: Case) -> Parameters:
     return warps, 3, rows[0]["limit"], resident * MULTIPROCESSORS[key[-1]]
 
 
-def variants(key: Key, case: Case) -> list[tuple[int, int, int | None]]:
+def variants(case: Case) -> list[tuple[int, int, int | None]]:
     """Warps, stages and limit of registers of every candidate that is timed."""
     shared: int = torch.cuda.get_device_properties().shared_memory_per_block_optin
     fitting = fitting_stages(3, case.window**2, case.head_dim, DTYPES[case.dtype], shared)
@@ -168,7 +168,7 @@ def time_entry(key: Key, case: Case, there: list[Row]) -> None:
         print(*key, *candidate, row["ms"] or row["reason"], flush=True)
 
     try:
-        for variant, count in itertools.product(variants(key, case), (2, 4)):
+        for variant, count in itertools.product(variants(case), (2, 4)):
             run((*variant, count * several))
         for candidate in sorted(times, key=times.__getitem__)[:3]:
             for count in (1, 3, 6, 8):
@@ -228,7 +228,7 @@ def main(options: Options) -> None:
             waiting = [
                 pool.submit(compile_ahead, key, case, variant)
                 for key, case in found
-                for variant in set(variants(key, case)) - {parameters(row)[:3] for row in timings(key, machine())}
+                for variant in set(variants(case)) - {parameters(row)[:3] for row in timings(key, machine())}
             ]
             for future in waiting:
                 with contextlib.suppress(BrokenProcessPool):  # then candidates are compiled as they are timed

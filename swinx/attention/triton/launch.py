@@ -154,7 +154,7 @@ class _Call:
         cosine_scale: Tensor | None,
         geometry: WindowGeometry,
     ) -> None:
-        batch, height, width, _, heads, head_dim = self.shape = qkv.shape
+        _, height, width, _, heads, head_dim = self.shape = qkv.shape
         self.qkv, self.bias, self.geometry, self.tokens = qkv, bias.contiguous(), geometry, bias.shape[1]
         self.strides, self.accumulator = qkv.stride(), _accumulator(qkv)
         self.counts, self.window_count = windows.lattice_windows(geometry), windows.window_count(geometry)
@@ -170,7 +170,7 @@ class _Call:
             "WW": geometry.window_size[1],
             "D": head_dim,
             "DP": parameters.next_power_of_2(head_dim),
-            "PADDED": self.window_count * self.tokens > batch * height * width,
+            "PADDED": windows.needs_padding(geometry),
             "ATTENDED": pad_qkv is not None,
             "SHIFTED": geometry.shift != (0, 0),
             "ALIGNED": self._aligned(),
