@@ -70,7 +70,7 @@ class Learner:
         groups = swinx.parameter_groups(self.model, recipe.learning_rate, recipe.layer_decay, recipe.weight_decay)
         for group in groups:
             group["lr_scale"] = group["lr"] / recipe.learning_rate
-        self.optimizer = torch.optim.AdamW(groups)
+        self.optimizer = torch.optim.AdamW(groups, fused=True)
         self.trained = [parameter for group in groups for parameter in group["params"]]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "16")
         self.network = self._parallel(images) if self.together else self.model
