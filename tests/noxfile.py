@@ -14,6 +14,7 @@ from pathlib import Path
 import nox
 
 nox.options.default_venv_backend = "uv"
+ROOT = Path(__file__).parent.parent  # nox itself works where its file is
 RUNNERS = (
     "pytest>=8.3",
     "pytest-xdist>=3.6",
@@ -37,6 +38,7 @@ SERVERS = {
 @nox.session(python="3.11")
 def lowest(session: nox.Session) -> None:
     """Every dependency at its floor in pyproject.toml."""
+    session.chdir(ROOT)
     session.install("--resolution", "lowest-direct", "-e", ".[experiments,ray]", *RUNNERS)
     session.run("pytest", *session.posargs)
 
@@ -45,6 +47,7 @@ def lowest(session: nox.Session) -> None:
 @nox.parametrize("torch", list(SERVERS))
 def server(session: nox.Session, torch: str) -> None:
     """An environment of a GPU server, to which swinx is added."""
+    session.chdir(ROOT)
     session.install(*SERVERS[torch])
     session.install("-e", ".[experiments,ray]", *SERVERS[torch], *RUNNERS)
     session.run("pytest", *session.posargs)
@@ -53,6 +56,7 @@ def server(session: nox.Session, torch: str) -> None:
 @nox.session(python=["3.11", "3.12", "3.13", "3.14"])
 def newest(session: nox.Session) -> None:
     """The newest releases that pyproject.toml allows."""
+    session.chdir(ROOT)
     session.install("-e", ".[test]")
     session.run("pytest", *session.posargs)
 
@@ -60,6 +64,7 @@ def newest(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def wheel(session: nox.Session) -> None:
     """The wheel in a clean environment, by those tests that need no checkout, run away from it."""
+    session.chdir(ROOT)
     folder = Path(session.create_tmp())
     dist = folder / "dist"
     session.install("build", "twine")

@@ -27,6 +27,7 @@ STYLE: dict[Any, Any] = {
     **{"svg.fonttype": "none", "svg.hashsalt": "swinx", "text.parse_math": False, "legend.frameon": False},
     **{"axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False},
     **{"axes.edgecolor": "#dfe3ea", "grid.color": "#dfe3ea", "lines.markersize": 4, "legend.fontsize": 10},
+    "savefig.transparent": True,  # the page, light or dark, shows through
 }
 
 
