@@ -125,12 +125,13 @@ def _learning(content: Content) -> dict[str, list[tuple[str, Frame]]]:
     return found
 
 
-def _strips(content: Content) -> list[tuple[str, bytes | None]]:
+def _strips(content: Content) -> list[tuple[str, bytes]]:
     """Caption and picture of the worst and best test images of the best configuration's first seed."""
     best = [c.results[0] for c in content.configurations[:1]]
     return [
-        (f"{name[8:-1]}: {item.counts.names[index]}, mIoU {miou:.1f} %", item.pictures.get(f"{name}.png"))
+        (f"{name[8:-1]}: {item.counts.names[index]}, mIoU {miou:.1f} %", item.pictures[f"{name}.png"])
         for item in best if item.counts for name, index, miou in extremes(item.counts)
+        if f"{name}.png" in item.pictures
     ]  # fmt: skip
 
 

@@ -148,6 +148,10 @@ def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
     page = Page((output / "report.html").read_text(encoding="utf-8"))
     assert page.tags.count("img") == 2 + 3  # no differences
     assert "Comparison on toy" in (output / "report.md").read_text(encoding="utf-8")
+    for path in (output / "runs" / row("Unet")["run"]).glob("*.png"):
+        path.unlink()
+    write_report(output)
+    assert "Pictures" not in (output / "report.html").read_text(encoding="utf-8")
 
 
 def test_links_and_other_files_are_no_pictures(tmp_path: Path) -> None:
