@@ -15,6 +15,7 @@ import nox
 
 nox.options.default_venv_backend = "uv"
 ROOT = Path(__file__).parent.parent  # nox itself works where its file is
+nox.options.envdir = str(ROOT / ".nox")
 RUNNERS = (
     "pytest>=8.3",
     "pytest-xdist>=3.6",
@@ -22,6 +23,7 @@ RUNNERS = (
     "hypothesis>=6.100",
     "ruff>=0.17,<0.18",
     "mypy>=2.4",
+    "setuptools",  # torch 2.6 compiles with it
 )
 # Tests that read what only a checkout has.
 CHECKOUT = (

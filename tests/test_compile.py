@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from releases import STRICT_EXPORT
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.export import Dim
@@ -88,6 +89,7 @@ def test_the_operation_alone_compiles_at_a_fixed_size(impl: str) -> None:
     torch.testing.assert_close(compiled(qkv, bias), attention(qkv, bias))
 
 
+@STRICT_EXPORT
 @pytest.mark.parametrize(("stem", "output_stride", "depth"), [("shared", 8, 5), ("inline", 32, 2), ("branch", 32, 2)])
 @torch.no_grad()
 def test_strict_export_with_dynamic_batch_height_and_width(stem: str, output_stride: int, depth: int) -> None:
@@ -110,6 +112,7 @@ def test_scripting_is_refused_with_what_to_use_instead(build: Callable[[], nn.Mo
         torch.jit.script(build())
 
 
+@STRICT_EXPORT
 @torch.no_grad()
 def test_a_whole_smp_model_compiles_and_exports() -> None:
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 from decoders import CLASSES, DECODERS, DEPTHS, build, image
+from releases import needs
 from segmentation_models_pytorch.encoders import encoders
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ import swinx
 
 CASES = [(name, stride, depth) for name, entry in DECODERS.items() for stride in entry.strides for depth in DEPTHS]
 VARIANT = "swinx_n_for_test_smp"
+FREEZES = needs("segmentation-models-pytorch", "0.6", "has no freeze_encoder before it")
 
 
 @pytest.fixture
@@ -157,6 +159,7 @@ def features(model: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([level.flatten() for level in model.encoder(x)])
 
 
+@FREEZES
 def test_frozen_encoder_is_deterministic_until_it_is_unfrozen(variant: str) -> None:
     model = build("Unet", 32, encoder=variant)
     x = image(2, 3, 64, 96)
@@ -182,6 +185,7 @@ def test_frozen_encoder_is_deterministic_until_it_is_unfrozen(variant: str) -> N
         assert torch.equal(features(model, x), expected)
 
 
+@FREEZES
 def test_frozen_encoder_gets_no_gradient_and_its_decoder_does(variant: str) -> None:
     model = build("DeepLabV3Plus", 16, encoder=variant)
     model.freeze_encoder()

@@ -11,6 +11,7 @@ from pathlib import Path
 import segmentation_models_pytorch as smp
 import torch
 from decoders import DECODERS, DEPTHS, STRIDES, build, image
+from releases import needs
 from segmentation_models_pytorch.encoders import encoders
 from torch import nn
 
@@ -124,6 +125,7 @@ def document() -> str:
         del encoders[NO_STEM]
 
 
+@needs("segmentation-models-pytorch", "0.6", "the page is about it")
 def test_support_page_says_what_every_decoder_does() -> None:
     assert DOCUMENT.read_text() == document(), "if the change is meant: python tests/test_support_table.py"
 

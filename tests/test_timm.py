@@ -13,7 +13,7 @@ from decoders import CLASSES, DECODERS, build, image
 from hub_server import Hub, run
 from layouts import DEPTHS, EMBED, HEADS, WINDOW, backbone, by_smp, head, last_norm, official, prefixed
 from safetensors.torch import save, save_file
-from timm.models import save_for_hf
+from timm.models._hub import save_for_hf
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.optim import create_optimizer_v2
