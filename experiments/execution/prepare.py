@@ -13,7 +13,7 @@ from experiments.data import SegmentationData
 from experiments.execution import comparison
 from experiments.execution.launch import check_ray
 from experiments.execution.runs import find_source
-from experiments.records.grid import NotApplicable, Run, grid
+from experiments.records.grid import NotApplicable, Run, grid, own_stem
 from experiments.records.options import CompareOptions, Settings, check_precision, choose_device
 from experiments.records.results import Row, run_of, runs_in
 from experiments.reporting.rows import axes_of
@@ -36,7 +36,7 @@ def prepare(
     """
     runs, missing = grid(options.axes)
     device = _device(options)
-    _check_weights(options)
+    _check_encoders(options)
     with console.status("loading data"):
         loaded = data.load(options.data, native=options.scoring.score_at == "native")
     height, width = loaded.train.images.shape[-2:]
@@ -92,14 +92,16 @@ def _device(options: CompareOptions) -> str:
     return device
 
 
-def _check_weights(options: CompareOptions) -> None:
-    """Raise ValueError for pretrained weights that encoders do not have."""
+def _check_encoders(options: CompareOptions) -> None:
+    """Raise ValueError for pretrained weights or a layer decay that encoders do not have."""
     recipe = options.recipe
     for encoder in options.axes.encoders:
         entry = smp.encoders.encoders.get(encoder)
         if recipe.weights is not None and entry is not None and recipe.weights not in entry["pretrained_settings"]:
             choices = ", ".join(entry["pretrained_settings"]) or "(none: it has no pretrained weights)"
             raise ValueError(f"--weights must be one of {choices} for {encoder}, got {recipe.weights}")
+        if recipe.layer_decay != 1 and own_stem(encoder.removeprefix("tu-").split(".")[0]) is None:
+            raise ValueError(f"--layer-decay must be 1 for {encoder}, which is not swinx's, got {recipe.layer_decay}")
 
 
 def _check_against(options: CompareOptions, loaded: SegmentationData) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple, get_args
 import segmentation_models_pytorch as smp
 import timm
 
-from experiments.records.options import Alignment, Axes, Dilation
+from experiments.records.options import Alignment, Axes, Dilation, check
 from swinx.config import OUTPUT_STRIDES, STEMS, VARIANTS
 
 DILATIONS: tuple[str, ...] = get_args(Dilation)
@@ -147,7 +147,7 @@ def grid(axes: Axes) -> tuple[list[Run], list[NotApplicable]]:
     and the same network, such as a rule of dilation at output stride 32, where nothing is dilated, give one run.
 
     Raises:
-        ValueError: an unknown name, or what no run can have.
+        ValueError: no decoder, encoder or seed, an unknown name, or what no run can have.
     """
     _check(axes)
     runs: dict[Run, None] = {}
@@ -190,6 +190,7 @@ def _encoder_options(encoder: str, axes: Axes) -> list[tuple[str | None, str | N
 
 
 def _check(axes: Axes) -> None:
+    check(axes, {name: (len(getattr(axes, name)) > 0, "one or more") for name in ("decoders", "encoders", "seeds")})
     if unknown := [name for name in axes.decoders if name not in DECODERS]:
         raise ValueError(f"--decoders: {', '.join(unknown)} is not one of {', '.join(DECODERS)}")
     for encoder in axes.encoders:

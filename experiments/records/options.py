@@ -192,7 +192,7 @@ class RayResources:
 
 @dataclass(frozen=True)
 class Axes:
-    """What to combine; an empty axis stands for the decoder's or the encoder's own.
+    """What to combine; from output_strides on, an empty axis stands for the decoder's or the encoder's own.
 
     The axes from stems to alignments are swinx's: an encoder of another library gets one run for all of their values.
     """

@@ -131,8 +131,10 @@ def differing(there: Row, now: Row) -> str:
 
 
 def run_of(row: Row) -> Run:
-    """The run that a row is about."""
-    return Run(**{part.name: row.get(part.name, part.default) for part in fields(Run)})
+    """The run that a row is about; raises ValueError where the row is of none."""
+    if lacking := [part.name for part in fields(Run) if part.name not in row]:
+        raise ValueError(f"a row lacks {', '.join(lacking)}")
+    return Run(**{part.name: row[part.name] for part in fields(Run)})
 
 
 def identity(row: Row) -> tuple[object, ...]:
@@ -146,6 +148,7 @@ def check_row(row: Row) -> None:
     """Raise ValueError, naming field, rule and value, where a row of kind "segmentation" cannot be used."""
     run = run_of(row)
     _check(row, "run", row.get("run") == run.id and _is_plain(run.id), "the plain name of its run")
+    _check(row, "data_id", isinstance(row.get("data_id"), str), "text")
     step = row.get("step")
     _check(row, "step", step is None or (type(step) is int and step >= 0), "a whole number from 0, or null")
     _check(row, "status", row.get("status") in STATUSES, f"one of {', '.join(STATUSES)}")

@@ -72,7 +72,7 @@ def read(paths: Sequence[Path]) -> Results:
     if not paths:
         raise ValueError("at least one folder or file of rows is needed, got none")
     found = {path: _read(path) for path in paths}
-    digests = {str(i.row["data_id"]): path for path in paths for i in found[path].items if i.row.get("data_id")}
+    digests = {i.row["data_id"]: path for path in paths for i in found[path].items}
     if len(digests) > 1:
         listing = ", ".join(f"{digest} in {path}" for digest, path in digests.items())
         raise ValueError(f"all must be of the same data, got data_id {listing}")

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.records.grid import DILATIONS
 from swinx import SwinXEncoder
 from swinx.layers import WindowAttention
 from swinx.stage import SwinStage
@@ -34,8 +35,10 @@ def set_rule(encoder: SwinXEncoder, rule: str) -> None:
 
     Comes last: after make_dilated, and after the encoder's weights are loaded. state_dict keys never change, and
     "dense" changes no shape either. "enlarged" resizes the bias table of each dilated block (see `enlarged_table`) from
-    (2 w - 1)^2 to (2 d w - 1)^2 rows for each head.
+    (2 w - 1)^2 to (2 d w - 1)^2 rows for each head. Raises ValueError for an unknown rule.
     """
+    if rule not in DILATIONS:
+        raise ValueError(f"rule must be one of {', '.join(DILATIONS)}, got {rule!r}")
     for stage in cast(list[SwinStage], list(encoder.layers)):
         if rule == "exact" or stage.period == 1:
             continue

@@ -1,5 +1,6 @@
 """Every ablation as a user runs it, for two steps, and the grid and the contrasts that it stands for."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,20 @@ import torch
 from experiments.ablate import ABLATIONS, main, options_of
 from experiments.execution.prepare import check_contrasts
 from experiments.records.grid import Run, grid
-from experiments.records.options import Settings
+from experiments.records.options import Axes, CompareOptions, Settings
 from experiments.records.results import read_rows
 from experiments.training.models import build_model
 
 SETTINGS = Settings("scenes", "0", 128, 160, 250, 8, "32", "cpu")
+# Configurations without their encoder, swinx_n.
+STRIDES = ("os32", *(f"os{stride}{rule}" for stride in (16, 8) for rule in ("", "-dense", "-enlarged")))
+CENTRED = [f"os{stride}{how}" for stride in (16, 8) for how in ("", "-centred")]
+EXPECTED = {
+    "stem": {f"{s}-{d}-os32" for s in ("none", "shared", "branch", "inline") for d in ("Unet", "FPN")},
+    "dilation": {f"inline-{decoder}-{rest}" for decoder in ("Unet", "Segformer") for rest in STRIDES},
+    "alignment": {f"inline-{decoder}-{rest}" for decoder in ("Unet", "Segformer") for rest in CENTRED},
+    "window": {f"inline-FPN-os32{window}" for window in ("-w4", "-w7", "", "-w12")},
+}
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -20,7 +30,10 @@ def test_grid_and_contrasts_are_those_of_the_design(name: str) -> None:
     options = options_of(name)
     runs, missing = grid(options.axes)
     assert missing == []
-    assert {run.seed for run in runs} == {0, 1, 2}
+    expected = {f"swinx_n-{rest}-seed{seed}" for rest in EXPECTED[name] for seed in range(3)}
+    assert {run.id for run in runs} == expected
+    assert len(runs) == len(expected)
+    assert replace(options, axes=Axes(), contrasts=(), output=CompareOptions.output) == CompareOptions()
     assert options.contrasts
     check_contrasts(options.contrasts, runs, SETTINGS)
     with pytest.raises(ValueError, match="--contrasts exact-naive@os8: 'naive' is no value"):

@@ -101,6 +101,13 @@ def test_exact_changes_nothing_and_without_dilation_all_rules_are_one() -> None:
             assert all(torch.equal(a, b) for a, b in zip(changed(image(*SIZE)), expected, strict=True))
 
 
+def test_an_unknown_rule_is_refused() -> None:
+    encoder = swinx.SwinXEncoder(SMALL, output_stride=16)
+    with pytest.raises(ValueError, match="rule must be one of exact, dense, enlarged, got 'wide'"):
+        set_rule(encoder, "wide")
+    assert [stage.period for stage in encoder.layers] == [1, 1, 1, 2]
+
+
 @pytest.mark.parametrize("window", [(3, 4), (1, 2), (7, 7)])
 @pytest.mark.parametrize("period", [2, 4])
 def test_enlarged_tables_keep_the_biases_of_tokens_a_period_apart(window: tuple[int, int], period: int) -> None:

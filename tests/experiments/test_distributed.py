@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 import train_together
-from toy import save_folder
+from rich.console import Console
+from toy import save_folder, toy_settings
 
 import experiments
 from experiments.compare_decoders import main
 from experiments.data import SegmentationData
-from experiments.records.results import read_rows
+from experiments.execution import comparison, runs
+from experiments.records.grid import Run
+from experiments.records.results import Row, provenance, read_rows
+from experiments.training.train import DivergedError, Processes
 
 ROOT = Path(experiments.__file__).parent.parent
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -61,6 +65,30 @@ def test_the_command_in_two_processes_writes_each_row_once(toy: SegmentationData
     start(*command, "--output", str(tmp_path / "out"), "--seeds", "0", "1", "--steps", "2")
     rows = read_rows(tmp_path / "out" / "results.jsonl")
     assert [(row["seed"], row["status"], row["world_size"]) for row in rows] == [(0, "ok", 2), (1, "ok", 2)]
+
+
+def test_a_run_that_diverged_has_one_row_and_the_processes_end_well(
+    toy: SegmentationData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What all of them raise the first one writes down; with another status torchrun would start them again."""
+
+    def diverges(*_: object, **__: object) -> None:
+        raise DivergedError("the loss became nan at step 1")
+
+    run, rows = Run("swinx_n", "inline", "FPN", 32, 0), list[Row]()
+    monkeypatch.setattr(runs, "fit", diverges)
+    for rank, expected in ((0, [("diverged", "the loss became nan at step 1", 2)]), (1, [])):
+        monkeypatch.setattr(runs, "processes", lambda rank=rank: Processes(rank, rank, 2, 2))
+        made = runs.execute(run, toy, toy_settings(), tmp_path, provenance(torch.device("cpu")))
+        assert [(row["status"], row["error"], row["world_size"]) for row in made] == expected
+        rows += made
+
+    def work(console: Console) -> tuple[list[Run], list[Row]]:
+        return [run], rows
+
+    for world, status in ((1, 1), (2, 0)):
+        monkeypatch.setattr(comparison, "processes", lambda world=world: Processes(0, 0, world, world))
+        assert comparison.command(work, tmp_path) == status
 
 
 @pytest.mark.parametrize(("rank", "times"), [(0, 1), (1, 0)])

@@ -116,7 +116,7 @@ def test_incomplete_and_double_pairs(tree: Path) -> None:
 
 
 def test_all_bad_pairs_are_reported_at_once(tree: Path) -> None:
-    for name in "efgh":
+    for name in "efghi":
         write_pair(tree, 5, f"train/{name}.png")
     image, mask = tree / "images/train/b.jpg", tree / "masks/train/e.png"
     image.write_bytes(image.read_bytes()[:-60])  # truncated
@@ -129,6 +129,7 @@ def test_all_bad_pairs_are_reported_at_once(tree: Path) -> None:
     Image.fromarray(np.zeros((H, W), np.uint16)).save(tree / "images/test/d.png")
     Image.fromarray(np.zeros((H, W), bool)).save(tree / "masks/train/g.png")
     labels(3, H, W + 1).save(tree / "masks/train/h.png")
+    Image.fromarray(np.zeros((H, W), np.uint16)).save(tree / "masks/train/i.png")
     expected = {
         "images/train/a.png": "has a mask with ids 3, 254; allowed are 0 to 2 and 255 (ignored)",
         "images/train/b.jpg": "cannot be read: image file is truncated",
@@ -136,6 +137,7 @@ def test_all_bad_pairs_are_reported_at_once(tree: Path) -> None:
         "images/train/f.png": "has a mask of mode RGB",
         "images/train/g.png": "has a mask of mode 1",
         "images/train/h.png": "is 23x37, its mask 23x38; they must be equal",
+        "images/train/i.png": "has a mask that must have 8 bits a channel, is mode I;16",
         "images/val/c.png": "is not an image (JPEG, PNG, ",
         "images/test/d.png": "must have 8 bits a channel, is mode I;16",
     }

@@ -1,6 +1,7 @@
 """The grid: stable names, defaults, combinations that are one and the same, and runs that cannot exist."""
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -138,9 +139,12 @@ def test_image_side_rule() -> None:
         ({"encoders": ["tu-nothing"]}, r"--encoders: tu-nothing is not one of"),
         ({"windows": [7, 0]}, r"window must be a whole number of 1 to 64, got '0'"),
         ({"seeds": [0, -1]}, r"seed must be a whole number of 0 to \d+, got '-1'"),
+        ({"decoders": ()}, "--decoders must be one or more, got none"),
+        ({"encoders": ()}, "--encoders must be one or more, got none"),
+        ({"seeds": ()}, "--seeds must be one or more, got none"),
     ],
 )
-def test_bad_choices_name_the_option_and_the_choices(changes: dict[str, list[object]], message: str) -> None:
+def test_bad_choices_name_the_option_and_the_choices(changes: dict[str, Sequence[object]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         grid(replace(UNET, **changes))  # type: ignore[arg-type]
 

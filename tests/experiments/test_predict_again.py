@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,6 +149,24 @@ def test_pictures_that_would_fill_the_memory(
     assert [path.name for path in (tmp_path / "out" / "masks").iterdir()] == ["a.png"]
 
 
+def test_a_picture_that_takes_all_memory_of_the_gpu_leaves_the_others(
+    tmp_path: Path, pixelwise: Pixelwise, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "in", {"a.png": (64, 96), "b.png": (64, 96)})
+    original, calls = prediction.probabilities, iter(range(2))
+
+    def first_runs_out(*arguments: Any, **options: Any) -> torch.Tensor:
+        if next(calls) == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(prediction, "probabilities", first_runs_out)
+    assert main(arguments(tmp_path)) == 1
+    assert "a.png CUDA out of memory; a smaller --tile needs less memory\n" in capsys.readouterr().err
+    for kind in KINDS:
+        assert [path.name for path in (tmp_path / "out" / kind).iterdir()] == ["b.png"]
+
+
 def test_values_that_are_not_finite_are_a_problem_of_the_picture(
     tmp_path: Path, pixelwise: Pixelwise, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,6 +187,10 @@ def test_pictures_too_small_for_the_decoder(
     assert main(arguments(tmp_path, "--native", "--tile", "128", "160")) == 1
     assert f"a.png is too small as the model sees it: {rule} 64x96" in capsys.readouterr().err
     assert (tmp_path / "out" / "masks" / "b.png").exists()
+    # What decides is the size that the model meets: of tiles, and at each scale.
+    for more, got in ((["--tile", "96", "128"], "96x128"), (["--scales", "1", "0.5"], "64x96")):
+        assert main(arguments(tmp_path, "--short-side", "128", *more, output=got)) == 1
+        assert f"a.png is too small as the model sees it: {rule} {got}\n" in capsys.readouterr().err
 
 
 def test_another_prediction_is_refused(

@@ -1,5 +1,7 @@
 """Runs on Ray: a process killed in mid-run, a run that fails, Ctrl-C, and what is refused before any of it."""
 
+import errno
+import itertools
 import os
 import signal
 import socket
@@ -7,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -155,11 +158,76 @@ def test_room_for_a_run() -> None:
     mixed = Cluster({"CPU": 4.0}, {"CPU": 2.0, "GPU": 2.0})
     launch._connect(mixed, RayResources("auto", cpus=2, gpus=1), said.append)
     assert said == []
+    assert (small.options["address"], mixed.options["address"]) == ("local", "auto")
     launch._connect(mixed, RayResources("auto", cpus=4, gpus=1), said.append)
     assert said == ["waiting for a node with 4 CPUs and 1 GPUs for a run, where nodes have 4 CPUs and 0 GPUs; "
                     "2 CPUs and 2 GPUs"]  # fmt: skip
     with pytest.raises(ConnectionError, match=r"--ray\.address head:1: no node of it"):
         launch._connect(Cluster(error="no node of it"), RayResources("head:1"), said.append)
+
+
+class Tasks:
+    """Stands for ray: tasks are numbered, end in their order and return one row each."""
+
+    exceptions = SimpleNamespace(RayError=ZeroDivisionError)
+
+    def __init__(self) -> None:
+        self.numbers = itertools.count()
+        self.cancelled: list[tuple[int, bool]] = []
+        self.down = False
+        self.util = SimpleNamespace(
+            register_serializer=lambda kind, serializer, deserializer: None, deregister_serializer=lambda kind: None
+        )
+
+    def put(self, data: Any) -> Any:
+        return data
+
+    def remote(self, **limits: float) -> Any:
+        return lambda task: SimpleNamespace(remote=lambda *arguments: next(self.numbers))
+
+    def wait(self, running: list[int]) -> tuple[list[int], list[int]]:
+        return running[:1], running[1:]
+
+    def get(self, reference: int) -> list[Row]:
+        return [{"task": reference}]
+
+    def cancel(self, reference: int, *, force: bool) -> None:
+        self.cancelled.append((reference, force))
+
+    def shutdown(self) -> None:
+        self.down = True
+
+
+def test_what_collecting_raises_ends_all_tasks_and_passes_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the disk is full."""
+    ray, rows, failed = Tasks(), list[Row](), list[Run]()
+    monkeypatch.setattr(launch, "_import_ray", lambda resources: ray)
+    monkeypatch.setattr(launch, "_connect", lambda *arguments: None)
+
+    def collect(made: list[Row]) -> None:
+        assert [path.name[:5] for path in tmp_path.iterdir()] == [".ray."]
+        if rows:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rows.extend(made)
+
+    with pytest.raises(OSError, match="No space left on device"):
+        launch.run_on_ray(
+            [replace(KILLED, seed=seed) for seed in range(4)],
+            {},
+            collect,
+            lambda run, error: failed.append(run),
+            data=toy_data(),
+            settings=SETTINGS,
+            output=tmp_path,
+            say=print,
+            resources=RayResources(),
+        )
+    assert (rows, failed) == ([{"task": 0}], [])
+    assert ray.cancelled == [(2, True), (3, True)]
+    assert ray.down
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:

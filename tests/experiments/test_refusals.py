@@ -92,6 +92,11 @@ def test_foreign_folders_and_files_are_refused(tmp_path: Path, capsys: pytest.Ca
         (["--crop", "65", "64"], "--crop must fit into the images, 64x64, got 65x64"),
         (["--weights", "imagenet"], "--weights must be one of (none: it has no pretrained weights) for swinx_n"),
         (["--decoders", "PAN", "--size", "128", "128", "--tile", "32", "32"], "none of these runs can exist"),
+        (
+            ["--encoders", "swinx_n", "resnet18", "--layer-decay", "0.9"],
+            "--layer-decay must be 1 for resnet18, which is not swinx's, got 0.9",
+        ),
+        (["--decoders", "FPN", "--seeds"], "--seeds must be one or more, got none"),
         (["--windows", "0"], "window must be a whole number of 1 to 64"),
         (["--start", "nowhere"], "--start must be a folder of finished runs, got nowhere, which has none"),
         (["--contrasts", "exact-dense@os8"], "--contrasts exact-dense@os8: 'dense' is no value"),

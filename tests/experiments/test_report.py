@@ -151,7 +151,12 @@ def test_three_seeds_find_what_is_far_apart(tmp_path: Path) -> None:
     assert table["letters"].to_dict() == {"Unet": "a", "FPN": "b", "PAN": "b"}
     assert (table["low"] < table["test_miou"] + 2).all()
     assert (table["high"] > table["low"]).all()
-    assert text.headline(content).endswith("significant.")
+    first = content.effects[0]
+    assert first.name == "Unet - FPN"
+    assert f"{first.points:.1f}" != "20.0", "what the scores of rows, which are rounded, would say"
+    assert text.headline(content) == (
+        f"Unet reaches 70.1 % test mIoU, {first.points:.1f} points above FPN: significant."
+    )
     least = min(effect.smallest for effect in content.effects)
     assert f" {least:.1f} to " in text.on_ranking(content)
 
@@ -196,7 +201,12 @@ def test_readouts_of_the_same_models_are_compared_model_by_model(tmp_path: Path)
     (effect,) = content.effects
     assert (effect.name, effect.significant) == ("PAN · flip True - PAN · flip False", True)
     assert effect.points == pytest.approx(3.3, abs=0.1)
+    assert effect.df == 2
     assert any(note.startswith("3 of 6 rows evaluate weights") for note in text.notes(content))
+    others = [item | {"source": item["source"] | {"time": "2026-01-02T00:00:00+00:00"}} for item in mirrored]
+    (apart,) = gather(read([one, folder(tmp_path / "c", others, counts[3:])])).effects
+    assert (apart.name, apart.points, apart.significant) == (effect.name, effect.points, False)
+    assert apart.df == pytest.approx(4, abs=0.1), "of other trainings of these runs: Welch's"
 
 
 def test_latencies_are_shown_within_one_sitting(tmp_path: Path) -> None:
@@ -218,7 +228,8 @@ def test_runs_without_a_result_stand_apart(tmp_path: Path, monkeypatch: pytest.M
     absent = row("FPN", output_stride=16) | nothing
     absent |= {"status": "not applicable", "error": "FPN takes 32", "step": None}
     diverged = row("PAN") | nothing | {"status": "diverged", "error": "the loss became nan", "step": None}
-    content = content_of(tmp_path, [row("Unet"), absent, row("PAN", step=5), diverged])
+    rows = [row("Unet"), absent, absent | {"flip": True}, row("PAN", step=5), diverged]
+    content = content_of(tmp_path, rows)
     assert [c.label for c in content.configurations] == ["Unet"]
     assert tables.unfinished(content).values.tolist() == [
         [absent["run"], "not applicable", "FPN takes 32"],
@@ -255,12 +266,16 @@ def test_missing_counts_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (output / "runs" / row("FPN")["run"] / "step20.npz").unlink()
     content = gather(read([output]))
     assert not content.effects
+    lead = "0.0 points above FPN: not tested (no planned contrast)"
+    assert text.headline(content) == f"Unet reaches 40.0 % test mIoU, {lead}."
     assert any(note.endswith("missing for FPN.") for note in text.notes(content))
     assert content.table.set_index("label")["low"].isna().to_dict() == {"Unet": False, "FPN": True}
 
 
-def test_notes_of_the_data_come_first(tmp_path: Path) -> None:
-    plain = text.notes(content_of(tmp_path / "b", [row("Unet")]))
+def test_one_configuration_has_no_lead_and_notes_of_the_data_come_first(tmp_path: Path) -> None:
+    content = content_of(tmp_path / "b", [row("Unet", test=40.04)])
+    assert text.headline(content) == "Unet reaches 40.0 % test mIoU."
+    plain = text.notes(content)
     assert plain[0] == "a <note>"
     assert "a.png: broken" in plain[1]
 

@@ -1,6 +1,7 @@
 """The files of a report: readable anywhere, whatever names there are, and nothing taken from outside the folder."""
 
 import base64
+import html
 import json
 import os
 import re
@@ -18,7 +19,8 @@ from report_folder import folder, image_counts, row
 
 from experiments.records.counts import pack
 from experiments.records.results import Row
-from experiments.reporting import markup, plots
+from experiments.reporting import markup, pages, plots, tables, text
+from experiments.reporting.content import gather
 from experiments.reporting.load import read, write_merged
 from experiments.reporting.pages import FILES, write_report
 
@@ -90,7 +92,37 @@ def test_markdown_of_names_keeps_its_tables(nasty: Path) -> None:
         "=1+1",
         r"\_x\_ \`#\` \~^\\{}",
     ]
+    table = pandas.DataFrame({"run": ["x"], "n": ["1"]})
+    assert markup.to_markdown(table).splitlines()[1] == "|:------|----:|", "numbers on the right"
     assert markup.markdown_text("swinx_n *a* [b]") == r"swinx_n \*a\* \[b\]"
+
+
+def test_pages_hold_the_numbers_of_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "_figures", lambda _: [])
+    scores = {"Unet": 70.0, "FPN": 50.0, "PAN": 50.0}
+    write_report(folder(tmp_path, [row(d, seed, test + 0.1 * seed) for d, test in scores.items() for seed in range(3)]))
+    content = gather(read([tmp_path]))
+    ranking, differences = tables.ranking(content.table), tables.differences(content)
+    ends = content.table[["low", "high"]].values.tolist()
+    assert ranking["95 % interval"].tolist() == [f"{low:.1f} to {high:.1f}" for low, high in ends]
+    ends = [f"{effect.low:+.1f} to {effect.high:+.1f}" for effect in content.effects]
+    assert differences["95 % interval"].tolist() == [end.replace("-", "\N{MINUS SIGN}") for end in ends]
+    p = [effect.p_corrected for effect in content.effects]
+    assert max(p[:2]) < 0.0005 < p[2]
+    assert differences["p, corrected"].tolist() == ["< 0.001", "< 0.001", f"{p[2]:.3f}"]
+    page, markdown, latex = (
+        (tmp_path / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md", "tex")
+    )
+    in_page = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in re.findall(r"<tr>.*?</tr>", page, re.DOTALL)]
+    in_page = [[html.unescape(cell) for cell in line] for line in in_page]
+    in_markdown = [re.split(r" *(?<!\\)\| *", line)[1:-1] for line in markdown.splitlines()]
+    in_latex = [re.split(r" & | \\\\", line)[:-1] for line in latex.replace("$-$", "\N{MINUS SIGN}").splitlines()]
+    for table in (ranking, differences, text.facts(content)):
+        for line in table.values.tolist():
+            assert line in in_page
+            assert [markup.markdown_text(cell) for cell in line] in in_markdown
+    for table in (ranking, differences, tables.classes(content.table).map(tables.number).reset_index()):
+        assert all(line in in_latex for line in table.values.tolist())
 
 
 def test_latex_of_names_is_plain_text(nasty: Path) -> None:

@@ -17,7 +17,7 @@ from experiments.records.options import PLAIN, Inference, Settings
 from experiments.reporting.examples import extremes, save_examples, save_predictions
 
 CPU = torch.device("cpu")
-SETTINGS = Settings("toy", "x", 32, 48, 2, None, 2, "32", "cpu")
+SETTINGS = Settings("toy", "x", 32, 48, 2, 2, "32", "cpu")
 COLORS = ((20, 20, 90), (90, 160, 90), (240, 220, 90), (1, 2, 3))
 
 

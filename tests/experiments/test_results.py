@@ -137,6 +137,7 @@ ROW: Row = {
     "dilation": "exact",
     "window": None,
     "alignment": "none",
+    "data_id": "x",
     "status": "ok",
     "step": 250,
     "test_miou": 41.5,
@@ -164,6 +165,7 @@ def test_a_row_of_a_comparison_is_read(tmp_path: Path) -> None:
         ({"decoder": "<b>", "run": "swinx_n-inline-<b>-os32-seed0"}, "decoder must be among DeepLabV3, "),
         ({"stem": ["none"]}, "stem must be among shared, branch, inline, none, None"),
         ({"output_stride": 8.0}, "output_stride must be among 8, 16, 32, got '8.0'"),
+        ({"data_id": None}, "data_id must be text, got 'None'"),
         ({"step": "9"}, "step must be a whole number from 0, or null, got '9'"),
         ({"status": "fine"}, "status must be one of ok, diverged, not applicable, got 'fine'"),
         ({"test_miou": "<b>"}, "test_miou must be a number or null, got '<b>'"),
@@ -179,6 +181,14 @@ def test_rows_of_a_stranger_are_refused_with_their_line(tmp_path: Path, change: 
     with pytest.raises(ValueError, match="line 2: ") as caught:
         read_rows(path)
     assert message in str(caught.value)
+
+
+def test_a_row_that_lacks_what_its_run_is_is_refused(tmp_path: Path) -> None:
+    names = ("encoder", "stem", "decoder", "output_stride", "seed", "dilation", "window", "alignment")
+    for name in names:
+        (tmp_path / "rows.jsonl").write_text(json.dumps({k: v for k, v in ROW.items() if k != name}) + "\n")
+        with pytest.raises(ValueError, match=f"line 1: a row lacks {name}$"):
+            read_rows(tmp_path / "rows.jsonl")
 
 
 def test_a_row_that_comes_twice_is_no_second_seed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,13 @@ from torchvision.transforms import v2
 from toy import toy_settings
 
 from experiments.data import SegmentationData, Split
+from experiments.execution.runs import curves
 from experiments.records.grid import Run
 from experiments.records.options import Recipe, Settings
 from experiments.training.batches import Batches, augmentation
+from experiments.training.losses import Objective
 from experiments.training.models import Segmenter, build_model
-from experiments.training.optim import learning_rate_factor, update_average
+from experiments.training.optim import Learner, learning_rate_factor, update_average
 from experiments.training.train import DivergedError, Processes, Training, fit, processes
 
 
@@ -110,6 +113,21 @@ def test_one_step_is_adamw_on_the_clipped_gradient(toy: SegmentationData, tmp_pa
         gradient = parameter.grad * 1e-3 / norm
         expected = parameter * (1 - rate * decay) - rate * gradient / (gradient.abs() + 1e-8)
         torch.testing.assert_close(trained, expected)
+
+
+def test_layer_decay_of_the_recipe_holds_at_every_step(toy: SegmentationData) -> None:
+    """One factor for each of 8 blocks below the last one, and one for the stem."""
+    model = Segmenter(build_model(Run("swinx_n", "inline", "FPN", 32, 0), 3))
+    objective = Objective(("ce",), torch.ones(3), toy.ignore_index)
+    learner = Learner(model, objective, toy_settings(Recipe(layer_decay=0.5)), toy.train.images[:2])
+    for updates, peak in enumerate((0.01, 0.002)):
+        learner.step([(0, toy.train.images[:2], toy.train.masks[:2])], peak, updates)
+        groups = learner.optimizer.param_groups
+        rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}
+        named = {name: rates[parameter] for name, parameter in model.model.named_parameters()}
+        assert sorted(set(named.values())) == pytest.approx([peak * 0.5**k for k in range(9, -1, -1)])
+        assert {rate for name, rate in named.items() if "encoder" not in name} == {peak}
+        assert {rate for name, rate in named.items() if "patch_embed" in name} == {min(named.values())}
 
 
 def test_the_model_ends_with_the_average_of_its_weights(toy: SegmentationData, tmp_path: Path) -> None:
@@ -234,3 +252,14 @@ def test_a_model_sees_images_of_any_size_padded_with_the_mean_colour() -> None:
     with torch.inference_mode():
         expected = model.model(v2.functional.pad(normal, [0, 0, 64 - 53, 64 - 37]))
         torch.testing.assert_close(model(images), expected[..., :37, :53])
+
+
+def test_curves_are_means_of_neighbouring_losses_and_every_validation() -> None:
+    losses = [float(i % 7) for i in range(1234)]
+    told = curves(Training(losses, [(600, 41.25), (1234, None)]))
+    assert told["loss_step"].tolist() == [*(3.0 * i + 2 for i in range(411)), 1234.0]
+    assert told["loss"].tolist() == pytest.approx([*numpy.reshape(losses[:1233], (411, 3)).mean(1), losses[-1]])
+    assert told["val_step"].tolist() == [600, 1234]
+    assert told["val_miou"].tolist() == pytest.approx([41.25, math.nan], nan_ok=True)
+    short = curves(Training([2.0, 1.0]))
+    assert [short[name].tolist() for name in ("loss_step", "loss", "val_step")] == [[1, 2], [2, 1], []]

@@ -205,6 +205,10 @@ def test_other_torch_files_are_told_apart(tmp_path: Path, model: Segmenter) -> N
         ({"run": asdict(RUN) | {"seed": "../x"}}, "seed must be a whole number of 0 to"),
         ({"run": asdict(RUN) | {"decoder": "__class__"}}, "decoder must be among DeepLabV3, "),
         ({"run": asdict(RUN) | {"stem": 3}}, "stem must be among shared, branch, inline, none, None, got '3'"),
+        (
+            {"run": asdict(Run("vgg11", None, "DeepLabV3Plus", 16, 0, None, None, None))},
+            "names the model vgg11-DeepLabV3Plus-os16-seed0, which cannot be built here (ValueError: 'VGG' models",
+        ),
         ({"class_names": [str(i) for i in range(10**4)]}, "must have 1 to 255 different class_names"),
         ({"class_names": ["a", "a", "b"]}, "must have 1 to 255 different class_names"),
         ({"colors": [[0, 0, 0]]}, "must have 4 RGB colors of 0 to 255"),
