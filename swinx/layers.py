@@ -17,6 +17,8 @@ from swinx.plans import WindowPlan
 
 MAX_LOGIT_SCALE = math.log(100.0)
 CPB_HIDDEN = 512  # width of V2's position MLP
+# Compiled by torch 2.6, the gradient of the bias of the projection lacks the padding token, unless this comes last.
+GATHERS_FIRST = torch.__version__.startswith("2.6.")
 
 
 def bias_of_pairs(offsets: Tensor, window_size: tuple[int, int]) -> Tensor:
@@ -62,7 +64,9 @@ class WindowAttention(nn.Module):
         """(..., C) -> (..., C), the tokens of the plan."""
         rows = x.reshape(-1, x.shape[-1])
         if plan.padded:
-            qkv = _select(self.project(F.pad(rows, (0, 0, 0, 1))), plan.gather)  # whole rows: one copy each
+            rows = F.pad(rows, (0, 0, 0, 1))
+        if plan.padded and not (GATHERS_FIRST and torch.compiler.is_compiling()):
+            qkv = _select(self.project(rows), plan.gather)  # whole rows: one copy each
         else:  # gathered before the projection, which makes them three times as wide
             qkv = self.project(_select(rows, plan.gather))
         qkv = qkv.unflatten(-1, (3, self.num_heads, -1))

@@ -4,7 +4,8 @@
     nox -f tests/noxfile.py -s "lowest-3.11" -- tests/test_encoder.py
 
 Each session makes its own environment: some gigabytes, and twenty minutes of tests on two cores. Triton is the one that
-torch brings; the kernels' tests are skipped below the release that pyproject.toml names.
+torch brings; the kernels' tests are skipped below the release that pyproject.toml names. So are tests of what old
+releases of other libraries lack (tests/releases.py), and lint and types, which are those of the newest ones.
 """
 
 import os
@@ -21,8 +22,6 @@ RUNNERS = (
     "pytest-xdist>=3.6",
     "torchmetrics>=1.5",
     "hypothesis>=6.100",
-    "ruff>=0.17,<0.18",
-    "mypy>=2.4",
     "setuptools",  # torch 2.6 compiles with it
 )
 # Tests that read what only a checkout has.
@@ -42,7 +41,7 @@ def lowest(session: nox.Session) -> None:
     """Every dependency at its floor in pyproject.toml."""
     session.chdir(ROOT)
     session.install("--resolution", "lowest-direct", "-e", ".[experiments,ray]", *RUNNERS)
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "--ignore=tests/test_quality.py", *session.posargs)
 
 
 @nox.session(python="3.11")
@@ -52,7 +51,7 @@ def server(session: nox.Session, torch: str) -> None:
     session.chdir(ROOT)
     session.install(*SERVERS[torch])
     session.install("-e", ".[experiments,ray]", *SERVERS[torch], *RUNNERS)
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "--ignore=tests/test_quality.py", *session.posargs)
 
 
 @nox.session(python=["3.11", "3.12", "3.13", "3.14"])

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from kernel_cases import DEVICE
+from releases import KERNELS
 from torch import Tensor
 
 from swinx.attention import check
 from swinx.attention.triton import launch, trial
+
+pytestmark = KERNELS
 
 
 @pytest.fixture

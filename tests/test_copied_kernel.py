@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from releases import KERNELS
+
+pytestmark = KERNELS
 
 ROOT = Path(__file__).parent.parent
 LOAD = """

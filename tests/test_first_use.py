@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from kernel_cases import DEVICE, DTYPES, Case
+from releases import KERNELS
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
@@ -18,6 +19,7 @@ import swinx
 from swinx.attention import backends
 from swinx.attention.triton import first_use, launch, parameters, records, trial
 
+pytestmark = KERNELS
 CASE = Case(3, 6, (4, 5), (2, 1), heads=1)
 TRIALS = trial.trials
 KIND = (

@@ -10,13 +10,14 @@ from dataclasses import replace
 import pytest
 import torch
 from kernel_cases import DEVICE, DTYPES, LAYOUTS, Case, between_nans, covering
+from releases import KERNELS
 from torch import Tensor
 
 import swinx
 from swinx.attention.triton import launch, parameters
 from swinx.windows import WindowGeometry
 
-pytestmark = pytest.mark.usefixtures("no_first_use")
+pytestmark = [KERNELS, pytest.mark.usefixtures("no_first_use")]
 
 WINDOWS = [(4, 4), (7, 7), (8, 8), (12, 12), (4, 5)]
 FULL = os.environ.get("SWINX_SWEEP") == "full"

@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 from kernel_cases import DEVICE
+from releases import KERNELS
 
 import swinx
 from swinx.config import SwinConfig
 
-pytestmark = pytest.mark.usefixtures("no_first_use")
+pytestmark = [KERNELS, pytest.mark.usefixtures("no_first_use")]
 
 # Small, for the interpreter's sake: a shifted block in the first stage, the only one whose grid is wider than a window.
 TINY = SwinConfig(16, (2, 1, 1, 1), (1, 2, 1, 2), 4, 0.0, stem="shared")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from kernel_cases import DEVICE, Case
+from releases import KERNELS
 from torch import Tensor, distributed
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
@@ -18,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import swinx
 
-pytestmark = pytest.mark.usefixtures("no_first_use")
+pytestmark = [KERNELS, pytest.mark.usefixtures("no_first_use")]
 
 WINDOWS = [(4, 5), (9, 9)]  # one tile, several tiles
 

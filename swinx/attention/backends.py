@@ -63,7 +63,8 @@ def _in_windows(
         q, k, v = qkv.reshape(-1, bias.shape[1], 3, heads, head_dim).permute(2, 0, 3, 1, 4).unbind(0)
     else:
         rows, shape = qkv.reshape(-1, head_dim), (-1, heads, bias.shape[1], head_dim)
-        q, k, v = (rows.index_select(0, index).view(shape) for index in plan.by_head[:3])
+        indices = plan.by_head  # by name: strict export of torch 2.8 fails on a slice of it
+        q, k, v = (rows.index_select(0, i).view(shape) for i in (indices.queries, indices.keys, indices.values))
     scale = head_dim**-0.5
     if cosine_scale is not None:
         q = (_unit(q) * cosine_scale[:, None, None]).to(v.dtype)
