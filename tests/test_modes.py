@@ -8,6 +8,7 @@ import modifications
 import pytest
 import torch
 from modifications import MODIFICATIONS
+from releases import older
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
