@@ -56,7 +56,9 @@ def measure(decoder: str, stride: int, version: str, way: str) -> dict[str, Any]
         "version": version,
         "way": way,
     }
-    row |= {"sizes": models.sizes(decoder), "error": None}
+    # Programs of torch.export check sizes, and refuse grids of one token; ONNX files do neither.
+    sizes = [size for size in models.sizes(decoder) if way == "onnxruntime" or min(size[1:]) > 32]
+    row |= {"sizes": sizes, "error": None}
     model = models.build_model(decoder, stride, version)
     try:
         start = time.process_time()
@@ -65,7 +67,7 @@ def measure(decoder: str, stride: int, version: str, way: str) -> dict[str, Any]
             exported = time.process_time()
             run = run_way(way, program)
         row |= {"export_cpu_s": round(exported - start, 1), "convert_cpu_s": round(time.process_time() - exported, 1)}
-        row["largest_difference"] = float(f"{models.largest_difference(model, run, models.sizes(decoder)):.2g}")
+        row["largest_difference"] = float(f"{models.largest_difference(model, run, sizes):.2g}")
     except Exception as error:
         row["error"] = f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}"
     return row | provenance()
