@@ -143,7 +143,7 @@ class SwinXClassifier(SwinXPyramid):
         self.num_classes = num_classes
         self.head.reset(num_classes, pool_type=global_pool)
         self.head.to(parameter.device, parameter.dtype)
-        self.head_hidden_size = self.head.num_features
+        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
         if global_pool is not None:
             self.global_pool = global_pool
 

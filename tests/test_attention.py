@@ -249,6 +249,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A GPU to be chosen for: its capability, those that records list, and what a first use finds."""
     about: dict[str, Any] = {"capability": (9, 0), "tested": {(8, 6), (9, 0), (10, 0)}, "failure": None}
     monkeypatch.setattr(support, "triton_missing", lambda: None)
+    monkeypatch.setattr("triton.__version__", "3.9.0")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from releases import needs
 
 from swinx.attention.triton import parameters
 from swinx.attention.triton.table import TABLE
 from tests.benchmarks.kernel_resources import SHARED_MEMORY, longest_loop
 from tests.benchmarks.tune_attention import GIVEN_UP, by_time
 
+pytestmark = needs("triton", "3.3", "the oldest release whose machine code is counted")
 ROWS = Path(__file__).parent.parent / "docs" / "benchmarks" / "kernel-resources.jsonl"
 
 
