@@ -135,7 +135,10 @@ class Case:
             roundings = 4 if name == "out" else 8
             if self.dtype == torch.float64:
                 roundings = 64  # what is taken for exact has errors too
-            band = roundings * torch.finfo(self.dtype).eps * value.abs().max()
+            largest = value.abs().max()
+            if name == "cosine_scale" and self.dtype == torch.float64:
+                largest = largest.clamp(min=1)  # of the terms: their sum, one number a head, may be next to nothing
+            band = roundings * torch.finfo(self.dtype).eps * largest
             allowed = (2 if name == "out" else 3) * (reference[name] - value).abs().max() + band
             error = (ours[name] - value).abs().max()
             assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}, in {self}"
