@@ -99,6 +99,8 @@ def make(name: str, engines: list[str], folder: Path) -> tuple[dict[str, Call], 
             calls["openvino"] = timed("openvino", lambda: in_openvino(path))
     if "aotinductor" in engines:
         package = str(folder / f"{name}.pt2")
+        if {"onnxruntime", "openvino"} & set(engines):
+            program = export(name, model)  # the translation to ONNX leaves symbols behind that AOTInductor trips over
         timed("aotinductor", lambda: torch._inductor.aoti_compile_and_package(program, package_path=package))
         calls["aotinductor"] = torch._inductor.aoti_load_package(package)
     return calls, seconds
@@ -136,7 +138,7 @@ def provenance() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in PACKAGES if package in installed},
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
     }
 
 
