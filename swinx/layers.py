@@ -17,7 +17,7 @@ from swinx.plans import WindowPlan
 
 MAX_LOGIT_SCALE = math.log(100.0)
 CPB_HIDDEN = 512  # width of V2's position MLP
-# Compiled by torch 2.6, the gradient of the bias of the projection lacks the padding token, unless this comes last.
+# Compiled by torch 2.6, the projection's bias gets no gradient from a padding token that is gathered afterwards.
 GATHERS_FIRST = torch.__version__.startswith("2.6.")
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from releases import DYNAMIC_EXPORT
+from releases import DYNAMIC_EXPORT, older
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.export import Dim
@@ -118,7 +118,8 @@ def test_a_whole_smp_model_compiles_and_exports() -> None:
     model = smp.DeepLabV3Plus("swinx_n", encoder_weights=None, classes=5).eval()
     image = torch.randn(2, 3, 96, 128)
     expected = model(image)
-    program = torch.export.export(model, (image,), strict=False)
+    strict = not older("torch", "2.11")  # torch 2.8 refuses numbers read from tensors of fixed value
+    program = torch.export.export(model, (image,), strict=strict)
     torch.testing.assert_close(program.module()(image), expected, rtol=1e-4, atol=1e-4)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(image), expected, rtol=1e-4, atol=1e-4)

@@ -56,9 +56,9 @@ def test_two_steps_write_everything(tmp_path: Path, capsys: pytest.CaptureFixtur
         counts = counts_of(arrays)
         assert miou(counts.hits.sum(0), counts.union.sum(0)) == pytest.approx(row["test_miou"], abs=6e-4)
     assert list((tmp_path / "cwd").iterdir()) == []
-    told = capsys.readouterr().out
-    assert "report.html" in told
-    assert "note:" not in told
+    printed = capsys.readouterr().out
+    assert "report.html" in printed
+    assert "note:" not in printed
 
 
 def test_crops_are_kept_with_the_weights_and_whole_images_are_pointed_out(

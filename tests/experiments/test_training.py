@@ -256,10 +256,10 @@ def test_a_model_sees_images_of_any_size_padded_with_the_mean_colour() -> None:
 
 def test_curves_are_means_of_neighbouring_losses_and_every_validation() -> None:
     losses = [float(i % 7) for i in range(1234)]
-    told = curves(Training(losses, [(600, 41.25), (1234, None)]))
-    assert told["loss_step"].tolist() == [*(3.0 * i + 2 for i in range(411)), 1234.0]
-    assert told["loss"].tolist() == pytest.approx([*numpy.reshape(losses[:1233], (411, 3)).mean(1), losses[-1]])
-    assert told["val_step"].tolist() == [600, 1234]
-    assert told["val_miou"].tolist() == pytest.approx([41.25, math.nan], nan_ok=True)
+    drawn = curves(Training(losses, [(600, 41.25), (1234, None)]))
+    assert drawn["loss_step"].tolist() == [*(3.0 * i + 2 for i in range(411)), 1234.0]
+    assert drawn["loss"].tolist() == pytest.approx([*numpy.reshape(losses[:1233], (411, 3)).mean(1), losses[-1]])
+    assert drawn["val_step"].tolist() == [600, 1234]
+    assert drawn["val_miou"].tolist() == pytest.approx([41.25, math.nan], nan_ok=True)
     short = curves(Training([2.0, 1.0]))
     assert [short[name].tolist() for name in ("loss_step", "loss", "val_step")] == [[1, 2], [2, 1], []]
