@@ -75,12 +75,13 @@ def test_compressed_records_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_storages_that_a_file_does_not_hold_take_no_memory(legacy: bool, tmp_path: Path) -> None:
-    """The number of elements in the pickle is made a million times larger."""
+@pytest.mark.parametrize("elements", [2_000_000_321, -7])
+def test_storages_that_a_file_does_not_hold_take_no_memory(elements: int, legacy: bool, tmp_path: Path) -> None:
+    """The number of elements in the pickle is made another one."""
     path = tmp_path / "weights.pth"
     marked = torch.zeros(70001)
     torch.save({"model": ours() | {KEY: marked}}, path, _use_new_zipfile_serialization=not legacy)
-    honest, claimed = (70001).to_bytes(4, "little"), (2_000_000_321).to_bytes(4, "little")
+    honest, claimed = (70001).to_bytes(4, "little"), elements.to_bytes(4, "little", signed=True)
 
     def lie(content: bytes) -> bytes:
         assert content.count(b"J" + honest) > 0  # BININT

@@ -166,7 +166,9 @@ def test_a_truncated_file_is_refused_wherever_it_ends(kind: str, tmp_path: Path)
 
 @pytest.mark.parametrize("suffix", ["pth", "pt", "safetensors"])
 @pytest.mark.parametrize(
-    "content", [b"hello\n", b"<!DOCTYPE html>", b"version https://git-lfs.github.com\n", bytes(99)], ids=repr
+    "content",
+    [b"hello\n", b"<!DOCTYPE html>", b"version https://git-lfs.github.com\n", bytes(99), pickle.dumps({"epoch": 3})],
+    ids=repr,
 )
 def test_a_file_of_something_else_is_refused(content: bytes, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"weights.{suffix}"

@@ -197,6 +197,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "sparse": ({**TIMM, "norm.weight": torch.ones(128).to_sparse()}, "norm.weight must be dense"),
     "wide": ({**TIMM, "layers.0.blocks.0.norm1.weight": torch.zeros(2**20)}, "must have at most 65536 channels"),
     "flat table": ({**TIMM, "layers.1.blocks.0.attn.relative_position_bias_table": torch.zeros(9)}, "2 dimensions"),
+    "no image": (
+        {key: value for key, value in TIMM.items() if key != "patch_embed.proj.weight"},
+        "incomplete: it lacks the first norm or the patch embedding",
+    ),
     "heads": ({**TIMM, "layers.1.blocks.0.attn.relative_position_bias_table": torch.zeros(169, 3)}, "num_heads must"),
 }  # fmt: skip
 
@@ -221,6 +225,8 @@ def test_convert_refuses_what_it_cannot_write(tmp_path: Path, capsys: Any) -> No
     inline = saved(tmp_path / "inline.pth", fresh(stem="inline").state_dict())
     shallow = saved(tmp_path / "shallow.pth", fresh(depth=3).state_dict())
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="layout must be one of timm, official, mmseg, got 'keras'"):
+        convert_checkpoint(path, tmp_path / "out.pth", "keras")  # type: ignore[arg-type]
     cases = [
         (path, "in.pth", "target must not exist"),
         (path, "out.bin", r"target must end in \.safetensors, \.pth, \.pt"),

@@ -46,6 +46,11 @@ def test_wrong_depth_is_refused(value: object) -> None:
     assert repr(value) in str(error.value)
 
 
+def test_something_else_than_a_configuration_is_refused() -> None:
+    with pytest.raises(ValueError, match="config must be a SwinConfig, got 'swinx_n'"):
+        swinx.SwinXEncoder("swinx_n")
+
+
 @pytest.mark.parametrize("value", [4, 64, 0, -8, "16", 16.5, None])
 def test_wrong_output_stride_is_refused_and_changes_nothing(value: object) -> None:
     with pytest.raises(ValueError, match="output_stride must be 8, 16 or 32, got ") as error:
@@ -238,6 +243,18 @@ def test_input_weights_are_drawn_anew_without_pretraining(stem: str, channels: i
         fan_in = channels * math.prod(conv.kernel_size)  # of nn.Conv2d's own: uniform within 1 / sqrt(fan in)
         assert conv.weight.abs().max() <= fan_in**-0.5 * (1 + 1e-6)
         assert conv.weight.abs().max() > 0.8 * fan_in**-0.5
+
+
+def test_a_replaced_reader_of_the_image_keeps_its_channels() -> None:
+    module = encoder()
+    module.patch_embed = nn.Identity()
+    with pytest.raises(ValueError, match="only while patch_embed holds a stem of swinx, got Identity"):
+        module.set_in_channels(5)
+    module = encoder()
+    module.patch_embed.proj = nn.Sequential(module.patch_embed.proj)
+    with pytest.raises(ValueError, match=r"only while patch_embed\.proj is a plain Conv2d, got Sequential"):
+        module.set_in_channels(5)
+    assert module.out_channels[0] == 3
 
 
 def test_present_number_of_channels_changes_nothing() -> None:

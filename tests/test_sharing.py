@@ -193,6 +193,12 @@ def test_what_could_not_be_opened_is_not_saved(tmp_path: Path) -> None:
     refused_saving(model, "preprocessing mean must be 3 numbers", tmp_path, preprocessing=PIXELS)
     activated = build("Unet", 32, activation=nn.Sigmoid)
     refused_saving(activated, "as smp builds it from its options, got another segmentation_head.2.activation", tmp_path)
+    model.config["encoder_name"] = "resnet18"
+    refused_saving(model, "model must have an encoder of .*swinx_n.*, got resnet18", tmp_path)
+    model.config["encoder_name"] = "swinx_n"
+    model.generate_model_card = lambda **_: "a card of another form"
+    refused_saving(model, "smp's model card must hold its snippet", tmp_path)
+    del model.generate_model_card
     model.encoder.layers[0].blocks[0].mlp.fc1 = nn.Sequential(model.encoder.layers[0].blocks[0].mlp.fc1)
     refused_saving(model, "got another encoder.layers.0.blocks.0.mlp.fc1", tmp_path)
     broken = build("DeepLabV3", 16)
@@ -240,6 +246,9 @@ def test_an_encoder_of_useless_size_is_refused(key: str, tmp_path: Path) -> None
         ({"_swinx": {"output_stride": 4}}, "output_stride must be 8, 16 or 32, got 4"),
         ({"_swinx": {"class_names": ["a"]}}, "class_names must be 5 names"),
         ({"_swinx": {"class_names": [["a"]] * 5}}, "class_names must be a list of names"),
+        ({"_swinx": {"class_names": ["a" * 201] * 5}}, "class_names must be at most 200 characters long"),
+        ({"_swinx": {"config": {"embed_dim": 16}}}, "config must be one of an encoder: .*depths"),
+        ({"_swinx": {"preprocessing": PIXELS | {"input_space": "HSV"}}}, "input_space must be RGB or BGR, got 'HSV'"),
         ({"_swinx": {"preprocessing": {"mean": [1]}}}, "preprocessing must hold mean, std, input_space, input_range"),
         ({"_swinx": {"preprocessing": PIXELS | {"std": [1, 1, 1, 0]}}}, "preprocessing std must be above 0"),
         ({"_swinx": {"weights_of": "../x"}}, "weights_of must be the name of an encoder"),
@@ -258,6 +267,12 @@ def test_a_file_that_asks_for_what_no_model_has_is_refused(
     with pytest.raises(ValueError, match=message):
         swinx.from_pretrained(edited(tmp_path, **changes))
     assert encoders.keys() == before.keys() - {"for_test_sharing"}
+
+
+def test_masks_of_useless_size_are_refused(tmp_path: Path) -> None:
+    swinx.save_pretrained(build("FPN", 32), tmp_path)
+    with pytest.raises(ValueError, match="upsampling must be at most 32, got 33"):
+        swinx.from_pretrained(edited(tmp_path, upsampling=33))
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:

@@ -198,6 +198,13 @@ def test_level_1_follows_the_image_by_two_pixels(stem: str) -> None:
     torch.testing.assert_close(here[..., 2:-2, 2:-2], there[..., 2:-2, 2:-2], rtol=1e-10, atol=1e-10)
 
 
+def test_a_patch_embedding_of_another_stride_is_refused() -> None:
+    module = encoder("shared")
+    module.patch_embed.proj = nn.Conv2d(3, module.patch_embed.proj.out_channels, 4, 8)
+    with pytest.raises(ValueError, match=r"patch_embed\.proj must have stride 2 in this stem: \(31, 37\) positions"):
+        module(image(1, 3, 61, 73))
+
+
 def test_wrong_stem_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"stem must be one of shared, branch, inline, none, got 'conv'"):
         replace(CONFIG, stem="conv")

@@ -291,6 +291,11 @@ def test_the_branch_stem_has_no_classifier() -> None:
         timm.create_model("swinx_n", features_only=True, feature_cls="hook")
 
 
+def test_channels_come_first_in_intermediate_features() -> None:
+    with pytest.raises(ValueError, match="output_fmt must be 'NCHW', got 'NHWC'"):
+        timm.create_model("swinx_n").forward_intermediates(torch.zeros(1, 3, 32, 32), output_fmt="NHWC")
+
+
 def test_timm_s_layer_decay_falls_from_block_to_block(classifier: Any) -> None:
     groups = create_optimizer_v2(classifier, "adamw", lr=1.0, weight_decay=0.1, layer_decay=0.5).param_groups
     rates = {id(p): (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}

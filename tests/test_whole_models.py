@@ -256,6 +256,8 @@ def test_frozen_parameters_are_left_out_and_the_groups_train() -> None:
 def test_wrong_options_of_groups_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         swinx.parameter_groups(nn.Linear(2, 2), **options)
+    with pytest.raises(ValueError, match="model must be a Module, got list"):
+        swinx.parameter_groups([nn.Linear(2, 2)], learning_rate=0.1)
 
 
 def test_what_was_put_around_a_stage_has_the_rate_of_its_last_block() -> None:
