@@ -289,7 +289,7 @@ def test_the_raw_backward_operator_refuses_results_of_another_shape() -> None:
     ]:
         with pytest.raises(ValueError, match=rf"^{name} must have shape {re.escape(str(shape))}, got "):
             backward(grad, qkv, bias, pad, None, *saved, [9, 9], [0, 0], 1)
-    with pytest.raises(ValueError, match="lse must be torch.float32 on .*, got torch.float64"):
+    with pytest.raises(ValueError, match=r"lse must be torch\.float32 on .*, got torch\.float64"):
         backward(out, qkv, bias, pad, None, out, lse.double(), [9, 9], [0, 0], 1)
 
 
