@@ -46,10 +46,10 @@ def head_indices(
         image, p = floor_divmod(rest, dilation)
         y, x = y + p, x + q
     count = batch * height * width
-    tokens = torch.where((y < height) & (x < width), (image * height + y) * width + x, count)  # (m, N)
+    tokens = _stored(torch.where((y < height) & (x < width), (image * height + y) * width + x, count))  # (m, N)
     visible: Tensor | None = None
     if shifted:
-        region = 2 * wrapped_row + wrapped_column
+        region = _stored(2 * wrapped_row + wrapped_column)
         visible = region[:, :, None] == region[:, None, :]
     heads = torch.arange(num_heads, device=device)
     queries = (tokens[:, None] * (3 * num_heads) + heads[:, None]).flatten()
@@ -66,6 +66,13 @@ def _lattice_position(geometry: WindowGeometry, axis: int, window: Tensor, insid
     extent = lattice_windows(geometry)[axis] * geometry.window_size[axis]
     position = window * geometry.window_size[axis] + inside + geometry.shift[axis]
     return wrap(position, extent), position >= extent
+
+
+def _stored(index: Tensor) -> Tensor:
+    """The same numbers, which Inductor writes to memory once; else every gather computes them anew for each channel."""
+    flat = index.flatten()
+    places = torch.arange(flat.shape[0], device=index.device)
+    return torch.zeros_like(flat).scatter(0, places, flat).view(index.shape)
 
 
 def _unknown(size: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules import module as hooks
 from torch.utils.checkpoint import checkpoint
 
@@ -42,6 +43,7 @@ _ATTRIBUTES = {
     *("num_heads", "pretrained_window_size", "drop_prob", "scale_by_keep", "spacing", "stride", "norm_last"),
     *("normalized_shape", "eps", "elementwise_affine", "in_features", "out_features", "inplace"),
 }
+_PLAIN = (nn.Parameter, FakeTensor, NoneType)  # torch.export runs with fake ones
 
 
 class SwinStage(nn.Module):
@@ -103,12 +105,17 @@ class SwinStage(nn.Module):
             plans.grid_plan(geometry, self.num_heads, shifted, impl, indexed, x)
             for geometry, shifted in zip(geometries, (False, True), strict=True)
         ]
+        grid = x.shape
+        # Between rows and a grid, compilers of exported programs divide by dynamic sizes at every token.
+        in_rows = plans.is_exporting() and not torch.compiler.is_dynamo_compiling() and _is_as_made(self)
+        if in_rows:
+            x = x.reshape(-1, grid[3])
         for index, block in enumerate(self.blocks):
             if self.grad_checkpointing and recording and not plans.is_transformed():  # which checkpoints do not know
                 x = checkpoint(block, x, pair[index % 2], use_reentrant=False)
             else:
                 x = block(x, pair[index % 2])
-        return x
+        return x.view(grid) if in_rows else x
 
     def _in_slices(self, x: Tensor, geometries: list[WindowGeometry], impl: str) -> Tensor:
         slices = [
@@ -147,11 +154,13 @@ def _is_as_made(stage: SwinStage) -> bool:
     for module in found:  # grows as it goes; modules() takes twice as long, at every call of the encoder
         if not module.__dict__.keys() <= _ATTRIBUTES or module._forward_hooks or module._forward_pre_hooks:
             return False
-        if any(type(parameter) not in (nn.Parameter, NoneType) for parameter in module._parameters.values()):
+        if any(type(parameter) not in _PLAIN for parameter in module._parameters.values()):
             return False
         if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) != 1:
             return False
         if isinstance(module, DropPath) and module.training and module.drop_prob:
             return False
         found.extend(child for child in module._modules.values() if child is not None)
-    return all(_KINDS.get(kind) == _methods(kind) for kind in {type(module) for module in found})
+    since = int(plans.is_exporting())  # torch.export puts a __call__ of its own into nn.Module
+    kinds = {type(module) for module in found}
+    return all(kind in _KINDS and _KINDS[kind][since:] == _methods(kind)[since:] for kind in kinds)

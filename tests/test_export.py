@@ -83,6 +83,31 @@ def test_a_program_for_a_batch_of_one_takes_grids_of_one_window(strict: bool) ->
     assert_same(program, stage, [(1, 31, 43), (1, 29, 13), (1, 11, 29), (1, 5, 7)])
 
 
+class Depthwise(nn.Module):
+    """What a user may put around an MLP: it needs grids."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.mix = nn.Conv2d(64, 64, 3, padding=1, groups=64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + self.mix(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+@DYNAMIC_EXPORT
+@pytest.mark.parametrize("modified", [False, True])
+def test_tokens_of_unmodified_stages_alone_become_rows_in_exports(modified: bool) -> None:
+    stage = dilated_stage("v1", "auto")
+    if modified:
+        stage.blocks[1].mlp = Depthwise(stage.blocks[1].mlp)
+    program = export_stage(stage, torch.randn(2, 31, 43, 32))
+    linear = [node for node in program.graph.nodes if node.target is torch.ops.aten.linear.default]
+    ranks = {node.args[0].meta["val"].ndim for node in linear[1:]}  # after the merge
+    assert ranks == ({2, 4} if modified else {2})
+    assert_same(program.module(), stage, [(2, 31, 43), (1, 29, 13), (3, 5, 7)])
+
+
 GEOMETRIES = [
     WindowGeometry(2, 11, 23, (5, 3), (2, 1), 1),
     WindowGeometry(3, 13, 17, (3, 2), (1, 1), 2),
