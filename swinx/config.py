@@ -154,8 +154,8 @@ def _windows(name: str, value: object) -> tuple[Pair, ...]:
     return pairs
 
 
-# swinx_n is for CPU work and tests. It has no published weights that its inline stem could lose; whether that stem pays
-# from scratch is open (docs/benchmarks/ablate-stem-swinx_n-cpu-2026-11-24.md).
+# swinx_n and swinx_v2_n are for CPU work and tests. They have no published weights that their inline stem could lose;
+# whether that stem pays from scratch is open (docs/benchmarks/ablate-stem-swinx_n-cpu-2026-11-24.md).
 VARIANTS: dict[str, SwinConfig] = {
     "swinx_n": SwinConfig(32, (2, 2, 2, 2), (1, 2, 4, 8), 8, 0.05, stem="inline"),
     "swinx_t": SwinConfig(96, (2, 2, 6, 2), (3, 6, 12, 24), 7, 0.2),
@@ -169,6 +169,7 @@ VARIANTS: dict[str, SwinConfig] = {
     "swinx_s3_s": SwinConfig(96, (2, 2, 18, 2), (3, 6, 12, 24), (14, 14, 14, 7), 0.3),
     "swinx_s3_b": SwinConfig(96, (2, 2, 30, 2), (3, 6, 12, 24), (7, 7, 14, 7), 0.3),
     # Swin V2. Where the published window exceeds the grid of stage 4 at the published size, weights have the smaller.
+    "swinx_v2_n": SwinConfig(32, (2, 2, 2, 2), (1, 2, 4, 8), 8, 0.05, stem="inline", version="v2"),
     "swinx_v2_t": SwinConfig(96, (2, 2, 6, 2), (3, 6, 12, 24), 8, 0.2, version="v2"),
     "swinx_v2_s": SwinConfig(96, (2, 2, 18, 2), (3, 6, 12, 24), 8, 0.3, version="v2"),
     "swinx_v2_b": SwinConfig(128, (2, 2, 18, 2), (4, 8, 16, 32), 8, 0.3, version="v2"),

@@ -101,9 +101,11 @@ def set_output_stride(model: nn.Module, output_stride: int) -> None:
     changed: dict[str, Any] = {"encoder_output_stride": output_stride}
     if upsampling is not None:
         module, factor = upsampling
-        module.scale_factor = factor * encoder.feature_info[-1].stride / before
-        if decoder is not DeepLabV3Plus:  # whose option of this name is for another layer
-            changed["upsampling"] = module.scale_factor
+        after = encoder.feature_info[-1].stride
+        if decoder is DeepLabV3Plus:  # up to level 2, whatever stride the encoder was given by itself
+            module.scale_factor = after / 4
+        else:
+            module.scale_factor = changed["upsampling"] = factor * after / before
     options = getattr(found[0], "_hub_mixin_config", None) or {}  # what smp's save_pretrained stores
     if "encoder_output_stride" in options:  # else the model opens with its first stride, and what fits that
         options.update({name: value for name, value in changed.items() if options.get(name) is not None})

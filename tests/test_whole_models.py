@@ -116,6 +116,17 @@ def test_an_encoder_alone_or_a_model_inside_another_is_found() -> None:
     assert masks(model["model"], image(1, 3, 64, 96)).shape[2:] == (64, 96)
 
 
+def test_an_encoder_that_was_dilated_by_itself_fits_its_decoder_again() -> None:
+    model, x = build("DeepLabV3Plus", 16), image(1, 3, 64, 96)
+    before = masks(model, x)
+    model.encoder.make_dilated(8)
+    swinx.set_output_stride(model, 8)
+    assert masks(model, x).shape[2:] == (64, 96)
+    model.encoder.make_dilated(32)
+    swinx.set_output_stride(model, 16)
+    assert torch.equal(masks(model, x), before)
+
+
 def test_masks_of_the_size_of_the_features_stay_so() -> None:
     model = smp.DeepLabV3("swinx_n", encoder_weights=None, encoder_output_stride=16, upsampling=1)
     swinx.set_output_stride(model, 8)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from experiments.records.grid import DILATIONS
 from swinx import SwinXEncoder
-from swinx.layers import WindowAttention
+from swinx.layers import WindowAttention, WindowAttentionV2
 from swinx.stage import SwinStage
 
 
@@ -35,11 +35,15 @@ def set_rule(encoder: SwinXEncoder, rule: str) -> None:
 
     Comes last: after make_dilated, and after the encoder's weights are loaded. state_dict keys never change, and
     "dense" changes no shape either. "enlarged" resizes the bias table of each dilated block (see `enlarged_table`) from
-    (2 w - 1)^2 to (2 d w - 1)^2 rows for each head. Raises ValueError for an unknown rule.
+    (2 w - 1)^2 to (2 d w - 1)^2 rows for each head; Swin V2 computes its bias for any window, and keeps its shapes.
+    Raises ValueError for an unknown rule, and where one was set before.
     """
     if rule not in DILATIONS:
         raise ValueError(f"rule must be one of {', '.join(DILATIONS)}, got {rule!r}")
-    for stage in cast(list[SwinStage], list(encoder.layers)):
+    stages = cast(list[SwinStage], list(encoder.layers))
+    if any(stage.period == 1 and merge.stride == 1 for stage in stages for merge in stage.merges()):
+        raise ValueError(f"encoder must attend exactly before its rule is set to {rule!r}, got one with another rule")
+    for stage in stages:
         if rule == "exact" or stage.period == 1:
             continue
         if rule == "enlarged":
@@ -52,7 +56,10 @@ def _enlarge(stage: SwinStage) -> None:
     own, d = stage.window_size, stage.period
     stage.window_size = (d * own[0], d * own[1])
     for module in stage.modules():
-        if isinstance(module, WindowAttention):
+        if isinstance(module, WindowAttentionV2):  # counts offsets in units of the pretraining's largest one
+            height, width = module.pretrained_window_size
+            module.pretrained_window_size = (d * max(height - 1, 1) + 1, d * max(width - 1, 1) + 1)
+        elif isinstance(module, WindowAttention):
             table = module.relative_position_bias_table
             resized = enlarged_table(table.detach(), own, d)
             module.relative_position_bias_table = nn.Parameter(resized, requires_grad=table.requires_grad)

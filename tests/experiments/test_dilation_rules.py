@@ -1,5 +1,6 @@
 """Dilation rules against a restatement of regular windows on the dense grid, with tables interpolated by formula."""
 
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -101,11 +102,32 @@ def test_exact_changes_nothing_and_without_dilation_all_rules_are_one() -> None:
             assert all(torch.equal(a, b) for a, b in zip(changed(image(*SIZE)), expected, strict=True))
 
 
-def test_an_unknown_rule_is_refused() -> None:
+@pytest.mark.parametrize("window", [(3, 4), (1, 2)])
+@torch.no_grad()
+def test_enlarged_windows_of_v2_keep_the_biases_of_tokens_a_period_apart(window: tuple[int, int]) -> None:
+    config = replace(SMALL, version="v2", window_size=window, pretrained_window_size=(5, 1))
+    exact, large = (randomise(swinx.SwinXEncoder(config, output_stride=8)) for _ in range(2))
+    set_rule(large, "enlarged")
+    for one, other, d in zip(exact.layers, large.layers, (1, 1, 2, 4), strict=True):
+        assert other.window_size == (d * window[0], d * window[1])
+        own = one.blocks[0].attn.position_bias(one.window_size).unflatten(2, one.window_size)
+        attended = other.blocks[0].attn.position_bias(other.window_size).unflatten(2, other.window_size)
+        attended = attended.unflatten(1, other.window_size)[:, ::d, ::d, ::d, ::d]  # one lattice of the window
+        assert torch.allclose(attended.flatten(1, 2), own, rtol=0, atol=1e-12)
+    assert {key: value.shape for key, value in large.state_dict().items()} == {
+        key: value.shape for key, value in exact.state_dict().items()
+    }
+
+
+def test_an_unknown_rule_and_a_second_one_are_refused() -> None:
     encoder = swinx.SwinXEncoder(SMALL, output_stride=16)
     with pytest.raises(ValueError, match="rule must be one of exact, dense, enlarged, got 'wide'"):
         set_rule(encoder, "wide")
     assert [stage.period for stage in encoder.layers] == [1, 1, 1, 2]
+    set_rule(encoder, "exact")
+    set_rule(encoder, "dense")
+    with pytest.raises(ValueError, match="must attend exactly before its rule is set to 'exact'"):
+        set_rule(encoder, "exact")
 
 
 @pytest.mark.parametrize("window", [(3, 4), (1, 2), (7, 7)])
