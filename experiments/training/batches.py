@@ -72,7 +72,6 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         self.split, self.batch_size, self.seed, self.augment = split, batch_size, seed, augment
         self.rank, self.world = rank, world
-        self._shuffled = lru_cache(maxsize=2)(self._shuffle)
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         images, masks = [], []
@@ -89,17 +88,20 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
     def indices(self, number: int) -> list[int]:
         """Which images of the split this process takes for a batch, B of them."""
         count = len(self.split.images)
-        return [self._shuffled(sample // count)[sample % count] for sample in self._samples(number)]
+        return [_order(self.seed, sample // count, count)[sample % count] for sample in self._samples(number)]
 
     def _samples(self, number: int) -> range:
         share = self.batch_size // self.world
         first = number * self.batch_size + self.rank * share
         return range(first, first + share)
 
-    def _shuffle(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(mixed_seed(self.seed, 0, epoch))
-        order: list[int] = torch.randperm(len(self.split.images), generator=generator).tolist()
-        return order
+
+@lru_cache(maxsize=2)  # a batch at the end of an epoch takes from two
+def _order(seed: int, epoch: int, count: int) -> list[int]:
+    """The order of all images in an epoch."""
+    generator = torch.Generator().manual_seed(mixed_seed(seed, 0, epoch))
+    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    return order
 
 
 def mixed_seed(*parts: int) -> int:
