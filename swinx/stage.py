@@ -91,9 +91,9 @@ class SwinStage(nn.Module):
         can be cut so: where anything in the stage is not what it was made of, whole grids go through.
         """
         x = self.downsample(x)
-        recording = torch.is_grad_enabled() and (
-            x.requires_grad or any(parameter.requires_grad for parameter in self.blocks.parameters())
-        )
+        # torch.jit.trace compares what it recorded with a second run, which it makes without gradients.
+        recording = torch.is_grad_enabled() and not torch.jit.is_tracing()
+        recording = recording and (x.requires_grad or any(weight.requires_grad for weight in self.blocks.parameters()))
         head_dim = x.shape[3] // self.num_heads
         case = Case(x.device, attention_dtype(x), self.window_size, head_dim, recording, cosine=self.cosine)
         impl = resolve_implementation(self.impl, case)

@@ -112,6 +112,23 @@ def test_scripting_is_refused_with_what_to_use_instead(build: Callable[[], nn.Mo
         torch.jit.script(build())
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_trace_made_with_gradients_passes_its_check_and_has_gradients(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` chooses by gradients and threads; the check of a trace runs without gradients."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    model, image = encoder(), images()[0]
+    trace = torch.jit.trace(model, image)
+    assert_same(trace(image), model(image))
+    gradients = []
+    for run in (trace, model):
+        model.zero_grad()
+        sum(level.square().mean() for level in run(image)[1:]).backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert_same(*gradients)
+
+
 @torch.no_grad()
 def test_a_whole_smp_model_compiles_and_exports() -> None:
     torch.manual_seed(0)

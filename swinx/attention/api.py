@@ -76,6 +76,7 @@ def window_attention(
         dilation = min(dilation, max(height, width))
     tensors = [tensor for tensor in (qkv, bias, pad_qkv, cosine_scale) if tensor is not None]
     recording = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    recording = recording and not torch.jit.is_tracing()  # whose check runs without gradients
     geometry = WindowGeometry(batch, height, width, window_size, shift, dilation)
     contiguous = qkv.stride(5) == 1 or head_dim == 1
     cosine = cosine_scale is not None
