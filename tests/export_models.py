@@ -57,7 +57,10 @@ def export(name: str, model: nn.Module, strict: bool = False) -> ExportedProgram
 
 
 def adaptive_average(x: Tensor, bins: list[int]) -> Tensor:
-    """torch's adaptive average pooling as two matrix products: its own ONNX form holds the bins of the traced size."""
+    """torch's adaptive average pooling as two matrix products.
+
+    Its own ONNX form holds the bins of the traced size, and AOTInductor takes all sizes for those of the traced image.
+    """
     for axis, count in ((2, bins[0]), (3, bins[1])):
         size = x.shape[axis]
         number = torch.arange(count, device=x.device)
@@ -69,14 +72,19 @@ def adaptive_average(x: Tensor, bins: list[int]) -> Tensor:
     return x
 
 
+def with_dynamic_pooling(program: ExportedProgram) -> ExportedProgram:
+    """The program with `adaptive_average` in place of pooling to more than one bin."""
+    pooling = torch.ops.aten.adaptive_avg_pool2d.default
+    if any(node.target is pooling and max(node.args[1]) > 1 for node in program.graph.nodes):
+        return program.run_decompositions({pooling: adaptive_average})
+    return program
+
+
 def in_onnxruntime(program: ExportedProgram) -> Callable[[Tensor], Tensor]:
     """The program's ONNX file, run on the CPU."""
     import onnxruntime
 
-    pooling = torch.ops.aten.adaptive_avg_pool2d.default
-    if any(node.target is pooling and max(node.args[1]) > 1 for node in program.graph.nodes):
-        program = program.run_decompositions({pooling: adaptive_average})
-    proto = torch.onnx.export(program, dynamo=True, verbose=False).model_proto
+    proto = torch.onnx.export(with_dynamic_pooling(program), dynamo=True, verbose=False).model_proto
     assert {node.domain for node in proto.graph.node} == {""}  # runs without swinx
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
@@ -85,7 +93,7 @@ def in_onnxruntime(program: ExportedProgram) -> Callable[[Tensor], Tensor]:
 
 def in_aotinductor(program: ExportedProgram, path: Path) -> Callable[[Tensor], Tensor]:
     """The program compiled ahead of time to a package at path."""
-    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    torch._inductor.aoti_compile_and_package(with_dynamic_pooling(program), package_path=str(path))
     return torch._inductor.aoti_load_package(str(path))
 
 

@@ -23,7 +23,10 @@ def headline(content: Content) -> str:
     effect = next((e for e in content.effects if set(e.contrast.weights) == {best, others[0]}), None)
     # Of the table of differences, where it has it: scores of rows are rounded, and would be rounded twice.
     lead = abs(effect.points) if effect else miou - less[0]
-    return f"{best} reaches {number(miou)} % test mIoU, {number(lead)} points above {others[0]}: {verdict(effect)}."
+    said = f"{best} reaches {number(miou)} % test mIoU, {number(lead)} points above {others[0]}"
+    if effect is None or effect.significant is None:
+        return f"{said}. Whether that is more than chance was {verdict(effect)}."
+    return f"{said}: {verdict(effect)}."
 
 
 def notes(content: Content) -> list[str]:
@@ -43,10 +46,12 @@ def on_ranking(content: Content) -> str:
     found = f"Smallest difference found four times in five: {' to '.join(ends)} points. " if ends else ""
     lettered = (content.table["letters"] != "").any()
     shared = "Configurations that share a letter of groups are not significantly different. " if lettered else ""
+    spread = "Means over seeds ± standard deviation. " if (content.table["seeds"] > 1).any() else ""
+    interval = "Interval: of test mIoU, over images and seeds. " if content.table["low"].notna().any() else ""
     return (
-        f"{found}Means over seeds ± standard deviation; interval: of test mIoU, over images and seeds. "
-        f"{shared}Boundary F: within 2 pixels. GFLOPs (two for each multiply-add) and "
-        "latency: one call on one image; latencies of one process alone. More: summary.csv."
+        f"{found}{spread}{interval}{shared}Boundary F: within 2 pixels. GFLOPs (two for each multiply-add) and latency: "
+        "one call on one image. Other work on the machine changes latencies, by another factor in each row. "
+        "More: summary.csv."
     )
 
 

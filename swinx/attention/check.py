@@ -258,6 +258,8 @@ def main() -> None:
     reason = support.unsupported(device, torch.float16, (7, 7), HEAD_DIM)
     if reason is not None:
         raise SystemExit(f"The Triton kernels cannot run here: {reason}.")
+    if device.type == "cpu":
+        print("No NVIDIA GPU here: small cases in Triton's interpreter, for some minutes, and no times.", flush=True)
     record: dict[str, Any] = machine(device) | {"cases": right(device)}
     record["same_bits"] = same_bits(device) if all(row["right"] for row in record["cases"]) else 0
     record["times"] = timed(device) if device.type == "cuda" else []

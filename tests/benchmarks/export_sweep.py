@@ -69,7 +69,8 @@ def measure(decoder: str, stride: int, version: str, way: str) -> dict[str, Any]
         row |= {"export_cpu_s": round(exported - start, 1), "convert_cpu_s": round(time.process_time() - exported, 1)}
         row["largest_difference"] = float(f"{models.largest_difference(model, run, sizes):.2g}")
     except Exception as error:
-        row["error"] = f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}"
+        (*_, said) = str(error).strip().splitlines() or [""]
+        row["error"] = f"{type(error).__name__}: {said[:200]}"
     return row | provenance()
 
 

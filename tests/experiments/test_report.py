@@ -266,7 +266,7 @@ def test_missing_counts_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (output / "runs" / row("FPN")["run"] / "step20.npz").unlink()
     content = gather(read([output]))
     assert not content.effects
-    lead = "0.0 points above FPN: not tested (no planned contrast)"
+    lead = "0.0 points above FPN. Whether that is more than chance was not tested (no planned contrast)"
     assert text.headline(content) == f"Unet reaches 40.0 % test mIoU, {lead}."
     assert any(note.endswith("missing for FPN.") for note in text.notes(content))
     assert content.table.set_index("label")["low"].isna().to_dict() == {"Unet": False, "FPN": True}

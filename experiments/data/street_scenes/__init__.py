@@ -22,7 +22,7 @@ def make_scenes(
         _split(name, [seed, number], count, height, width)
         for number, (name, count) in enumerate(zip(("train", "val", "test"), sizes, strict=True))
     )
-    note = "generated scenes; all splits are alike in kind"
+    note = "generated scenes: all splits come from the same generator, so scores say little about other images"
     return SegmentationData("scenes", train, val, test, CLASSES, COLORS, IGNORE, THIN, note)
 
 
