@@ -49,8 +49,8 @@ def on_ranking(content: Content) -> str:
     spread = "Means over seeds ± standard deviation. " if (content.table["seeds"] > 1).any() else ""
     interval = "Interval: of test mIoU, over images and seeds. " if content.table["low"].notna().any() else ""
     return (
-        f"{found}{spread}{interval}{shared}Boundary F: within 2 pixels. GFLOPs (two for each multiply-add) and latency: "
-        "one call on one image. Other work on the machine changes latencies, by another factor in each row. "
+        f"{found}{spread}{interval}{shared}Boundary F: within 2 pixels. GFLOPs (two for each multiply-add) and "
+        "latency: one call on one image. Other work on the machine changes latencies, by another factor in each row. "
         "More: summary.csv."
     )
 
