@@ -22,7 +22,7 @@ RUNNERS = (
     "pytest-xdist>=3.6",
     "torchmetrics>=1.5",
     "hypothesis>=6.100",
-    "setuptools",  # torch 2.6 compiles with it
+    "setuptools>=70",  # torch 2.6 compiles with it
 )
 # Tests that read what only a checkout has.
 CHECKOUT = (
@@ -40,7 +40,7 @@ SERVERS = {
 def lowest(session: nox.Session) -> None:
     """Every dependency at its floor in pyproject.toml."""
     session.chdir(ROOT)
-    hub = "huggingface-hub<1"  # timm 1.0.9 asks for names that 1.0 has no more
+    hub = "huggingface-hub>=0.24,<1"  # timm 1.0.9 asks for names that 1.0 has no more
     session.install("--resolution", "lowest-direct", "-e", ".[experiments,ray]", hub, *RUNNERS)
     session.run("pytest", "--ignore=tests/test_quality.py", *session.posargs)
 
