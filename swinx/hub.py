@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError
 
 _PATIENCE = 2.0  # seconds; the hub's own functions try for half a minute before they say that there is no connection
 
