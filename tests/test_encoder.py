@@ -47,8 +47,9 @@ def test_wrong_depth_is_refused(value: object) -> None:
 
 
 def test_something_else_than_a_configuration_is_refused() -> None:
-    with pytest.raises(ValueError, match="config must be a SwinConfig, got 'swinx_n'"):
-        swinx.SwinXEncoder("swinx_n")
+    for value, shown in (("swinx_n", "'swinx_n'"), (encoder(), "SwinXEncoder"), ("x" * 300, f"'{'x' * 199}...")):
+        with pytest.raises(ValueError, match=f"^config must be a SwinConfig, got {shown}$"):
+            swinx.SwinXEncoder(value)
 
 
 @pytest.mark.parametrize("value", [4, 64, 0, -8, "16", 16.5, None])
@@ -331,6 +332,10 @@ def test_wrong_attention_is_refused_and_changes_nothing() -> None:
     swinx.set_attention(module, "reference")
     with pytest.raises(ValueError, match=r"impl must be one of auto, reference, sdpa, triton, got 'flash'"):
         swinx.set_attention(module, "flash")
+    with pytest.raises(ValueError, match=r"^model must be a Module, got str$"):
+        swinx.set_attention("reference", module)
+    with pytest.raises(ValueError, match=r"^impl must be one of auto, reference, sdpa, triton, got SwinXEncoder$"):
+        swinx.set_attention(module, module)
     assert {stage.impl for stage in module.layers} == {"reference"}
     with pytest.raises(ValueError, match=r"model must contain a SwinXEncoder, got Linear"):
         swinx.set_attention(nn.Linear(2, 2), "auto")
