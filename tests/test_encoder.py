@@ -332,10 +332,6 @@ def test_wrong_attention_is_refused_and_changes_nothing() -> None:
     swinx.set_attention(module, "reference")
     with pytest.raises(ValueError, match=r"impl must be one of auto, reference, sdpa, triton, got 'flash'"):
         swinx.set_attention(module, "flash")
-    with pytest.raises(ValueError, match=r"^model must be a Module, got str$"):
-        swinx.set_attention("reference", module)
-    with pytest.raises(ValueError, match=r"^impl must be one of auto, reference, sdpa, triton, got SwinXEncoder$"):
-        swinx.set_attention(module, module)
     assert {stage.impl for stage in module.layers} == {"reference"}
     with pytest.raises(ValueError, match=r"model must contain a SwinXEncoder, got Linear"):
         swinx.set_attention(nn.Linear(2, 2), "auto")

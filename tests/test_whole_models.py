@@ -98,6 +98,10 @@ def test_errors_show_the_type_of_a_model_and_not_what_it_holds() -> None:
         swinx.set_output_stride(model, model)
     with pytest.raises(ValueError, match=r"^learning_rate must be above 0 and finite, got DeepLabV3$"):
         swinx.parameter_groups(model, model)
+    with pytest.raises(ValueError, match=r"^model must be a Module, got str$"):
+        swinx.set_attention("reference", model)
+    with pytest.raises(ValueError, match=r"^impl must be one of auto, reference, sdpa, triton, got DeepLabV3$"):
+        swinx.set_attention(model, model)
     model.segmentation_head[1] = nn.Sequential(nn.Upsample(scale_factor=8))
     with pytest.raises(ValueError, match=r"^model's segmentation_head\.1 must be .* one factor, got Sequential$"):
         swinx.set_output_stride(model, 8)
