@@ -22,9 +22,9 @@ from experiments.records.messages import ended
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 where pictures failed, 2 for bad input, 130 when interrupted."""
     options = tyro.cli(Options, args=arguments, prog="python -m experiments.predict", description=__doc__)
-    from experiments.prediction.prediction import run  # not above: --help need not wait for torch
+    from experiments.prediction.prediction import RECORD, run  # not above: --help need not wait for torch
 
-    return ended(lambda: run(options))
+    return ended(lambda: run(options), begun=options.output / RECORD)
 
 
 if __name__ == "__main__":

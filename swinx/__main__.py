@@ -25,14 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     convert.add_argument("target", metavar="OUT", help="a new file: .safetensors, .pth or .pt")
     convert.add_argument("--layout", required=True, choices=LAYOUTS, help="whose names")
     options = parser.parse_args(arguments)
-    file = options.file if options.command == "inspect" else getattr(options, "source", "")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tables that are resized and kernels that are adapted: none is here
             lines = {"list": _list, "inspect": _inspect, "convert": _convert}[options.command](options)
     except (OSError, ValueError) as error:
-        sentence = " ".join(str(error).split())
-        print(f"error: {file}: {sentence}" if file not in sentence else f"error: {sentence}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     print("\n".join(lines))
     return 0

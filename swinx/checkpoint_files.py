@@ -4,6 +4,7 @@ torch's own reader, without pickles that run code, does the reading. What it wou
 asks for, the sizes that it claims, and how the records of a zip file lie.
 """
 
+import os
 import pickle
 import re
 import struct
@@ -44,6 +45,24 @@ class RefusedFileError(ValueError):
     """A file that is not read, with the reason in words that follow its name."""
 
 
+def existing(path: str | Path, argument: str) -> Path:
+    """The path of a file that exists; argument: what the caller calls it.
+
+    Raises:
+        FileNotFoundError: there is none; the message says what is there.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    saved = path / "model.safetensors"  # of save_pretrained
+    if path.is_dir():
+        what = f"a folder: give {saved}" if os.path.isfile(saved) else "a folder: give a file in it"
+        fault = f"which is {what}"
+    else:
+        fault = "which is no regular file" if path.exists() else "which does not exist"
+    raise FileNotFoundError(f"{argument} must be a checkpoint file, got {path}, {fault}")
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a `.safetensors` file, or of a file that torch.save wrote, as plain containers on the CPU.
 
@@ -52,9 +71,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         PermissionError: no right to read it.
     """
     try:
-        if path.suffix.lower() == ".safetensors":
-            return load_file(path)
-        with path.open("rb") as file:
+        with path.open("rb") as file:  # whose errors name it, unlike those of safetensors
+            if path.suffix.lower() == ".safetensors":
+                return load_file(path)
             zipped = file.read(4) == b"PK\3\4"  # as torch tells it
             if zipped:
                 _check_zip(path, file)

@@ -1,9 +1,11 @@
 """Say what a checkpoint file is, and write it in another layout."""
 
+import contextlib
 import os
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swinx.checkpoint_files import read_checkpoint
+from swinx.checkpoint_files import existing, read_checkpoint
 from swinx.checkpoint_layouts import (
     BLOCK,
     DROPPED,
@@ -27,7 +29,7 @@ from swinx.checkpoint_layouts import (
     without_wrappers,
 )
 from swinx.checkpoints import convert_state_dict, refuse_unfit
-from swinx.config import STAGES, VARIANTS, Pair, Stem, SwinConfig, Version
+from swinx.config import STAGES, VARIANTS, Pair, Stem, SwinConfig, Version, shown
 from swinx.encoder import SwinXEncoder
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -71,7 +73,9 @@ def inspect_checkpoint(path: str | Path) -> Inspection:
         FileNotFoundError: no such file.
         ValueError: it is none, or incomplete; the message says what it is instead, where that is known.
     """
-    return _inspect(_read(Path(path)))[0]
+    path = existing(path, "path")
+    with _naming(path):
+        return _inspect(_read(path))[0]
 
 
 def convert_checkpoint(source: str | Path, target: str | Path, layout: Layout) -> list[str]:
@@ -95,20 +99,22 @@ def convert_checkpoint(source: str | Path, target: str | Path, layout: Layout) -
     """
     target = Path(target)
     if layout not in LAYOUTS:
-        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {shown(layout)}")
     if target.suffix.lower() not in SUFFIXES:
         raise ValueError(f"target must end in {', '.join(SUFFIXES)}, got {target}")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"target must be in a directory that exists, got {target}")
     if target.exists():
         raise FileExistsError(f"target must not exist, got {target}")
-    parts = _read(Path(source))
-    inspection, weights = _inspect(parts)
-    if len(inspection.depths) < STAGES:
-        raise ValueError(f"the checkpoint must have {STAGES} stages to be converted, got {len(inspection.depths)}")
-    for key, value in _head(parts.entries).items():
-        weights[f"head.fc.{key}"] = value
-    renamed, left_out = from_our_names(weights, layout)
+    source = existing(source, "source")
+    with _naming(source):
+        parts = _read(source)
+        inspection, weights = _inspect(parts)
+        if len(inspection.depths) < STAGES:
+            raise ValueError(f"the checkpoint must have {STAGES} stages to be converted, got {len(inspection.depths)}")
+        for key, value in _head(parts.entries).items():
+            weights[f"head.fc.{key}"] = value
+        renamed, left_out = from_our_names(weights, layout)
     wrapper = {"timm": None, "official": "model", "mmseg": "state_dict"}[layout]
     renamed = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in renamed.items()}
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as folder:
@@ -121,9 +127,16 @@ def convert_checkpoint(source: str | Path, target: str | Path, layout: Layout) -
     return left_out
 
 
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the name of the file before what is said of it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def _read(path: Path) -> Entries:
-    if not path.is_file():
-        raise FileNotFoundError(f"must be a checkpoint file, got {path}")
     parts = take_apart(read_checkpoint(path))
     return parts._replace(backbone=without_wrappers(parts.backbone))
 

@@ -5,6 +5,7 @@ Shapes: h heads, S = 2 w - 1 side of a bias table of window side w.
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections import OrderedDict
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swinx.checkpoint_files import read_checkpoint
+from swinx.checkpoint_files import existing, read_checkpoint
 from swinx.checkpoint_layouts import (
     BLOCK,
     DROPPED,
@@ -50,7 +51,7 @@ def load_checkpoint(encoder: SwinXEncoder, path: str | Path) -> None:
     if the whole checkpoint fits.
 
     Raises:
-        TypeError: encoder is not a SwinXEncoder.
+        TypeError: encoder is not a SwinXEncoder, or path is no path.
         FileNotFoundError: no such file.
         ValueError: unreadable, of another family or size, incomplete, or with entries that are not finite, dense,
             floating tensors; the message lists every mismatch.
@@ -61,9 +62,10 @@ def load_checkpoint(encoder: SwinXEncoder, path: str | Path) -> None:
     if not isinstance(encoder, SwinXEncoder):
         given = type(encoder).__name__
         raise TypeError(f"encoder must be a SwinXEncoder (of an smp model: model.encoder), got {given}")
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"path must be a checkpoint file, got {path}")
+    if not isinstance(path, (str, os.PathLike)):
+        advice = "; for weights in memory call encoder.load_state_dict(weights)" if isinstance(path, Mapping) else ""
+        raise TypeError(f"path must be the path of a file, got {type(path).__name__}{advice}")
+    path = existing(path, "path")
     try:
         encoder.load_state_dict(read_checkpoint(path))
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from numbers import Number
 from typing import Any, Literal, NamedTuple, get_args
 
 Stem = Literal["shared", "branch", "inline", "none"]
@@ -11,6 +12,8 @@ VERSIONS: tuple[str, ...] = get_args(Version)
 OUTPUT_STRIDES = (8, 16, 32)
 PATCH_SIZE = 4
 STAGES = 4
+_MOST_SHOWN = 200  # characters of a value in an error
+_PLAIN = (Number, str, bytes, list, tuple, dict, type, type(None))
 
 Pair = tuple[int, int]
 # One window for all stages, as its side or as (wh, ww); or four of them, one per stage.
@@ -64,19 +67,18 @@ class SwinConfig:
             object.__setattr__(self, name, _tuples(getattr(self, name)))  # tuples compare and hash
         for name, choices in (("stem", STEMS), ("version", VERSIONS)):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {shown(getattr(self, name))}")
         for name, value in (("depths", self.depths), ("num_heads", self.num_heads)):
             if not isinstance(value, tuple) or len(value) != STAGES or any(not _positive(item) for item in value):
-                raise ValueError(f"{name} must be four positive integers, one per stage, got {value!r}")
+                raise ValueError(f"{name} must be four positive integers, one per stage, got {shown(value)}")
         _windows("window_size", self.window_size)
         if self.pretrained_window_size is not None:
             if self.version == "v1":
-                raise ValueError(
-                    f"pretrained_window_size must be None for version 'v1', got {self.pretrained_window_size!r}"
-                )
+                given = shown(self.pretrained_window_size)
+                raise ValueError(f"pretrained_window_size must be None for version 'v1', got {given}")
             _windows("pretrained_window_size", self.pretrained_window_size)
         if type(self.embed_dim) is not int or self.embed_dim < 2:
-            raise ValueError(f"embed_dim must be an integer of at least 2, got {self.embed_dim!r}")
+            raise ValueError(f"embed_dim must be an integer of at least 2, got {shown(self.embed_dim)}")
         for stage, heads in enumerate(self.num_heads, start=1):
             channels = self.embed_dim * 2 ** (stage - 1)
             if channels % heads:
@@ -85,7 +87,7 @@ class SwinConfig:
                     f"got {heads} heads"
                 )
         if not isinstance(self.drop_path_rate, (int, float)) or not 0.0 <= self.drop_path_rate < 1.0:
-            raise ValueError(f"drop_path_rate must be at least 0 and below 1, got {self.drop_path_rate!r}")
+            raise ValueError(f"drop_path_rate must be at least 0 and below 1, got {shown(self.drop_path_rate)}")
         check_output_stride(self.output_stride)
 
     @property
@@ -134,7 +136,15 @@ def check_output_stride(output_stride: int) -> None:
         ValueError: not 8, 16 or 32.
     """
     if type(output_stride) is not int or output_stride not in OUTPUT_STRIDES:
-        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride!r}")
+        raise ValueError(f"output_stride must be 8, 16 or 32, got {shown(output_stride)}")
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it: a plain one as it is written, shortened; of any other, as of a model, its type."""
+    if not isinstance(value, _PLAIN):
+        return type(value).__name__
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "..."
 
 
 def _positive(value: object) -> bool:
@@ -150,7 +160,7 @@ def _windows(name: str, value: object) -> tuple[Pair, ...]:
     per_stage = value if isinstance(value, tuple) and len(value) == STAGES else (value,) * STAGES
     pairs = tuple(window if isinstance(window, tuple) else (window, window) for window in per_stage)
     if any(len(pair) != 2 or not all(_positive(side) for side in pair) for pair in pairs):
-        raise ValueError(f"{name} must be a positive integer or a pair of them, or four of these, got {value!r}")
+        raise ValueError(f"{name} must be a positive integer or a pair of them, or four of these, got {shown(value)}")
     return pairs
 
 

@@ -14,7 +14,7 @@ from segmentation_models_pytorch.encoders._base import EncoderMixin
 from torch import Tensor, nn
 
 from swinx.checkpoints import convert_state_dict
-from swinx.config import PATCH_SIZE, SwinConfig, check_output_stride
+from swinx.config import PATCH_SIZE, SwinConfig, check_output_stride, shown
 from swinx.stage import SwinStage
 from swinx.stems import adapt_input_weight, input_convolutions, make_stem
 
@@ -55,9 +55,9 @@ class SwinXEncoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp ships 
     def __init__(self, config: SwinConfig, *, in_channels: int = 3, depth: int = 5, output_stride: int = 32) -> None:
         super().__init__()
         if not isinstance(config, SwinConfig):
-            raise ValueError(f"config must be a SwinConfig, got {config!r}")
+            raise ValueError(f"config must be a SwinConfig, got {shown(config)}")
         if type(depth) is not int or not 1 <= depth <= 5:
-            raise ValueError(f"depth must be 1, 2, 3, 4 or 5, got {depth!r}")
+            raise ValueError(f"depth must be 1, 2, 3, 4 or 5, got {shown(depth)}")
         _check_in_channels(in_channels)
         check_output_stride(output_stride)
         self.config = config
@@ -166,7 +166,7 @@ class SwinXEncoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp ships 
             ValueError: stages is not such an integer.
         """
         if type(stages) is not int or not 0 <= stages <= len(self.layers):
-            raise ValueError(f"stages must be an integer from 0 to {len(self.layers)}, got {stages!r}")
+            raise ValueError(f"stages must be an integer from 0 to {len(self.layers)}, got {shown(stages)}")
         for module in (self.patch_embed, *self.layers[:stages], *self.norms[:stages]):
             module.requires_grad_(False)
 
@@ -258,4 +258,4 @@ class SwinXEncoder(nn.Module, EncoderMixin):  # type: ignore[misc]  # smp ships 
 
 def _check_in_channels(in_channels: int) -> None:
     if type(in_channels) is not int or in_channels < 1:
-        raise ValueError(f"in_channels must be a positive integer, got {in_channels!r}")
+        raise ValueError(f"in_channels must be a positive integer, got {shown(in_channels)}")

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from swinx.config import SwinConfig, check_output_stride
+from swinx.config import SwinConfig, check_output_stride, shown
 from swinx.models import DECODER_STRIDES
 
 OWN_ENTRY = "_swinx"
@@ -77,10 +77,10 @@ def read(path: Path) -> ModelFile:
         raise ValueError(f"must hold an object, got {type(content).__name__}")
     kind = content.pop("_model_class", None)
     if not isinstance(kind, str) or kind not in DECODERS:
-        raise ValueError(f"_model_class must be one of {', '.join(DECODERS)}, got {_shown(kind)}")
+        raise ValueError(f"_model_class must be one of {', '.join(DECODERS)}, got {shown(kind)}")
     own = content.pop(OWN_ENTRY, {})
     if not isinstance(own, dict):
-        raise ValueError(f"{OWN_ENTRY} must be an object, got {_shown(own)}")
+        raise ValueError(f"{OWN_ENTRY} must be an object, got {shown(own)}")
     options = check_options(DECODERS[kind], content)
     classes = options.get("classes", 1)
     stride = own.get("output_stride")
@@ -88,7 +88,7 @@ def read(path: Path) -> ModelFile:
         check_output_stride(stride)
     weights_of = own.get("weights_of")
     if weights_of is not None and not (isinstance(weights_of, str) and _NAME.fullmatch(weights_of)):
-        raise ValueError(f"weights_of must be the name of an encoder, got {_shown(weights_of)}")
+        raise ValueError(f"weights_of must be the name of an encoder, got {shown(weights_of)}")
     preprocessing, names = own.get("preprocessing"), own.get("class_names")
     return ModelFile(
         decoder=DECODERS[kind],
@@ -110,11 +110,11 @@ def check_options(decoder: type[nn.Module], options: Mapping[str, Any]) -> dict[
     known = {name for name, kind in inspect.signature(decoder).parameters.items() if kind.kind is not kind.VAR_KEYWORD}
     name = options.get("encoder_name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"encoder_name must be letters, digits, '_', '.' and '-', got {_shown(name)}")
+        raise ValueError(f"encoder_name must be letters, digits, '_', '.' and '-', got {shown(name)}")
     if name.startswith("tu-"):  # smp passes these on to timm
         known |= {field.name for field in fields(SwinConfig)}
     if unknown := sorted(set(options) - known):
-        raise ValueError(f"options must be arguments of smp's {decoder.__name__}, got {_shown(unknown)}")
+        raise ValueError(f"options must be arguments of smp's {decoder.__name__}, got {shown(unknown)}")
     for option, value in options.items():
         _check_value(option, value)
     upsampling = options.get("upsampling")
@@ -145,16 +145,16 @@ def check_preprocessing(value: Any, options: Mapping[str, Any]) -> dict[str, Any
     """
     keys = ("mean", "std", "input_space", "input_range")
     if not isinstance(value, Mapping) or set(value) != set(keys):
-        raise ValueError(f"preprocessing must hold {', '.join(keys)}, got {_shown(value)}")
+        raise ValueError(f"preprocessing must hold {', '.join(keys)}, got {shown(value)}")
     channels = options.get("in_channels", 3)
     for key, length in (("mean", channels), ("std", channels), ("input_range", 2)):
         numbers = value[key]
         if not isinstance(numbers, (list, tuple)) or len(numbers) != length or not all(map(_finite, numbers)):
-            raise ValueError(f"preprocessing {key} must be {length} numbers, got {_shown(numbers)}")
+            raise ValueError(f"preprocessing {key} must be {length} numbers, got {shown(numbers)}")
     if min(value["std"]) <= 0:
-        raise ValueError(f"preprocessing std must be above 0, got {_shown(value['std'])}")
+        raise ValueError(f"preprocessing std must be above 0, got {shown(value['std'])}")
     if value["input_space"] not in ("RGB", "BGR"):
-        raise ValueError(f"preprocessing input_space must be RGB or BGR, got {_shown(value['input_space'])}")
+        raise ValueError(f"preprocessing input_space must be RGB or BGR, got {shown(value['input_space'])}")
     return {key: list(value[key]) if key != "input_space" else value[key] for key in keys}
 
 
@@ -165,18 +165,18 @@ def check_class_names(value: Any, classes: Any) -> tuple[str, ...]:
         ValueError: no list of so many strings.
     """
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) and name for name in value):
-        raise ValueError(f"class_names must be a list of names, got {_shown(value)}")
+        raise ValueError(f"class_names must be a list of names, got {shown(value)}")
     if len(value) != classes:
         raise ValueError(f"class_names must be {classes} names, one of each class, got {len(value)}")
     if long := [name for name in value if len(name) > _MOST_TEXT]:
-        raise ValueError(f"class_names must be at most {_MOST_TEXT} characters long, got {_shown(long[0])}")
+        raise ValueError(f"class_names must be at most {_MOST_TEXT} characters long, got {shown(long[0])}")
     return tuple(value)
 
 
 def _config(value: Any) -> SwinConfig:
     known = [field.name for field in fields(SwinConfig)]
     if not isinstance(value, dict) or not set(value) <= set(known):
-        raise ValueError(f"config must hold {', '.join(known)}, got {_shown(value)}")
+        raise ValueError(f"config must hold {', '.join(known)}, got {shown(value)}")
     for name, entry in value.items():
         _check_value(name, entry)
     try:
@@ -189,17 +189,17 @@ def _check_value(name: str, value: Any, depth: int = 3) -> None:
     """Refuse what no option is: numbers and texts without end, and deep nesting."""
     if isinstance(value, (list, tuple, dict)):
         if len(value) > _MOST_ITEMS or depth == 0:
-            raise ValueError(f"{name} must be a short list, got {_shown(value)}")
+            raise ValueError(f"{name} must be a short list, got {shown(value)}")
         for item in value.values() if isinstance(value, dict) else value:
             _check_value(name, item, depth - 1)
     elif isinstance(value, str):
         if len(value) > _MOST_TEXT:
-            raise ValueError(f"{name} must be at most {_MOST_TEXT} characters, got {_shown(value)}")
+            raise ValueError(f"{name} must be at most {_MOST_TEXT} characters, got {shown(value)}")
     elif isinstance(value, (int, float)):
         if not abs(value) <= _MOST_NUMBER:
-            raise ValueError(f"{name} must be at most {_MOST_NUMBER}, got {_shown(value)}")
+            raise ValueError(f"{name} must be at most {_MOST_NUMBER}, got {shown(value)}")
     elif value is not None:
-        raise ValueError(f"{name} must be a number, a text, a list or null, got {_shown(value)}")
+        raise ValueError(f"{name} must be a number, a text, a list or null, got {shown(value)}")
 
 
 def _finite(value: Any) -> bool:
@@ -208,8 +208,3 @@ def _finite(value: Any) -> bool:
 
 def _no_number(text: str) -> None:
     raise ValueError(f"{text} is no number")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _MOST_TEXT else text[:_MOST_TEXT] + "..."

@@ -21,7 +21,7 @@ from segmentation_models_pytorch.encoders import TimmUniversalEncoder
 from torch import nn
 
 from swinx.attention.backends import AttentionImpl, check_implementation
-from swinx.config import OUTPUT_STRIDES, check_output_stride
+from swinx.config import OUTPUT_STRIDES, check_output_stride, shown
 from swinx.encoder import SwinXEncoder
 from swinx.stage import SwinStage
 
@@ -45,10 +45,11 @@ def set_attention(model: nn.Module, impl: AttentionImpl) -> None:
     """Choose the attention implementation of every swinx encoder inside a model: see `swinx.window_attention`.
 
     Raises:
-        ValueError: unknown name, or no swinx encoder in the model.
+        ValueError: unknown name, or model is no module with a swinx encoder.
         NotImplementedError: "triton" without the package; what else it does not take shows when it runs, and so does
             that it is wrong or cannot run on this machine.
     """
+    _check_module(model)
     check_implementation(impl)
     _encoders(model)
     for module in model.modules():
@@ -71,6 +72,7 @@ def set_output_stride(model: nn.Module, output_stride: int) -> None:
     Raises:
         ValueError: no such model or stride, or a stride that the decoder does not work at. Nothing is changed then.
     """
+    _check_module(model)
     check_output_stride(output_stride)
     (encoder, *others) = _encoders(model)
     if others:
@@ -89,9 +91,9 @@ def set_output_stride(model: nn.Module, output_stride: int) -> None:
         )
     strides = DECODER_STRIDES[decoder]
     if output_stride not in strides:
-        raise ValueError(
-            f"output_stride of {decoder.__name__} must be one of {', '.join(map(str, strides))}, got {output_stride}"
-        )
+        several = len(strides) > 1
+        rule = f"one of {', '.join(map(str, strides))}" if several else f"{strides[0]}, the only one it works at"
+        raise ValueError(f"output_stride of {decoder.__name__} must be {rule}, got {output_stride}")
     before = encoder.feature_info[-1].stride
     upsampling = _upsampling(found[0], decoder)
     encoder.make_dilated(output_stride)
@@ -124,7 +126,7 @@ def _upsampling(model: nn.Module, decoder: type[nn.Module]) -> tuple[nn.Upsample
         return None
     factor = module.scale_factor if isinstance(module, nn.Upsample) else None
     if not isinstance(module, nn.Upsample) or not isinstance(factor, (int, float)):
-        raise ValueError(f"model's {places[decoder]} must be an Upsample with one factor, got {module}")
+        raise ValueError(f"model's {places[decoder]} must be an Upsample with one factor, got {shown(module)}")
     return module, factor
 
 
@@ -148,8 +150,7 @@ def parameter_groups(
     Raises:
         ValueError: a value outside these rules, or no swinx encoder where one is needed.
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model must be a Module, got {type(model).__name__}")
+    _check_module(model)
     for name, value, most, rule in (
         ("learning_rate", learning_rate, math.inf, "above 0 and finite"),
         ("layer_decay", layer_decay, 1.0, "above 0 and at most 1"),
@@ -157,7 +158,7 @@ def parameter_groups(
     ):
         number = isinstance(value, (int, float)) and value <= most and value < math.inf
         if not number or value < 0 or (value == 0 and name != "weight_decay"):
-            raise ValueError(f"{name} must be {rule}, got {value!r}")
+            raise ValueError(f"{name} must be {rule}, got {shown(value)}")
     encoders = [module for module in model.modules() if isinstance(module, SwinXEncoder)]
     if layer_decay < 1 and not encoders:
         raise ValueError(f"layer_decay below 1 needs a model with a SwinXEncoder, got {type(model).__name__}")
@@ -196,6 +197,11 @@ def _steps_below(encoder: SwinXEncoder) -> dict[int, int]:
         for parameter in layer.parameters():
             steps.setdefault(id(parameter), len(layers) - number)
     return steps
+
+
+def _check_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a Module, got {type(model).__name__}")
 
 
 def _encoders(model: nn.Module) -> list[SwinXEncoder]:

@@ -8,7 +8,7 @@ from segmentation_models_pytorch.encoders import encoders, preprocess_input
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from swinx import timm_registry
-from swinx.config import VARIANTS, SwinConfig, changed
+from swinx.config import VARIANTS, SwinConfig, changed, shown
 from swinx.encoder import SwinXEncoder
 from swinx.hub import PublishedWeights
 
@@ -69,9 +69,8 @@ def enter(name: str, config: SwinConfig, pretrained: dict[str, PublishedWeights]
         ValueError: a name that smp would take for timm's, or that a model of timm's has.
     """
     if not isinstance(name, str) or not name or name.startswith(("tu-", "timm-")):
-        raise ValueError(
-            f"name must be a string, not empty and not beginning with 'tu-' or 'timm-', which are smp's, got {name!r}"
-        )
+        rule = "a string, not empty and not beginning with 'tu-' or 'timm-', which are smp's"
+        raise ValueError(f"name must be {rule}, got {shown(name)}")
     timm_registry.register(name, pretrained)
     encoders[name] = {"encoder": SwinXEncoder, "pretrained_settings": pretrained, "params": {"config": config}}
 
@@ -89,7 +88,7 @@ def list_encoders() -> list[str]:
 
 def _entry(argument: str, name: str) -> dict[str, Any]:
     if name not in list_encoders():
-        raise ValueError(f"{argument} must be one of {', '.join(list_encoders())}, got {name!r}")
+        raise ValueError(f"{argument} must be one of {', '.join(list_encoders())}, got {shown(name)}")
     entry: dict[str, Any] = encoders[name]
     return entry
 
@@ -118,7 +117,10 @@ def register_encoder(name: str, *, base: str, **changes: Any) -> None:
     if isinstance(name, str) and name in encoders:
         taken = encoders[name]
         if taken["params"].get("config") != config or taken["pretrained_settings"] != pretrained:
-            raise ValueError(f"name must be new: {name!r} is registered with another configuration or other weights")
+            raise ValueError(
+                f"name must be new: {name!r} is registered with another configuration or other weights; choose another "
+                "name"
+            )
         return
     enter(name, config, pretrained)
 
@@ -133,7 +135,11 @@ def get_preprocessing_fn(encoder_name: str, weights: str = "imagenet") -> Callab
         ValueError: unknown encoder, or weights that it does not have.
     """
     tags = list(_entry("encoder_name", encoder_name)["pretrained_settings"])
+    if not tags:
+        raise ValueError(
+            f"encoder_name must be one with pretrained weights, got {encoder_name!r}, which has none, and so no "
+            "statistics of their images: preprocess as in your own training"
+        )
     if weights not in tags:
-        choices = ", ".join(tags) or "(none: this encoder has no pretrained weights)"
-        raise ValueError(f"weights must be one of {choices} for {encoder_name}, got {weights!r}")
+        raise ValueError(f"weights must be one of {', '.join(tags)} for {encoder_name}, got {shown(weights)}")
     return functools.partial(preprocess_input, **IMAGENET)

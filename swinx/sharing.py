@@ -75,12 +75,16 @@ def save_pretrained(
     Raises:
         ValueError: no such model, a model that its options do not build, or a value outside these rules. Nothing is
             written then.
+        FileExistsError: directory is a file.
     """
     model = getattr(model, "_orig_mod", model)  # of a compiled one
     decoder = type(model)
     if decoder not in model_files.DECODERS.values():
         kinds = ", ".join(model_files.DECODERS)
         raise ValueError(f"model must be one of smp's {kinds} with a swinx encoder, got {decoder.__name__}")
+    directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise FileExistsError(f"directory must be a folder, got {directory}, which is a file")
     given: dict[str, Any] = dict(model.config)  # type: ignore[arg-type]  # smp's, and untyped
     encoder = _encoder(model)
     name = _registered_name(str(given.get("encoder_name")))
@@ -104,12 +108,12 @@ def save_pretrained(
         class_names=None if names is None else model_files.check_class_names(names, options.get("classes", 1)),
     )
     _check_rebuilt(file, model)
-    source = repo_id or (Path(directory).name if Path(directory).is_absolute() else Path(directory).as_posix())
+    source = repo_id or (directory.name if directory.is_absolute() else directory.as_posix())
     card = model.generate_model_card(metrics=metrics, dataset=dataset)  # type: ignore[operator]
     text, replaced = _SMP_SNIPPET.subn(lambda _: _snippet(source, file), str(card))
     if not replaced:
         raise ValueError("smp's model card must hold its snippet, which this version's does not")
-    _write(Path(directory), model, file.text(), text)
+    _write(directory, model, file.text(), text)
 
 
 def from_pretrained(
@@ -137,10 +141,18 @@ def from_pretrained(
         for path in (config, weights):
             if not path.is_file():
                 raise FileNotFoundError(f"source must hold {CONFIG} and {WEIGHTS}, got {folder} without {path.name}")
+    elif folder.is_file():
+        raise FileNotFoundError(
+            f"source must be the directory that save_pretrained wrote, got {str(source)!r}, which is a file; for "
+            "weights of an encoder call swinx.load_checkpoint"
+        )
     elif not _REPOSITORY.fullmatch(str(source)):
-        raise FileNotFoundError(f"source must be a directory, or owner/name of a repository, got {str(source)!r}")
+        raise FileNotFoundError(
+            f"source must be a directory, or owner/name of a repository, got {str(source)!r}, which does not exist"
+        )
     else:
-        hub.require(str(source), (CONFIG, WEIGHTS), revision, "pass a directory that holds these two files")
+        advice = f"pass a directory that holds these two files ({source} is none here)"
+        hub.require(str(source), (CONFIG, WEIGHTS), revision, advice)
         config, weights = (Path(hf_hub_download(str(source), name, revision=revision)) for name in (CONFIG, WEIGHTS))
     try:
         file = model_files.read(config)
@@ -178,8 +190,16 @@ def _registered(file: ModelFile) -> Iterator[None]:
     name = _registered_name(file.options["encoder_name"])
     if name in encoders:
         ours = name in list_encoders()
-        if not ours or (file.config is not None and encoders[name]["params"]["config"] != file.config):
-            raise ValueError(f"its encoder {name} is another one here: pass encoder_name to give it another name")
+        advice = f"pass another name for it, such as encoder_name={f'{name}2'!r}"
+        if not ours and file.config is None:
+            raise ValueError(f"its encoder {name} is not of swinx: open it by smp.from_pretrained")
+        if not ours:
+            raise ValueError(f"its encoder {name} has the name of an encoder of smp's: {advice}")
+        if file.config is not None and encoders[name]["params"]["config"] != file.config:
+            raise ValueError(
+                f"its encoder {name} has another configuration than the encoder of that name that is registered in "
+                f"this session: {advice}"
+            )
         yield
         return
     if file.config is None:

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,9 +208,28 @@ def test_a_file_that_holds_no_dict_is_refused(content: Any, tmp_path: Path) -> N
 
 
 def test_a_missing_file_or_a_folder_is_named(tmp_path: Path) -> None:
-    for path in (tmp_path / "missing.pth", tmp_path):
-        with pytest.raises(FileNotFoundError, match=re.escape(f"path must be a checkpoint file, got {path}")):
-            swinx.load_checkpoint(fresh(), path)
+    (tmp_path / "saved").mkdir()
+    file = saved(ours(), tmp_path).rename(tmp_path / "saved" / "model.safetensors")
+    os.mkfifo(tmp_path / "pipe.pth")
+    for name, fault in (
+        ("missing.pth", "which does not exist"),
+        ("", "which is a folder: give a file in it"),
+        ("saved", f"which is a folder: give {file}"),
+        ("pipe.pth", "which is no regular file"),
+    ):
+        message = f"path must be a checkpoint file, got {tmp_path / name}, {fault}"
+        with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}$"):
+            swinx.load_checkpoint(fresh(), tmp_path / name)
+
+
+def test_weights_in_memory_in_place_of_a_file_are_refused() -> None:
+    message = (
+        "path must be the path of a file, got OrderedDict; for weights in memory call encoder.load_state_dict(weights)"
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        swinx.load_checkpoint(fresh(), OrderedDict(ours()))
+    with pytest.raises(TypeError, match=r"^path must be the path of a file, got int$"):
+        swinx.load_checkpoint(fresh(), 3)
 
 
 def test_a_model_in_place_of_its_encoder_is_refused(tmp_path: Path) -> None:

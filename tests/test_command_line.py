@@ -231,14 +231,27 @@ def test_convert_refuses_what_it_cannot_write(tmp_path: Path, capsys: Any) -> No
         (path, "in.pth", "target must not exist"),
         (path, "out.bin", r"target must end in \.safetensors, \.pth, \.pt"),
         (path, "none/out.pth", "target must be in a directory that exists"),
-        (inline, "out.pth", "has the stem inline, which no other layout has"),
-        (shallow, "out.pth", "must have 4 stages to be converted, got 2"),
-        (tmp_path / "none.pth", "out.pth", r"must be a checkpoint file, got .*none\.pth"),
+        (inline, "out.pth", f"{inline}: .*has the stem inline, which no other layout has"),
+        (shallow, "out.pth", f"{shallow}: .*must have 4 stages to be converted, got 2"),
+        (tmp_path / "none.pth", "out.pth", r"source must be a checkpoint file, got .*none\.pth, which does not exist"),
     ]
     for source, target, message in cases:
         assert main(["convert", str(source), str(tmp_path / target), "--layout", "official"]) == 1
-        assert re.search(message, capsys.readouterr().err)
+        said = capsys.readouterr().err
+        assert re.match(f"error: {message}", said)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_inspect_says_what_is_in_the_place_of_a_file(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "model").mkdir()
+    saved(tmp_path / "model" / "model.safetensors", TIMM)
+    missing, folder = tmp_path / "none.pth", tmp_path / "model"
+    for path, fault in (
+        (missing, "which does not exist"),
+        (folder, f"which is a folder: give {folder / 'model.safetensors'}"),
+    ):
+        assert main(["inspect", str(path)]) == 1
+        assert capsys.readouterr().err == f"error: path must be a checkpoint file, got {path}, {fault}\n"
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,8 +47,9 @@ def test_wrong_depth_is_refused(value: object) -> None:
 
 
 def test_something_else_than_a_configuration_is_refused() -> None:
-    with pytest.raises(ValueError, match="config must be a SwinConfig, got 'swinx_n'"):
-        swinx.SwinXEncoder("swinx_n")
+    for value, shown in (("swinx_n", "'swinx_n'"), (encoder(), "SwinXEncoder"), ("x" * 300, f"'{'x' * 199}...")):
+        with pytest.raises(ValueError, match=f"^config must be a SwinConfig, got {shown}$"):
+            swinx.SwinXEncoder(value)
 
 
 @pytest.mark.parametrize("value", [4, 64, 0, -8, "16", 16.5, None])

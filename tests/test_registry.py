@@ -138,7 +138,7 @@ def test_repeating_a_registration_is_allowed_and_changing_one_is_not() -> None:
     before = dict(encoders["variant"])
     swinx.register_encoder("variant", base="swinx_t", window_size=8)
     assert encoders["variant"] == before
-    with pytest.raises(ValueError, match="name must be new: 'variant' is registered with another configuration"):
+    with pytest.raises(ValueError, match=r"name must be new: 'variant' is .* other weights; choose another name"):
         swinx.register_encoder("variant", base="swinx_t", window_size=9)
     assert encoders["variant"] == before
 
@@ -168,6 +168,7 @@ def test_a_name_that_smp_would_hand_to_timm_is_refused() -> None:
             f"name must be a string, not empty and not beginning with 'tu-' or 'timm-', which are smp's, got {name!r}"
         )
         refused(message, name, base="swinx_t")
+    refused("which are smp's, got Linear", torch.nn.Linear(2, 2), base="swinx_t")
 
 
 def test_an_unknown_base_is_refused_with_the_choices() -> None:
@@ -232,10 +233,13 @@ def test_preprocessing_follows_a_variant_s_base() -> None:
 def test_unknown_weights_are_refused_with_the_choices() -> None:
     with pytest.raises(ValueError, match="must be one of imagenet, in22k, in22k_ft_in1k for swinx_b, got 'ssl'"):
         swinx.get_preprocessing_fn("swinx_b", weights="ssl")
-    with pytest.raises(ValueError, match=r"\(none: this encoder has no pretrained weights\) for swinx_n, got"):
+    message = "encoder_name must be one with pretrained weights, got 'swinx_n', which has none, and so no statistics"
+    with pytest.raises(ValueError, match=message):
         swinx.get_preprocessing_fn("swinx_n")
     with pytest.raises(ValueError, match=f"encoder_name must be one of {', '.join(PUBLISHED)}, got 'resnet34'"):
         swinx.get_preprocessing_fn("resnet34")
+    with pytest.raises(ValueError, match=f"encoder_name must be one of {', '.join(PUBLISHED)}, got Linear$"):
+        swinx.get_preprocessing_fn(torch.nn.Linear(2, 2))
 
 
 def test_smp_says_which_weights_an_encoder_has() -> None:

@@ -188,6 +188,8 @@ def refused_saving(model: Any, message: str, tmp_path: Path, **options: Any) -> 
 def test_what_could_not_be_opened_is_not_saved(tmp_path: Path) -> None:
     model = build("Unet", 32)
     refused_saving(model.encoder, "model must be one of smp's Unet, .*, got SwinXEncoder", tmp_path)
+    with pytest.raises(ValueError, match=r"model must be one of smp's .* with a swinx encoder, got str$"):
+        swinx.save_pretrained(str(tmp_path / "none"), model)
     refused_saving(smp.Unet("resnet18", encoder_weights=None), "model must contain one SwinXEncoder, got 0", tmp_path)
     refused_saving(model, "class_names must be 5 names, one of each class, got 2", tmp_path, class_names=["a", "b"])
     refused_saving(model, "preprocessing mean must be 3 numbers", tmp_path, preprocessing=PIXELS)
@@ -204,6 +206,15 @@ def test_what_could_not_be_opened_is_not_saved(tmp_path: Path) -> None:
     broken = build("DeepLabV3", 16)
     broken.encoder.make_dilated(8)  # its masks are too large now; set_output_stride keeps their size
     refused_saving(broken, "got another segmentation_head.1", tmp_path)
+
+
+def test_a_file_in_the_place_of_a_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(
+        FileExistsError, match=f"^directory must be a folder, got {tmp_path / 'file'}, which is a file$"
+    ):
+        swinx.save_pretrained(build("Unet", 32), tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 HUGE = {
@@ -228,10 +239,10 @@ def test_an_encoder_of_useless_size_is_refused(key: str, tmp_path: Path) -> None
         ({"_model_class": "from_pretrained"}, "_model_class must be one of Unet, "),
         ({"_model_class": ["Unet"]}, "_model_class must be one of Unet, "),
         ({"encoder_name": "../../x"}, "encoder_name must be letters"),
-        ({"encoder_name": "resnet18"}, "its encoder resnet18 is another one here"),
+        ({"encoder_name": "resnet18"}, "its encoder resnet18 has the name of an encoder of smp's: .*'resnet182'"),
         ({"encoder_name": "tu-resnet10t"}, "name must not be that of a model in timm's registry, got 'resnet10t'"),
         ({"encoder_name": "timm-x"}, "name must be a string, not empty and not beginning with"),
-        ({"encoder_name": "swinx_t"}, "its encoder swinx_t is another one here: pass encoder_name"),
+        ({"encoder_name": "swinx_t"}, "its encoder swinx_t has another configuration than the encoder of that name"),
         ({"checkpoint_path": "/etc/passwd"}, r"options must be arguments of smp's Unet, got \['checkpoint_path'\]"),
         ({"encoder_name": "tu-x", "pretrained_cfg_overlay": {"file": "x"}}, "options must be arguments of smp's Unet"),
         ({"classes": 10**9}, "classes must be at most 65536"),
@@ -269,18 +280,31 @@ def test_a_file_that_asks_for_what_no_model_has_is_refused(
     assert encoders.keys() == before.keys() - {"for_test_sharing"}
 
 
+def test_a_model_of_another_library_is_sent_to_smp(tmp_path: Path) -> None:
+    smp.Unet("resnet18", encoder_weights=None).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"its encoder resnet18 is not of swinx: open it by smp\.from_pretrained"):
+        swinx.from_pretrained(tmp_path)
+
+
 def test_masks_of_useless_size_are_refused(tmp_path: Path) -> None:
     swinx.save_pretrained(build("FPN", 32), tmp_path)
     with pytest.raises(ValueError, match="upsampling must be at most 32, got 33"):
         swinx.from_pretrained(edited(tmp_path, upsampling=33))
 
 
-def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_none_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"source must hold .* without config\.json"):
         swinx.from_pretrained(tmp_path)
-    with pytest.raises(FileNotFoundError, match="source must be a directory, or owner/name of a repository"):
+    message = "^source must be a directory, or owner/name of a repository, got '.*nothing', which does not exist$"
+    with pytest.raises(FileNotFoundError, match=message):
         swinx.from_pretrained(tmp_path / "nothing")
     swinx.save_pretrained(build("Unet", 32), tmp_path)
+    message = "the directory that save_pretrained wrote, got '.*', which is a file; .* call swinx.load_checkpoint$"
+    with pytest.raises(FileNotFoundError, match=message):
+        swinx.from_pretrained(tmp_path / "model.safetensors")
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(FileNotFoundError, match=message):  # it looks like a repository's name
+        swinx.from_pretrained(f"{tmp_path.name}/model.safetensors")
     good = (tmp_path / "config.json").read_text()
     for text, message in (
         ("[" * 10**5, "must be JSON"),
@@ -306,7 +330,7 @@ def test_a_name_that_is_another_one_here_can_be_changed(tmp_path: Path) -> None:
     swinx.save_pretrained(model, tmp_path)
     del encoders["for_test_sharing"]
     swinx.register_encoder("for_test_sharing", base="swinx_n")
-    with pytest.raises(ValueError, match="its encoder for_test_sharing is another one here: pass encoder_name"):
+    with pytest.raises(ValueError, match=r"registered in this session: .* such as encoder_name='for_test_sharing2'"):
         swinx.from_pretrained(tmp_path)
     opened = swinx.from_pretrained(tmp_path, encoder_name="theirs_for_test_sharing")
     assert torch.equal(output(opened, x), output(model, x))

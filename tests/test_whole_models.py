@@ -39,7 +39,8 @@ def test_a_changed_stride_gives_what_a_model_built_with_it_gives(name: str, dept
                 assert masks(model, x).shape[2:] == x.shape[2:]
             else:
                 before = masks(model, x)
-                message = f"output_stride of {name} must be one of {', '.join(map(str, strides))}, got {wanted}"
+                rule = "32, the only one it works at" if strides == (32,) else f"one of {', '.join(map(str, strides))}"
+                message = f"output_stride of {name} must be {rule}, got {wanted}"
                 with pytest.raises(ValueError, match=message):
                     swinx.set_output_stride(model, wanted)
                 assert torch.equal(masks(model, x), before)
@@ -87,6 +88,23 @@ def test_the_model_that_holds_the_encoder_is_the_one_that_changes() -> None:
     encoder = swinx.SwinXEncoder(swinx.config.VARIANTS["swinx_n"])
     with pytest.raises(ValueError, match="must be a SwinXEncoder or hold one of smp's"):
         swinx.set_output_stride(nn.ModuleList([teacher, encoder]), 8)
+
+
+def test_errors_show_the_type_of_a_model_and_not_what_it_holds() -> None:
+    model = build("DeepLabV3", 16)
+    with pytest.raises(ValueError, match=r"^model must be a Module, got int$"):
+        swinx.set_output_stride(8, model)
+    with pytest.raises(ValueError, match=r"^output_stride must be 8, 16 or 32, got DeepLabV3$"):
+        swinx.set_output_stride(model, model)
+    with pytest.raises(ValueError, match=r"^learning_rate must be above 0 and finite, got DeepLabV3$"):
+        swinx.parameter_groups(model, model)
+    with pytest.raises(ValueError, match=r"^model must be a Module, got str$"):
+        swinx.set_attention("reference", model)
+    with pytest.raises(ValueError, match=r"^impl must be one of auto, reference, sdpa, triton, got DeepLabV3$"):
+        swinx.set_attention(model, model)
+    model.segmentation_head[1] = nn.Sequential(nn.Upsample(scale_factor=8))
+    with pytest.raises(ValueError, match=r"^model's segmentation_head\.1 must be .* one factor, got Sequential$"):
+        swinx.set_output_stride(model, 8)
 
 
 def test_a_variant_that_is_dilated_from_the_start_is_saved_and_opened(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def command(work: Callable[[Console], tuple[Iterable[Run], list[Row]]], output: 
         asked = {run.id for run in runs}
         return int(any(row["status"] != "ok" for row in rows if row["run"] in asked))
 
-    return ended(complete, quiet=console.quiet)
+    return ended(complete, begun=output / SETTINGS, quiet=console.quiet)
 
 
 def check_output(output: Path, known: Row, *, trained: bool = True) -> list[Row]:

@@ -98,8 +98,11 @@ def _check_encoders(options: CompareOptions) -> None:
     for encoder in options.axes.encoders:
         entry = smp.encoders.encoders.get(encoder)
         if recipe.weights is not None and entry is not None and recipe.weights not in entry["pretrained_settings"]:
-            choices = ", ".join(entry["pretrained_settings"]) or "(none: it has no pretrained weights)"
-            raise ValueError(f"--weights must be one of {choices} for {encoder}, got {recipe.weights}")
+            tags = ", ".join(entry["pretrained_settings"])
+            rule = (
+                f"one of {tags} for {encoder}" if tags else f"left out for {encoder}, which has no pretrained weights"
+            )
+            raise ValueError(f"--weights must be {rule}, got {recipe.weights}")
         if recipe.layer_decay != 1 and own_stem(encoder.removeprefix("tu-").split(".")[0]) is None:
             raise ValueError(f"--layer-decay must be 1 for {encoder}, which is not swinx's, got {recipe.layer_decay}")
 

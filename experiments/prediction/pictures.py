@@ -35,13 +35,11 @@ def find_pictures(images: Path, output: Path) -> dict[str, Path]:
     so is output, which may lie inside the folder. Links to files are followed, links to folders are not.
 
     Raises:
-        FileNotFoundError: images does not exist; other OSErrors where a sub-folder cannot be read.
+        OSError: images does not exist, or a sub-folder cannot be read.
         ValueError: no picture, a file of another suffix, two pictures of one name, or images inside output.
     """
     if images.resolve().is_relative_to(output.resolve()):
         raise ValueError(f"IMAGES must not lie inside --output, got {images} and {output}")
-    if not images.exists():
-        raise FileNotFoundError(f"IMAGES must be a folder or a file, got {images}, which does not exist")
 
     def fail(error: OSError) -> NoReturn:
         raise error

@@ -98,6 +98,7 @@ def prepare(options: Options) -> Job:
         ValueError, OSError: bad input; the message names option, rule and value.
     """
     device = torch.device(choose_device(options.device, options.precision))
+    check_inputs(options)
     found = pictures.find_pictures(options.images, options.output)
     trained = load_weights(options.weights, device)
     whole = trained.height, trained.width
@@ -111,6 +112,21 @@ def prepare(options: Options) -> Job:
     check_output(options.output, record)
     todo = {name: path for name, path in found.items() if not finished(options.output, name, path)}
     return Job(options, device, trained, inference, short_side, found, todo, record)
+
+
+def check_inputs(options: Options) -> None:
+    """Raise FileNotFoundError for what is not there, the weights or the pictures, in one message."""
+    rules = {
+        "WEIGHTS must be a file, such as runs/ID/last.pt": (options.weights, options.weights.is_file()),
+        "IMAGES must be a folder or a file": (options.images, options.images.exists()),
+    }
+    problems = [
+        f"{rule}, got {path}, which {'is a folder' if path.is_dir() else 'does not exist'}"
+        for rule, (path, there) in rules.items()
+        if not there
+    ]
+    if problems:
+        raise FileNotFoundError("\n".join(problems))
 
 
 def check_output(output: Path, record: Row) -> None:

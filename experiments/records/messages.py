@@ -1,7 +1,9 @@
 """What commands say: how they end, and names from outside in a line."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 SHOWN = 20  # problems, ids or names that one message spells out; the rest are counted
 
@@ -10,9 +12,13 @@ class IncompleteError(RuntimeError):
     """A part of the work failed, and the rest is done; the message counts."""
 
 
-def ended(work: Callable[[], int], *, quiet: bool = False) -> int:
+def ended(work: Callable[[], int], *, begun: Path | None = None, quiet: bool = False) -> int:
     """The exit status of a command that does the work, which gives it: 1 where a part failed, 2 for bad input, 130 when
-    interrupted. quiet: another process says why."""
+    interrupted.
+
+    begun: a file that is there once there is something that the same command continues. quiet: another process says
+    why.
+    """
     status = 2
     try:
         return work()
@@ -21,7 +27,8 @@ def ended(work: Callable[[], int], *, quiet: bool = False) -> int:
     except (ValueError, ImportError) as error:
         message = f"error: {error}"
     except OSError as error:
-        message = f"error: {error}; what is finished is kept, and the same command continues after it"
+        kept = "; what is finished is kept, and the same command continues after it"
+        message = f"error: {error}{kept if begun is not None and os.path.exists(begun) else ''}"
     except KeyboardInterrupt:
         status, message = 130, "interrupted; the same command continues where it stopped"
     if not quiet:

@@ -210,7 +210,8 @@ def check_implementation(impl: str) -> None:
         NotImplementedError: "triton" without the package.
     """
     if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+        given = repr(impl[:200]) if isinstance(impl, str) else type(impl).__name__
+        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {given}")
     missing = support.triton_missing() if impl == "triton" else None
     if missing is not None:
         raise NotImplementedError(f"impl='triton': {missing}; choose 'auto', 'reference' or 'sdpa'")

@@ -259,7 +259,9 @@ def test_bad_images_are_refused(tmp_path: Path, pixelwise: Pixelwise, capsys: py
     }
     for images, message in cases.items():
         assert main(arguments(tmp_path, images=images)) == 2
-        assert message in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert message in error
+        assert "the same command continues" not in error
     assert main(arguments(tmp_path, images="in/sub", output="in")) == 2
     assert "IMAGES must not lie inside --output" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -268,7 +270,15 @@ def test_bad_images_are_refused(tmp_path: Path, pixelwise: Pixelwise, capsys: py
 def test_bad_weights_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill(tmp_path / "in", {"a.png": (64, 96)})
     assert main(arguments(tmp_path)) == 2
-    assert "w.pt: no such file" in capsys.readouterr().err
+    missing = f"WEIGHTS must be a file, such as runs/ID/last.pt, got {tmp_path / 'w.pt'}, which does not exist"
+    assert capsys.readouterr().err == f"error: {missing}\n"
+    assert main(arguments(tmp_path, images="gone")) == 2
+    both = f"{missing}\nIMAGES must be a folder or a file, got {tmp_path / 'gone'}, which does not exist"
+    assert capsys.readouterr().err == f"error: {both}\n"
+    (tmp_path / "w.pt").mkdir()
+    assert main(arguments(tmp_path)) == 2
+    assert capsys.readouterr().err == f"error: {missing.replace('does not exist', 'is a folder')}\n"
+    (tmp_path / "w.pt").rmdir()
     torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "w.pt")
     assert main(arguments(tmp_path)) == 2
     assert "w.pt is a torch file of another kind" in capsys.readouterr().err

@@ -90,7 +90,10 @@ def test_foreign_folders_and_files_are_refused(tmp_path: Path, capsys: pytest.Ca
         (["--size", "0", "5"], "--size must be height and width of at least 64, got 0 5"),
         (["--precision", "16", "--device", "cpu"], "--precision 16 needs --device cuda"),
         (["--crop", "65", "64"], "--crop must fit into the images, 64x64, got 65x64"),
-        (["--weights", "imagenet"], "--weights must be one of (none: it has no pretrained weights) for swinx_n"),
+        (
+            ["--weights", "imagenet"],
+            "--weights must be left out for swinx_n, which has no pretrained weights, got imagenet",
+        ),
         (["--decoders", "PAN", "--size", "128", "128", "--tile", "32", "32"], "none of these runs can exist"),
         (
             ["--encoders", "swinx_n", "resnet18", "--layer-decay", "0.9"],
@@ -110,6 +113,7 @@ def test_bad_input_is_refused_before_work(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
+    assert "the same command continues" not in error
     assert not output.exists()
 
 
