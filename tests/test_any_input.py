@@ -5,6 +5,8 @@ A hundred cases in every run, always the same. Thousands of new ones:
     pytest tests/test_any_input.py --hypothesis-profile=nightly
 """
 
+import gc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch import Tensor
 import swinx
 from swinx import plans
 
+SMALL = swinx.SwinConfig(8, (2, 2, 1, 1), (1, 2, 4, 8), (3, 4), 0.0)
 SIDES = st.integers(2, 6)
 WINDOWS = st.one_of(SIDES, st.tuples(SIDES, SIDES), st.tuples(*[st.one_of(SIDES, st.tuples(SIDES, SIDES))] * 4))
 CONFIGS = st.builds(
@@ -170,3 +173,46 @@ def test_a_damaged_file_is_refused_or_read_whole(
             assert torch.equal(parameter, before[name]), name
     else:
         assert all(parameter.isfinite().all() for parameter in encoder.parameters())
+
+
+def live_tensors() -> tuple[int, int]:
+    """Their number and bytes."""
+    gc.collect()
+    found = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    return len(found), sum(tensor.untyped_storage().nbytes() for tensor in found)
+
+
+@torch.no_grad()
+def test_a_thousand_image_sizes_leave_no_more_than_a_hundred() -> None:
+    """What is kept for a size gives way to what is kept for later ones, in evaluation and in training."""
+    encoder = swinx.SwinXEncoder(SMALL, depth=3).eval()
+    sizes = [(9 + number % 40, 9 + number * 7 % 53) for number in range(1000)]
+    assert len(set(sizes)) == 1000
+    left = []
+    for number, (height, width) in enumerate(sizes, start=1):
+        with torch.set_grad_enabled(number % 2 == 0):
+            encoder(torch.zeros(1, 3, height, width))
+        if number in (100, 1000):
+            left.append(live_tensors())
+    (few, few_bytes), (many, many_bytes) = left
+    assert many <= few + 50  # slices of some sizes hold more tensors than those of others
+    assert many_bytes <= few_bytes + 2**20
+
+
+@torch.no_grad()
+def test_threads_share_an_encoder_and_what_it_keeps() -> None:
+    encoder = randomise(swinx.SwinXEncoder(SMALL, output_stride=16))
+    images = [image(20 + 3 * number, 67 - 2 * number, batch=1) for number in range(24)]
+    expected = [encoder(x) for x in images]
+    for kept in (plans._kept_indices, plans.kept_slices):
+        kept.cache_clear()
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda x: _without_gradients(encoder, x), images * 2))
+    for levels, wanted in zip(got, expected * 2, strict=True):
+        assert all(torch.equal(level, other) for level, other in zip(levels, wanted, strict=True))
+
+
+@torch.no_grad()
+def _without_gradients(encoder: swinx.SwinXEncoder, x: Tensor) -> list[Tensor]:
+    """Each thread has a gradient mode of its own."""
+    return encoder(x)
