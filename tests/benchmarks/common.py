@@ -1,7 +1,8 @@
-"""What the benchmarks of attention and encoder share: options, rows with their origin, Markdown tables, and memory."""
+"""What the benchmarks share: options, rows with their origin, Markdown tables, and memory."""
 
 import gc
 import importlib
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,12 @@ def append(folder: Path, rows: Sequence[Row], device: torch.device) -> None:
     append_rows(folder / RESULTS, [row | origin for row in rows])
     gc.collect()
     torch.cuda.empty_cache()
+
+
+def versions() -> Row:
+    """Of what exports are made and run by, as far as it is installed."""
+    found = {package.name: package.version for package in importlib.metadata.distributions()}
+    return {name: found[name] for name in ("onnx", "onnxscript", "onnxruntime", "openvino") if name in found}
 
 
 def report(folder: Path, columns: Sequence[str]) -> None:

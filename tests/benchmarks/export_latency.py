@@ -10,18 +10,12 @@ everything takes some 10 minutes on one core.
 """
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +26,12 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import swinx
+from experiments.records.results import provenance
+from tests.benchmarks.common import versions
 
 MODELS = {"swinx_t": "swinx_t", "timm": "tu-swin_tiny_patch4_window7_224"}
 ENGINES = ("eager", "compile", "onnxruntime", "openvino", "aotinductor")
 SIDE = 224
-PACKAGES = ("torch", "timm", "segmentation-models-pytorch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino")
 Call = Callable[[Tensor], Any]
 
 
@@ -126,22 +121,6 @@ def largest_difference(call: Call, expected: list[Tensor], image: Tensor) -> flo
     )
 
 
-def provenance() -> dict[str, Any]:
-    """Where the numbers come from."""
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    installed = {distribution.name for distribution in importlib.metadata.distributions()}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
-    return {
-        "commit": commit.stdout.strip(),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "host": f"{models[0].partition(': ')[2]}, {os.cpu_count()} cores",
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in PACKAGES if package in installed},
-        "command": " ".join(["python", *sys.orig_argv[1:]]),
-    }
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line for each engine."""
     lines = [
@@ -199,7 +178,7 @@ def main() -> None:
             ratios = [theirs / ours for theirs, ours in zip(times["timm", engine], measured, strict=True)]
             quartiles = zip((25, 50, 75), statistics.quantiles(ratios, n=4), strict=True)
             row |= {f"ratio_timm_p{p}": round(value, 3) for p, value in quartiles}
-        rows.append(row | provenance())
+        rows.append(row | provenance(torch.device("cpu")) | versions())
     options.output.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options.output.with_suffix(".md").write_text(table(rows) + "\n")
     print(table(rows))

@@ -9,10 +9,7 @@ mode; aotinductor, which needs a C++ compiler. A failure is a row too.
 """
 
 import argparse
-import importlib.metadata
 import json
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +20,9 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from experiments.records.results import provenance
 from tests import export_models as models
+from tests.benchmarks.common import versions
 
 STRIDES = {
     "Unet": (32, 16, 8),
@@ -34,7 +33,6 @@ STRIDES = {
     "Segformer": (32, 16, 8),
 }
 WAYS = ("onnxruntime", "program", "strict", "aotinductor")
-PACKAGES = ("torch", "segmentation-models-pytorch", "timm", "onnx", "onnxscript", "onnxruntime")
 
 
 def run_way(way: str, program: ExportedProgram) -> Callable[[Tensor], Tensor]:
@@ -71,16 +69,7 @@ def measure(decoder: str, stride: int, version: str, way: str) -> dict[str, Any]
     except Exception as error:
         (*_, said) = str(error).strip().splitlines() or [""]
         row["error"] = f"{type(error).__name__}: {said[:200]}"
-    return row | provenance()
-
-
-def provenance() -> dict[str, Any]:
-    """Where a row comes from."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    dirty = bool(subprocess.run([*git, "status", "--porcelain", "swinx"], capture_output=True, text=True).stdout)
-    versions = {package: importlib.metadata.version(package) for package in PACKAGES}
-    return {"commit": commit, "dirty": dirty, "python": platform.python_version(), **versions}
+    return row | provenance(torch.device("cpu")) | versions()
 
 
 def table(rows: list[dict[str, Any]]) -> str:
