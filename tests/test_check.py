@@ -64,6 +64,31 @@ def test_a_process_that_breaks_down_takes_no_other_with_it(monkeypatch: pytest.M
     assert list(check._apart(eval, [("1",), ("__import__('os')._exit(3)",), ("2",), ("3",)])) == [1, None, 2, 3]
 
 
+def test_a_case_without_memory_beside_others_is_tried_again_alone(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, calls = launch.forward, []
+
+    def full(*call: Any) -> tuple[Tensor, Tensor]:
+        calls.append(0)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return plain(*call)
+
+    monkeypatch.setattr(launch, "forward", full)
+    status, record = run(short)
+    assert status == 0
+    assert [case["right"] for case in record["cases"]] == [True] * 4
+
+
+def test_a_case_that_never_has_enough_memory_is_not_right(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*call: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(launch, "forward", full)
+    status, record = run(short)
+    assert status == 1
+    assert {case["reason"] for case in record["cases"]} == {"OutOfMemoryError: CUDA out of memory."}
+
+
 def test_nothing_is_begun_after_an_interruption(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(check, "PROCESSES", 2)
     begun = check._apart(os.mkdir, [(str(tmp_path / str(number)),) for number in range(40)])

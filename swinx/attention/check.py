@@ -49,6 +49,7 @@ REPEATED_INTERPRETED, REPEATS_INTERPRETED = ((4, 5), (9, 9)), 20
 # Compiling is most of the time, and a kernel that reads beyond its memory makes all later work of its process fail.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 PROCESSES = max(2, min(8, CORES))
+OUT_OF_MEMORY = torch.OutOfMemoryError.__name__  # how the reason of a row then begins
 WAYS = ("triton", "sdpa", "compiled reference", "flex_attention")
 
 STAGES = {
@@ -85,17 +86,26 @@ def right(device: torch.device) -> list[dict[str, Any]]:
     """A row for each case: its largest error over the one allowed, or why there is none."""
     counts = (ON_A_GPU if device.type == "cuda" else INTERPRETED).items()
     kinds = [(device, dtype, *window) for dtype, count in counts for window in WINDOWS[:count]]
-    rows = []
-    for (_, dtype, window, head_dim, cosine), found in zip(kinds, _apart(_cases, kinds), strict=True):
-        for row in found or [_row(dtype, window, head_dim, cosine, 0) | {"reason": "the process broke down"}]:
-            rows.append(row)
-            said = row.get("reason") or f"{row['excess']:.2f} of the error allowed"
-            scores = "cosine" if row["cosine"] else "scaled"
-            print(
-                f"{row['dtype']:9} window {row['window']!s:9} head_dim {row['head_dim']} {scores}, "
-                f"case {row['case']}: {said}",
-                flush=True,
-            )
+    rows, short = [], []
+    for kind, found in zip(kinds, _apart(_cases, kinds), strict=True):
+        if any((row.get("reason") or "").startswith(OUT_OF_MEMORY) for row in found or []):
+            short.append(kind)  # the memory was that of several processes
+        else:
+            rows += _told(kind, found)
+    for kind in short:
+        print("Not enough memory beside other cases; now alone:", flush=True)
+        rows += _told(kind, next(_apart(_cases, [kind])))
+    return rows
+
+
+def _told(kind: tuple[Any, ...], found: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    """The rows that were found for one kind of input, printed; one that says so where its process broke down."""
+    _, dtype, window, head_dim, cosine = kind
+    rows = found or [_row(dtype, window, head_dim, cosine, 0) | {"reason": "the process broke down"}]
+    for row in rows:
+        said = row.get("reason") or f"{row['excess']:.2f} of the error allowed"
+        name = f"{row['dtype']:9} window {window!s:9} head_dim {head_dim} {'cosine' if cosine else 'scaled'}"
+        print(f"{name}, case {row['case']}: {said}", flush=True)
     return rows
 
 
