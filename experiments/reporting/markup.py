@@ -55,11 +55,15 @@ def to_csv(frame: Frame) -> str:
 
 
 def to_latex(captioned: Mapping[str, Frame]) -> str:
-    """Floating tables by their captions."""
-    stylers = {caption: Styler(frame).hide(axis="index").format(escape="latex") for caption, frame in captioned.items()}
-    tables = [
-        styler.format_index(escape="latex", axis=1).to_latex(hrules=True, caption=caption)
-        for caption, styler in stylers.items()
-    ]
-    head = "% Needs \\usepackage{booktabs}, and \\usepackage[T1]{fontenc} for names beyond ASCII.\n"
-    return "\n".join([head, *tables]).replace("\N{MINUS SIGN}", "$-$")
+    """Floating tables by their captions, in small letters; texts of more than a few words are broken into lines."""
+    tables = []
+    for caption, frame in captioned.items():
+        wide = f">{{\\raggedright\\arraybackslash}}p{{{0.22 if len(frame.columns) > 7 else 0.36}\\linewidth}}"
+        columns = [wide if name in ("configuration", "contrast") else "l" if name in LEFT else "r" for name in frame]
+        styler = Styler(frame).hide(axis="index").format(escape="latex").format_index(escape="latex", axis=1)
+        tables.append(styler.to_latex(hrules=True, caption=caption, column_format="".join(columns)))
+    text = "\n".join(tables).replace("\\begin{tabular}", "\\scriptsize\\setlength{\\tabcolsep}{3pt}\n\\begin{tabular}")
+    head = (
+        "% Needs \\usepackage{array,booktabs}, and \\usepackage[T1]{fontenc} for names beyond ASCII; lines of 16 cm.\n"
+    )
+    return f"{head}\n{text}".replace("\N{MINUS SIGN}", "$-$")
