@@ -11,7 +11,7 @@ from experiments.data.street_scenes import SMALLEST, make_scenes
 from experiments.records.messages import printable, shortened
 from experiments.records.options import DataOptions
 
-__all__ = ["DataError", "SegmentationData", "Split", "data_id", "load", "make_scenes"]
+__all__ = ["DataError", "SegmentationData", "Split", "data_id", "groups_id", "load", "make_scenes"]
 
 FILES = ("folder", "camvid", "pet")
 ONLY_FOR = {"root": FILES, "fit": FILES, "groups": FILES, "classes": ("folder",), "ignore_index": ("folder",)}
@@ -65,6 +65,12 @@ def _check(options: DataOptions, native: bool) -> None:
         raise ValueError(f"--size must be height and width of at least {least}, got {got}")
     if native and options.fit == "crop":
         raise ValueError("--score-at native needs the whole images: --fit pad or stretch, got --fit crop")
+
+
+def groups_id(data: SegmentationData) -> str | None:
+    """Digest of what test images belong to; None where each stands for itself."""
+    groups = data.test.groups
+    return hashlib.sha256(repr((data.test.names, groups)).encode()).hexdigest()[:12] if groups else None
 
 
 def data_id(data: SegmentationData) -> str:

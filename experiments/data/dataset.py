@@ -16,7 +16,8 @@ class Split:
     each image belongs to (a drive, a film, a patient): those of one group are not independent; empty where every image
     stands for itself. Of a test split, if asked for and where images were resized: native_masks: N masks (h, w) uint8
     at the resolution of their files; shown: rows and columns, at the top left of the tensors, that show each image from
-    edge to edge, the rest being padding.
+    edge to edge, the rest being padding. short_side: of images that were resized, the median of the shorter side in
+    pixels that whole pictures have at their scale, without padding and with what was cropped.
     """
 
     images: Tensor
@@ -25,6 +26,7 @@ class Split:
     groups: tuple[str, ...] = ()
     native_masks: tuple[Tensor, ...] | None = None
     shown: tuple[tuple[int, int], ...] | None = None
+    short_side: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Image files, decoded: what a file holds is not believed, and nothing is waited for."""
 
 import contextlib
+import re
 import warnings
 from pathlib import Path
 
@@ -17,14 +18,21 @@ def read_image(path: Path, *, mode: str | None = "RGB", upright: bool = False) -
     """The image in this mode of Pillow, None for that of its file; turned as its EXIF orientation says if upright.
 
     Raises:
-        ImageError: no regular file, of none of FORMATS, damaged, of other than 8 bits a channel, or so large that
-            Pillow takes it for an attack.
+        ImageError: no regular file, of none of FORMATS, damaged, of other than 8 bits a channel (as to grey of 2 or 4
+            bits: in the mode of its file), or so large that Pillow takes it for an attack.
     """
     try:
         with _open(path) as image:
+            stored = " ".join(str(part.args) for part in image.tile)  # RGB;16B, of which Pillow keeps half
             image.load()  # open() reads the header only: a truncated file shows itself here
             if image.mode.startswith(("I", "F")):
                 raise ImageError(f"must have 8 bits a channel, is mode {image.mode}")
+            if deep := re.search(r"\w+;16[BLNS]", stored):
+                raise ImageError(f"must have 8 bits a channel, is {deep.group()}")
+            if mode is None and (shallow := re.search(r"\bL;[24]", stored)):
+                raise ImageError(
+                    f"must have 8 bits a pixel, is {shallow.group()}: Pillow spreads its values over 0 to 255"
+                )
             turned = ImageOps.exif_transpose(image) if upright else image
             return turned.convert(mode) if mode else turned
     except ImageError:

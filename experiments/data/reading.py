@@ -5,6 +5,7 @@ Shapes: N images, H W pixels of the tensors, h w pixels of one file.
 
 import contextlib
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -93,6 +94,7 @@ def read_splits(
         images = torch.empty(len(own), 3, *shape, dtype=torch.uint8)
         masks = torch.empty(len(own), *shape, dtype=torch.uint8)
         kept: list[Tensor] = []
+        sides: list[int] = []
         for i, pair in enumerate(own):
             try:
                 image, mask = _read_pair(pair, values)
@@ -105,13 +107,15 @@ def read_splits(
             mean = tuple(round(level) for level in ImageStat.Stat(image).mean)
             images[i] = _resized(image, shape, fit, Image.Resampling.BILINEAR, mean).permute(2, 0, 1)
             masks[i] = _resized(mask, shape, fit, Image.Resampling.NEAREST, ignore_index)
+            sides.append(_short_side(image.height, image.width, shape, fit))
             if native and size and split == "test":
                 kept.append(torch.from_numpy(np.array(mask)))
         if not problems and (masks == ignore_index).all():
             problems.append(f"{split} has no labelled pixel: its masks hold {ignore_index} (ignored) everywhere")
         names = tuple(pair.name for pair in own)
         shown = tuple(_shown(mask.shape[0], mask.shape[1], shape, fit) for mask in kept)
-        splits.append(Split(images, masks, names, (), tuple(kept) or None, shown or None))
+        short_side = round(statistics.median(sides)) if size and sides else None
+        splits.append(Split(images, masks, names, (), tuple(kept) or None, shown or None, short_side))
     if problems:
         raise DataError(root, problems)
     train, val, test = splits
@@ -161,6 +165,13 @@ def _shown(height: int, width: int, size: Size, fit: Fit) -> Size:
     """Rows and columns, at the top left of size = (H, W), that a whole picture of height x width is scaled to."""
     scale = min(size[0] / height, size[1] / width)
     return (max(1, round(scale * height)), max(1, round(scale * width))) if fit == "pad" else size
+
+
+def _short_side(height: int, width: int, size: Size, fit: Fit) -> int:
+    """The shorter side in pixels that a whole picture of height x width has at the scale at which size shows it."""
+    scales = size[0] / height, size[1] / width
+    factor = {"pad": min(scales), "crop": max(scales), "stretch": min(size) / min(height, width)}[fit]
+    return max(1, round(factor * min(height, width)))
 
 
 def _resized(image: Image.Image, size: Size, fit: Fit, method: Image.Resampling, fill: int | tuple[int, ...]) -> Tensor:

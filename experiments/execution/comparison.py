@@ -75,8 +75,9 @@ def check_output(output: Path, known: Row, *, trained: bool = True) -> list[Row]
     if any(there.get("trained", True) is not trained for there in (*ran, *begun)):
         what = "evaluations of runs trained elsewhere" if trained else "runs that were trained"
         raise ValueError(f"--output: {output} holds {what}, choose another folder")
+    compared = {name: value for name, value in known.items() if name != "data"}  # a folder of data may have moved
     for there in (*begun, *rows):
-        if listing := differing(there, known):
+        if listing := differing(there, compared):
             raise ValueError(f"--output: {output} was begun with other settings ({listing}), choose another folder")
     if not rows and output.exists():
         # A first run that was interrupted leaves files, and rows if any were torn.

@@ -15,7 +15,7 @@ from experiments.execution.launch import check_ray
 from experiments.execution.runs import find_source
 from experiments.records.grid import NotApplicable, Run, grid, own_stem
 from experiments.records.options import CompareOptions, Settings, check_precision, choose_device
-from experiments.records.results import Row, run_of, runs_in
+from experiments.records.results import run_of, runs_in
 from experiments.reporting.rows import axes_of
 from experiments.statistics.contrasts import planned, read_contrasts
 from experiments.training.losses import class_weights
@@ -44,14 +44,15 @@ def prepare(
     shared: dict[str, Any] = {name: getattr(options, name) for name in same}
     shared["start"] = options.start and str(options.start.resolve())  # machines of Ray work elsewhere
     shared["evaluate_at"] = tuple(sorted(options.evaluate_at))
-    settings = Settings(loaded.name, data.data_id(loaded), height, width, device=device, **shared)
+    shared |= {"device": device, "groups_id": data.groups_id(loaded)}
+    settings = Settings(loaded.name, data.data_id(loaded), height, width, **shared)
     rows = comparison.check_output(options.output, settings.as_row())
     _check_against(options, loaded)
-    if options.start is not None:
-        _check_start(options, runs, settings)
     # Sizes that models meet: in training, and with each scale and tile of evaluation.
     sizes = [options.recipe.crop or (height, width), *options.inference.sizes(height, width)]
     runs, missing = comparison.runnable(runs, missing, sizes, len(loaded.class_names), console)
+    if options.start is not None:
+        _check_start(options, runs, settings)
     if strict:
         check_contrasts(options.contrasts, [*runs, *(run_of(row) for row in rows)], settings)
     return runs, missing, loaded, settings
@@ -59,16 +60,15 @@ def prepare(
 
 def check_contrasts(texts: Sequence[str], runs: Sequence[Run], settings: Settings) -> None:
     """Raise ValueError where planned contrasts name what the finished grid will not have."""
+    known = {run.configuration: axes_of(asdict(run)) for run in runs}
+    steps = sorted({*settings.evaluate_at, settings.steps})
+    by_step = {
+        f"{label} step {step}": {**fields, "step": step}
+        for label, fields in known.items()
+        for step in (steps if len(steps) > 1 else ())
+    }
     for text in read_contrasts(texts):
-        known: dict[str, Row] = {}
-        for run in runs:
-            fields = axes_of(asdict(run))
-            # Steps before the end are compared only where a contrast asks for them.
-            for step in (*settings.evaluate_at, settings.steps) if "step" in text else ():
-                known[f"{run.configuration} step {step}"] = {**fields, "step": step}
-            if "step" not in text:
-                known[run.configuration] = fields
-        planned([text], list(known.items()))
+        planned(text, list(known.items()), list(by_step.items()))
 
 
 def _device(options: CompareOptions) -> str:
@@ -122,11 +122,11 @@ def _check_against(options: CompareOptions, loaded: SegmentationData) -> None:
 def _check_start(options: CompareOptions, runs: list[Run], settings: Settings) -> None:
     """Every run must find the one finished run of --start whose weights it begins with, trained on the same data."""
     assert options.start is not None
-    there = {(row.get("data"), row.get("data_id")) for row in runs_in(options.start)}
+    there = {row["data_id"]: row.get("data") for row in runs_in(options.start)}
     if not there:
         raise ValueError(f"--start must be a folder of finished runs, got {options.start}, which has none")
-    if there != {(settings.data, settings.data_id)}:
-        listing = ", ".join(f"{name} ({digest})" for name, digest in there)
+    if set(there) != {settings.data_id}:
+        listing = ", ".join(f"{name} ({digest})" for digest, name in there.items())
         raise ValueError(f"--start must be of the same data, {settings.data} ({settings.data_id}), got {listing}")
     for run in runs:
         try:

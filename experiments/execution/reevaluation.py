@@ -33,8 +33,6 @@ def prepare(
     rows = _chosen(options, console)
     sources, missing = _plan(rows, options)
     settings = _settings(rows, options)
-    begun = comparison.check_output(options.output, settings.as_row(), trained=False)
-    _check_begun(begun, sources, options.output)
     with console.status("loading data"):
         loaded = data.load(options.data, native=options.scoring.score_at == "native")
     digest, (height, width) = data.data_id(loaded), loaded.train.images.shape[-2:]
@@ -43,6 +41,9 @@ def prepare(
             f"--data must be what {options.folder} was trained on, {settings.data} at {settings.height}x"
             f"{settings.width} with data_id {settings.data_id}, got {loaded.name} at {height}x{width} with {digest}"
         )
+    settings = replace(settings, groups_id=data.groups_id(loaded))
+    begun = comparison.check_output(options.output, settings.as_row(), trained=False)
+    _check_begun(begun, sources, options.output)
     sizes = options.inference.sizes(settings.height, settings.width)
     runs, missing = comparison.runnable(list(sources), missing, sizes, len(loaded.class_names), console)
     check_contrasts(options.contrasts, [*runs, *(run_of(row) for row in begun)], settings)

@@ -28,7 +28,7 @@ CURVE_POINTS = 500
 # Latencies are compared only where one process measured them.
 SITTING = secrets.token_hex(4)
 # What a row says of the finished run whose weights it began with or evaluates.
-SOURCE_FIELDS = ("run", "step", "commit", "time", "command", "host", "precision")
+SOURCE_FIELDS = ("run", "step", "commit", "time", "command", "host", "precision", "source")
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ def execute(
         results |= {"status": "diverged", "error": str(error)}
     if together.rank > 0:
         return []
-    return [*_earlier(folder, head, settings), {**head, "time": now(), "step": step, **results}]
+    head["time"] = now()  # one for all rows: it tells this training from others
+    return [*_earlier(folder, head, settings), {**head, "step": step, **results}]
 
 
 def _initial(run: Run, source: Source | None, data: SegmentationData, settings: Settings) -> Segmenter:

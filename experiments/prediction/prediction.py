@@ -102,7 +102,7 @@ def prepare(options: Options) -> Job:
     found = pictures.find_pictures(options.images, options.output)
     trained = load_weights(options.weights, device)
     whole = trained.height, trained.width
-    short_side = None if options.native or options.size else options.short_side or min(whole)
+    short_side = None if options.native or options.size else options.short_side or trained.short_side
     tile = options.inference.tile or trained.crop or (whole if options.native else None)
     inference = replace(options.inference, tile=tile)
     with options.weights.open("rb") as file:
@@ -165,7 +165,8 @@ def predict(job: Job) -> dict[str, str]:
         try:
             picture = read_image(path, upright=True)
             height, width = job.seen(picture.height, picture.width)
-            needed = 8 * len(job.trained.class_names) * height * width  # logits and probabilities
+            # Logits and probabilities, of the largest view.
+            needed = int(8 * len(job.trained.class_names) * height * width * max(1, *job.inference.scales) ** 2)
             if needed > available_memory():
                 raise ImageError(f"needs {needed / 1e9:.1f} GB as the model sees it, {height}x{width}: too much here")
             # Resized as folders of training data are; a size that is right already changes nothing.

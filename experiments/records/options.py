@@ -19,6 +19,7 @@ Precision = Literal["32", "bf16", "16"]
 Dilation = Literal["exact", "dense", "enlarged"]
 Alignment = Literal["none", "centred"]
 Size = tuple[int, int]
+LEAST_CROP = 16  # pixels a side: pictures are predicted by tiles as large as the crop, and tiny ones take for ever
 
 
 def unset(metavar: str) -> Any:
@@ -108,7 +109,7 @@ class Recipe:
             "ema_decay": (0 <= self.ema_decay < 1, "at least 0 and below 1"),
             "gradient_clip": (0 < self.gradient_clip < inf, "positive and finite"),
             "accumulate": (self.accumulate >= 1, "at least 1"),
-            "crop": (self.crop is None or min(self.crop) >= 1, "height and width of at least 1"),
+            "crop": (self.crop is None or min(self.crop) >= LEAST_CROP, f"height and width of at least {LEAST_CROP}"),
             "zoom": (1 <= self.zoom[0] <= self.zoom[1] < inf, "two finite factors of at least 1, rising"),
             "color": (0 <= self.color < 1, "at least 0 and below 1"),
             "layer_decay": (0 < self.layer_decay <= 1, "above 0 and at most 1"),
@@ -294,7 +295,8 @@ class Settings:
 
     data_id is a digest of the pixels and masks. height and width are those of the images in memory. evaluate_at
     lists steps after which the test split is scored as well. start: the folder whose weights runs begin with, None for
-    none. workers, which changes no result, is not part of rows.
+    none. groups_id: a digest of what test images belong to, None where each stands for itself. workers, which changes
+    no result, is not part of rows.
     """
 
     data: str
@@ -310,6 +312,7 @@ class Settings:
     scoring: Scoring = field(default_factory=Scoring)
     evaluate_at: tuple[int, ...] = ()
     start: str | None = None
+    groups_id: str | None = None
     workers: int = 0
 
     def as_row(self) -> dict[str, Any]:

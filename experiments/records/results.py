@@ -27,6 +27,7 @@ import torch
 import swinx
 from experiments.records.files import PLAIN_NAME
 from experiments.records.grid import Run
+from experiments.records.options import Inference, Recipe
 
 Row = dict[str, Any]
 
@@ -41,6 +42,10 @@ SCORES = (
 )
 # Fields that hold an object of numbers or None.
 TABLES = ("class_iou", "boundary_f1", "thin_boundary_f1", "corruption_miou")
+BUDGET = ("steps", "batch_size", "precision")
+RECIPE = (*(part.name for kind in (Recipe, Inference) for part in fields(kind)), "start", "score_at")
+# What makes another configuration where it differs. The rest of Settings is of the data, or changes no score.
+SETTINGS = (*BUDGET, *(name for name in RECIPE if name != "validate_every"))
 # None in a row that has no results.
 RESULT_FIELDS = (*SCORES, *TABLES, "latency_sitting")
 
@@ -137,11 +142,16 @@ def run_of(row: Row) -> Run:
     return Run(**{part.name: row[part.name] for part in fields(Run)})
 
 
+def settings_of(row: Row) -> Row:
+    """SETTINGS of a row, but for those that it lacks, as an earlier version wrote it, or that mean nothing there."""
+    without = () if row.get("tile") else ("overlap",)
+    return {name: row[name] for name in SETTINGS if name in row and name not in without}
+
+
 def identity(row: Row) -> tuple[object, ...]:
-    """What no two rows of a file share: run, step, how images were predicted and scored, and whose weights it was."""
+    """What no two rows of a file share: run, step, settings, and whose weights it was."""
     source = row.get("source") or {}
-    way = json.dumps([row.get(key) for key in ("tile", "overlap", "flip", "scales", "score_at")])
-    return row["run"], row.get("step"), way, source.get("run"), source.get("time")
+    return row["run"], row.get("step"), json.dumps(settings_of(row)), source.get("run"), source.get("time")
 
 
 def check_row(row: Row) -> None:
@@ -159,8 +169,10 @@ def check_row(row: Row) -> None:
         good = value is None or (isinstance(value, dict) and all(map(_number, value.values())))
         _check(row, name, good, "an object of numbers, or null")
     source = row.get("source")
-    good = source is None or (isinstance(source, dict) and _is_plain(source.get("run")))
-    _check(row, "source", good, "an object with the plain name of a run, or null")
+    while source is not None:
+        good = isinstance(source, dict) and _is_plain(source.get("run"))
+        _check(row, "source", good, "an object with the plain name of a run, or null")
+        source = source.get("source")
 
 
 def _check(row: Row, name: str, good: bool, rule: str) -> None:
@@ -188,10 +200,20 @@ def provenance(device: torch.device) -> Row:
     return {
         "commit": commit,
         "dirty": dirty,
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "command": _command(),
         "time": now(),
         **machine(device),
     }
+
+
+def _command() -> str:
+    """What was typed to start this process, or all processes of torchrun."""
+    words = sys.orig_argv[1:]
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return shlex.join(["python", *words])
+    sizes = {"--nnodes": "GROUP_WORLD_SIZE", "--nproc-per-node": "LOCAL_WORLD_SIZE"}
+    given = [f"{option}={os.environ[name]}" for option, name in sizes.items() if name in os.environ]
+    return shlex.join(["torchrun", *given, *(words[1:] if words[:1] == ["-u"] else words)])
 
 
 def machine(device: torch.device) -> Row:
@@ -209,8 +231,8 @@ def machine(device: torch.device) -> Row:
 
 
 def now() -> str:
-    """UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    """UTC, ISO 8601, to the millisecond: with its name it tells a run from all others."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def host_name(device: torch.device) -> str:

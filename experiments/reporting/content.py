@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas
 
-from experiments.records.results import SCORES, TABLES
+from experiments.records.results import SCORES, SETTINGS, TABLES, settings_of
 from experiments.reporting.load import Result, Results
-from experiments.reporting.rows import AXES, SETTINGS, axes_of, once, source_of, spelled
+from experiments.reporting.rows import AXES, axes_of, once, source_of, spelled
 from experiments.statistics.contrasts import Contrast, pairs, planned, read_contrasts
 from experiments.statistics.significance import Comparison, Configured, Effect, Score, compare, letters
 
@@ -60,10 +60,8 @@ def gather(results: Results, contrasts: Sequence[str] = (), *, strict: bool = Fa
         gaps.append(f"counts of each test image, or scores, are missing for {', '.join(without)}")
     chosen: list[Contrast] = [] if contrasts else pairs([c.label for c in counted])
     for text in read_contrasts(contrasts):
-        # Earlier steps are compared where a contrast asks for them, and are no partners elsewhere.
-        there = [*counted, *steps] if "step" in text else counted
         try:
-            chosen += planned([text], [(c.label, c.fields) for c in there])
+            chosen.append(planned(text, *([(c.label, c.fields) for c in there] for there in (counted, steps))))
         except ValueError as error:
             if strict:
                 raise
@@ -96,7 +94,7 @@ def configure(items: Iterable[Result]) -> tuple[list[Configuration], list[Config
     A setting that a row lacks, as an earlier version wrote it, is no difference.
     """
     ran = [item for item in items if item.row["status"] != "not applicable"]
-    lines = [axes_of(i.row) | {name: spelled(i.row[name]) for name in SETTINGS if name in i.row} for i in ran]
+    lines = [axes_of(i.row) | {name: spelled(value) for name, value in settings_of(i.row).items()} for i in ran]
     frame = Frame(lines, columns=[*AXES, *SETTINGS], dtype=object)
     names = [*AXES, *(name for name in SETTINGS if frame[name].nunique() > 1)]
     seeds, steps = [item.row["seed"] for item in ran], [item.row["step"] for item in ran]

@@ -42,7 +42,7 @@ def write_report(output: Path, contrasts: Sequence[str] = ()) -> None:
 def render(content: Content, output: Path) -> None:
     """Write FILES into output, each replaced whole."""
     rows, classes = [item.row for item in content.results.items], tables.classes(content.table)
-    by_class, contrasts = classes.map(tables.number).reset_index(), tables.differences(content)
+    by_class, contrasts = classes.map(tables.number).reset_index(allow_duplicates=True), tables.differences(content)
     sections = {
         "ranking": Section("Ranking by test mIoU", text.on_ranking(content), (), tables.ranking(content.table)),
         "differences": Section("Differences", text.on_differences(content), text.more_seeds(content), contrasts),

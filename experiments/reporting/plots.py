@@ -86,7 +86,7 @@ def curves(subplots: Mapping[str, Sequence[tuple[str, DataFrame]]]) -> bytes:
                     curve = curve.groupby([MOST_POINTS * i // len(curve) for i in range(len(curve))]).mean()
                 every = 0.2 if len(curve) > 5 else 1  # a share of no length marks nothing
                 (line,) = axes.plot(curve["step"], curve["value"], color=color, marker=marker, markevery=every)
-                lines.setdefault(textwrap.shorten(name, 60), line)
+                lines.setdefault(name, line)
                 if "low" in curve:
                     axes.vlines(curve["step"], curve["low"], curve["high"], color=color)
             axes.set_ylabel(heading)
@@ -95,7 +95,8 @@ def curves(subplots: Mapping[str, Sequence[tuple[str, DataFrame]]]) -> bytes:
             else:
                 axes.set_ylim(bottom=0)
         subplot[-1].set_xlabel("training step")
-        subplot[0].legend(lines.values(), lines.keys(), loc="lower left", bbox_to_anchor=(0, 1))
+        short = [textwrap.shorten(name, 60) for name in lines]
+        subplot[0].legend(lines.values(), short, loc="lower left", bbox_to_anchor=(0, 1))
 
     return render(draw, 2.2 * len(subplots) + 0.6 + 0.2 * len(names), len(subplots))
 

@@ -1,19 +1,14 @@
 """What rows say of their configuration, and which of them make a report."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from experiments.records.grid import own_window
-from experiments.records.options import Inference, Recipe
-from experiments.records.results import Row, run_of
+from experiments.records.results import SETTINGS, Row, run_of, settings_of
 from experiments.reporting.load import Result
 
 AXES = ("decoder", "encoder", "stem", "output_stride", "dilation", "window", "alignment")
-BUDGET = ("steps", "batch_size", "precision")
-RECIPE = (*(part.name for kind in (Recipe, Inference) for part in fields(kind)), "start", "score_at")
-# What makes another configuration where it differs. The rest of Settings is of the data, or changes no score.
-SETTINGS = (*BUDGET, *RECIPE)
 CONDITIONS = (*AXES, *SETTINGS, "seed", "status", "run", "step", "commit", "host")
 
 
@@ -64,12 +59,13 @@ def model_of(row: Row) -> str:
 
 
 def source_of(row: Row) -> str:
-    """What tells the training that a row is of, or that it continued from, from all others.
+    """What tells the training that a row is of, or the first one that it continued from, from all others.
 
     So rows of the same weights, and of trainings that began with the same weights, are compared source by source.
     """
-    source = row.get("source") or row
-    return f"{source['run']} {source.get('time')}"
+    while row.get("source"):
+        row = row["source"]
+    return f"{row['run']} {row.get('time')}"
 
 
 def once(items: Iterable[Result]) -> tuple[Result, ...]:
@@ -81,7 +77,7 @@ def once(items: Iterable[Result]) -> tuple[Result, ...]:
     kept: dict[str, Result] = {}
     for item in sorted(items, key=lambda item: not item.row.get("trained", True)):
         row = item.row
-        key = spelled([row["run"], row["step"], *(spelled(row.get(name)) for name in SETTINGS)])
+        key = spelled([row["run"], row["step"], spelled([f"{k}={spelled(v)}" for k, v in settings_of(row).items()])])
         if model_of(kept.setdefault(key, item).row) != model_of(row):
             raise ValueError(f"a run may come once with the same step and settings, got {row['run']} at {row['step']}")
     return tuple(kept.values())

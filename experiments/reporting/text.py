@@ -4,9 +4,9 @@ import shlex
 from collections.abc import Sequence
 from itertools import count, dropwhile, islice
 
-from experiments.records.results import Row
+from experiments.records.results import BUDGET, RECIPE, Row
 from experiments.reporting.content import Content, Frame
-from experiments.reporting.rows import AXES, BUDGET, RECIPE, spelled
+from experiments.reporting.rows import AXES, spelled
 from experiments.reporting.tables import number, shown_effects, verdict
 
 SEEDS = 3  # with fewer, only large differences are found

@@ -44,7 +44,7 @@ def read_contrasts(given: Sequence[str]) -> list[str]:
     """The texts of --contrasts: each is one, or a file with one per line, where # starts a comment (UTF-8).
 
     Raises:
-        ValueError: a file that is not UTF-8.
+        ValueError: a file that is not UTF-8, or a text that comes twice.
     """
     texts: list[str] = []
     for text in given:
@@ -56,23 +56,38 @@ def read_contrasts(given: Sequence[str]) -> list[str]:
         except UnicodeDecodeError as error:
             raise ValueError(f"--contrasts {text}: the file must be UTF-8 ({error})") from error
         texts += [content for line in lines if (content := line.split("#")[0].strip())]
+    if repeated := sorted({text for text in texts if texts.count(text) > 1}):
+        raise ValueError(f"--contrasts: each may be given once, got {', '.join(repeated)} more than once")
     return texts
 
 
-def planned(texts: Sequence[str], configurations: Sequence[tuple[str, Fields]]) -> list[Contrast]:
-    """The contrasts that texts mean among configurations, each a label and its fields (run without seed, step, ...).
+def planned(
+    text: str, configurations: Sequence[tuple[str, Fields]], steps: Sequence[tuple[str, Fields]] = ()
+) -> Contrast:
+    """The contrast that a text means among configurations, each a label and its fields (those of a run, but its seed).
+
+    steps: the same after several steps of training. They are compared only where a text names a step, and are no
+    partners elsewhere.
 
     Raises:
-        ValueError: what does not fit the grammar, names no configuration, could be read in two ways or is given twice;
-            the message lists the choices.
+        ValueError: what does not fit the grammar, names no configuration or could be read in two ways; the message
+            lists the choices.
     """
-    if repeated := sorted({text for text in texts if texts.count(text) > 1}):
-        raise ValueError(f"--contrasts: each may be given once, got {', '.join(repeated)} more than once")
+    try:
+        return _Reader(text, _table(configurations)).contrast()
+    except ValueError:  # no field step is in this table
+        if not steps or "step" not in text:
+            raise
+        return _Reader(text, _table([*configurations, *steps])).contrast()
+
+
+def _table(configurations: Sequence[tuple[str, Fields]]) -> dict[str, dict[str, str]]:
+    """Label -> field -> value."""
     names = list(dict.fromkeys(name for _, fields in configurations for name in fields))
     table = {label: {name: _text(name, fields.get(name)) for name in names} for label, fields in configurations}
     if len(table) < len(configurations):
         raise ValueError(f"labels of configurations must differ, got {', '.join(label for label, _ in configurations)}")
-    return [_Reader(text, table).contrast() for text in texts]
+    return table
 
 
 def _text(field: str, value: object) -> str:

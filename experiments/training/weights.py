@@ -4,6 +4,7 @@ A file may come from a stranger: it names a known encoder, never a hub, and numb
 """
 
 import io
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,10 +17,11 @@ from experiments.data import SegmentationData
 from experiments.records.files import write_whole
 from experiments.records.grid import Run, check_encoder
 from experiments.records.messages import shortened
+from experiments.records.options import LEAST_CROP
 from experiments.training.models import Segmenter, build_model
 from swinx.checkpoint_files import RefusedFileError, read_checkpoint
 
-FORMAT = "swinx-experiments-2"
+FORMAT = "swinx-experiments-3"
 ENTRIES = {
     "run": dict,
     "data": str,
@@ -28,10 +30,11 @@ ENTRIES = {
     "ignore_index": int,
     "height": int,
     "width": int,
+    "short_side": int,
     "crop": list | None,
     "state_dict": dict,
 }
-MOST_CLASSES, LEAST_CROP, MOST_SIDE = 255, 16, 2**15
+MOST_CLASSES, MOST_SIDE = 255, 2**15
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class Trained:
 
     model: on the device asked for, in eval mode, images (B, 3, H, W) uint8 -> logits (B, K, H, W). class_names has K
     entries, colors K + 1 (RGB 0..255, the last one for ignored pixels). height and width are those of the training
-    images in pixels, crop is the size that was cut out of them for training, None where they were seen whole; data is
-    the name of their set.
+    images in pixels, with what pads them; short_side is the shorter side that pictures have at their scale. crop is the
+    size that was cut out of them for training, None where they were seen whole; data is the name of their set.
     """
 
     model: Segmenter
@@ -51,6 +54,7 @@ class Trained:
     ignore_index: int
     height: int
     width: int
+    short_side: int
     data: str
     crop: tuple[int, int] | None = None
 
@@ -79,6 +83,7 @@ def save_weights(
         "ignore_index": data.ignore_index,
         "height": height,
         "width": width,
+        "short_side": data.train.short_side or min(height, width),
         "crop": None if crop is None else list(crop),
         "state_dict": state,
     }
@@ -116,7 +121,7 @@ def _entries(content: Mapping[str, Any]) -> Mapping[str, Any]:
         raise ValueError(f"lacks usable entries {', '.join(wrong)}, which the format {FORMAT} has")
     names, colors, crop = content["class_names"], content["colors"], content["crop"]
     shades = [shade for color in colors for shade in color]
-    sides = [content["height"], content["width"], *(crop or ())]
+    sides = [content["height"], content["width"], content["short_side"], *(crop or ())]
     whole = all(type(side) is int and 1 <= side <= MOST_SIDE for side in sides)
     rules = {
         f"1 to {MOST_CLASSES} different class_names": 1 <= len(names) == len(set(map(str, names))) <= MOST_CLASSES,
@@ -124,8 +129,7 @@ def _entries(content: Mapping[str, Any]) -> Mapping[str, Any]:
         and len(colors) == len(names) + 1
         and set(shades) <= set(range(256)),
         f"an ignore_index of {len(names)} to 255": len(names) <= content["ignore_index"] <= 255,
-        # Pictures are predicted by tiles as large as the crop: tiny ones would take for ever.
-        f"height and width of 1 to {MOST_SIDE} pixels and a crop of {LEAST_CROP} to {MOST_SIDE}": whole
+        f"height, width and short_side of 1 to {MOST_SIDE} pixels and a crop of {LEAST_CROP} to {MOST_SIDE}": whole
         and (crop is None or (len(crop) == 2 and min(crop) >= LEAST_CROP)),
     }
     if broken := [rule for rule, good in rules.items() if not good]:
@@ -139,17 +143,23 @@ def _rebuild(entries: Mapping[str, Any], device: torch.device | str) -> Trained:
         check_encoder(run.encoder)
     except (TypeError, ValueError) as error:
         raise ValueError(f"names a run that is not known here: {str(error)[:300]}") from error
-    try:
-        model = build_model(run, len(entries["class_names"]))
-    except Exception as error:  # encoders of other libraries fail in their own ways
-        problem = f"{type(error).__name__}: {error}"
-        raise ValueError(f"names the model {run.id}, which cannot be built here ({problem})") from error
-    try:
-        model.load_state_dict(entries["state_dict"])
-    except (RuntimeError, AttributeError, TypeError) as error:  # each mismatch; the last two of keys that are no texts
-        problem = "\n".join(shortened([line[:300] for line in str(error).splitlines()]))
-        raise ValueError(f"holds tensors that do not fit the model {run.id}: {problem}") from error
-    same = {name: entries[name] for name in ("ignore_index", "height", "width", "data")}
+    # First without memory: a few bytes may name a model of gigabytes, whose tensors the file does not have.
+    for place in ("meta", "cpu"):
+        try:
+            with torch.device(place), warnings.catch_warnings(action="ignore"):
+                model = build_model(run, len(entries["class_names"]))
+        except Exception as error:  # encoders of other libraries fail in their own ways, some on meta alone
+            if place == "meta":
+                continue
+            problem = f"{type(error).__name__}: {error}"
+            raise ValueError(f"names the model {run.id}, which cannot be built here ({problem})") from error
+        try:
+            with warnings.catch_warnings(action="ignore"):  # meta takes no values
+                model.load_state_dict(entries["state_dict"])
+        except (RuntimeError, AttributeError, TypeError) as error:  # mismatches; the last two: keys that are no texts
+            problem = "\n".join(shortened([line[:300] for line in str(error).splitlines()]))
+            raise ValueError(f"holds tensors that do not fit the model {run.id}: {problem}") from error
+    same = {name: entries[name] for name in ("ignore_index", "height", "width", "short_side", "data")}
     return Trained(
         model=Segmenter(model).eval().to(device),
         run=run,

@@ -45,7 +45,7 @@ def stand_in(
     """A model of run, trained on (crops of) images of this height and width, for the file weights, never read."""
     model = Pixelwise().eval()
     weights.write_bytes(b"stands for a file of weights")
-    trained = Trained(model, run, ("dark", "grey", "bright <&>"), COLORS, 255, *size, "toy", crop)
+    trained = Trained(model, run, ("dark", "grey", "bright <&>"), COLORS, 255, *size, min(size), "toy", crop)
     monkeypatch.setattr(prediction, "load_weights", lambda path, device: trained)
     return model
 

@@ -25,16 +25,16 @@ GRID = [
 
 
 def weights(text: str, configurations: list[tuple[str, dict[str, object]]] = GRID) -> dict[str, float]:
-    return dict(planned([text], configurations)[0].weights)
+    return dict(planned(text, configurations).weights)
 
 
 def test_a_contrast_is_the_mean_over_matched_configurations() -> None:
-    contrast = planned(["exact-dense@os8"], GRID)[0]
+    contrast = planned("exact-dense@os8", GRID)
     assert contrast.name == "exact-dense@os8"
     expected = {"Unet-os8-exact": 0.5, "Unet-os8-dense": -0.5, "FPN-os8-exact": 0.5, "FPN-os8-dense": -0.5}
     assert contrast.weights == expected
     assert contrast.note == "mean over 2 pairs; without a partner: PSPNet-os8-exact"
-    both = planned(["exact-dense"], GRID)[0]
+    both = planned("exact-dense", GRID)
     assert sum(weight > 0 for weight in both.weights.values()) == 5
     assert both.weights["PSPNet-os16-exact"] == pytest.approx(1 / 5)
     assert "Unet-os32-exact" in both.note
@@ -50,7 +50,7 @@ def test_a_contrast_is_the_mean_over_matched_configurations() -> None:
     ],
 )
 def test_sides_may_join_terms_and_name_different_fields(text: str) -> None:
-    contrast = planned([text], GRID)[0]
+    contrast = planned(text, GRID)
     assert contrast.weights == {"Unet-os8-exact": 1.0, "Unet-os32-exact": -1.0}
     assert contrast.note == "one pair"
 
@@ -129,13 +129,27 @@ def test_a_value_of_two_fields_is_refused_until_its_field_is_named() -> None:
         weights("FPN-y", alike)
 
 
+def test_steps_are_compared_only_where_one_is_named() -> None:
+    """A budget is no step: earlier steps of two budgets would be averaged in."""
+    ends = [(f"steps {steps}", {"decoder": "Unet", "steps": str(steps)}) for steps in (2, 4)]
+    over = [(f"{label} step {step}", {**there, "step": step}) for label, there in ends for step in (0, 2)]
+    assert planned("steps=4-steps=2", ends, over).weights == {"steps 4": 1, "steps 2": -1}
+    at_two = planned("steps=4-steps=2@step2", ends, over)
+    assert at_two.weights == {"steps 4 step 2": 1, "steps 2 step 2": -1}
+    assert planned("step2-step0@steps=4", ends, over).weights == {"steps 4 step 2": 1, "steps 4 step 0": -1}
+    with pytest.raises(ValueError, match=r"'step3' is no value; there are .*step: own, step0, step2"):
+        planned("step3-step0", ends, over)
+    with pytest.raises(ValueError, match=r"'step2' is no value; there are decoder: Unet; steps: 2, 4$"):
+        planned("step2-step0", ends)
+
+
 def test_contrasts_and_labels_are_given_once() -> None:
     with pytest.raises(ValueError, match="each may be given once, got exact-dense more than once"):
-        planned(["exact-dense", "exact-dense"], GRID)
+        read_contrasts(["exact-dense", "Unet-FPN", " exact-dense"])
     with pytest.raises(ValueError, match="labels of configurations must differ"):
-        planned(["Unet-FPN"], [*GRID, GRID[0]])
+        planned("Unet-FPN", [*GRID, GRID[0]])
     with pytest.raises(ValueError, match=r"'Unet' is no value; there are $"):
-        planned(["Unet-FPN"], [])
+        planned("Unet-FPN", [])
 
 
 def test_contrasts_come_from_the_command_or_a_file(tmp_path: Path) -> None:

@@ -115,6 +115,24 @@ def test_incomplete_and_double_pairs(tree: Path) -> None:
     }
 
 
+def png(path: Path, pixels: np.ndarray, bits: int) -> None:
+    """A PNG file of 16 bits a channel or 4 bits a pixel, which Pillow does not write."""
+    if bits == 4:
+        pixels = np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2)))
+        lines = (pixels[:, ::2] << 4 | pixels[:, 1::2]).astype(np.uint8)
+    else:
+        lines = pixels.astype(">u2")
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", W, H, bits, 2 if pixels.ndim == 3 else 0, 0, 0, 0),
+        b"IDAT": zlib.compress(b"".join(b"\0" + line.tobytes() for line in lines)),
+        b"IEND": b"",
+    }
+    file = b"\x89PNG\r\n\x1a\n"
+    for name, data in parts.items():
+        file += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    path.write_bytes(file)
+
+
 def test_all_bad_pairs_are_reported_at_once(tree: Path) -> None:
     for name in "efghi":
         write_pair(tree, 5, f"train/{name}.png")
@@ -129,6 +147,10 @@ def test_all_bad_pairs_are_reported_at_once(tree: Path) -> None:
     Image.fromarray(np.zeros((H, W), np.uint16)).save(tree / "images/test/d.png")
     Image.fromarray(np.zeros((H, W), bool)).save(tree / "masks/train/g.png")
     labels(3, H, W + 1).save(tree / "masks/train/h.png")
+    png(tree / "images/train/k.png", np.full((H, W, 3), 4095), bits=16)
+    labels(0).save(tree / "masks/train/k.png")
+    picture(0).save(tree / "images/train/l.png")
+    png(tree / "masks/train/l.png", np.full((H, W), 2), bits=4)
     Image.fromarray(np.zeros((H, W), np.uint16)).save(tree / "masks/train/i.png")
     expected = {
         "images/train/a.png": "has a mask with ids 3, 254; allowed are 0 to 2 and 255 (ignored)",
@@ -138,6 +160,8 @@ def test_all_bad_pairs_are_reported_at_once(tree: Path) -> None:
         "images/train/g.png": "has a mask of mode 1",
         "images/train/h.png": "is 23x37, its mask 23x38; they must be equal",
         "images/train/i.png": "has a mask that must have 8 bits a channel, is mode I;16",
+        "images/train/k.png": "must have 8 bits a channel, is RGB;16B",
+        "images/train/l.png": "has a mask that must have 8 bits a pixel, is L;4: Pillow spreads its values",
         "images/val/c.png": "is not an image (JPEG, PNG, ",
         "images/test/d.png": "must have 8 bits a channel, is mode I;16",
     }

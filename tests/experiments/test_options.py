@@ -25,7 +25,7 @@ from experiments.records.options import EXECUTION, Inference, RayResources, Reci
         ({"color": 1.0}, "--color must be at least 0 and below 1, got 1.0"),
         ({"accumulate": 0}, "--accumulate must be at least 1, got 0"),
         ({"validate_every": 0}, "--validate-every must be at least 1, got 0"),
-        ({"crop": (0, 5)}, "--crop must be height and width of at least 1, got 0 5"),
+        ({"crop": (0, 5)}, "--crop must be height and width of at least 16, got 0 5"),
         ({"zoom": (0.5, 2.0)}, "--zoom must be two finite factors of at least 1, rising"),
         ({"zoom": (2.0, 1.5)}, "--zoom must be two finite factors of at least 1, rising"),
         ({"layer_decay": 0.0, "weights": "imagenet"}, "--layer-decay must be above 0 and at most 1, got 0.0"),

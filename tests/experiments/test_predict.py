@@ -15,6 +15,8 @@ from toy import toy_data
 from experiments import data
 from experiments.data import SegmentationData
 from experiments.predict import main
+from experiments.prediction.options import Options
+from experiments.prediction.prediction import prepare
 from experiments.records.options import DataOptions
 from experiments.training.models import Segmenter, build_model
 from experiments.training.weights import load_weights, save_weights
@@ -91,6 +93,21 @@ def test_by_default_the_model_sees_the_training_scale(tmp_path: Path, pixelwise:
     assert sorted(pixelwise.shapes) == [(1, 3, 64, 96), (1, 3, 66, 64), (1, 3, 96, 64)]
     sizes = {name: read(tmp_path / "out" / "masks" / f"{name}.png").shape for name in "abc"}
     assert sizes == {"a": (128, 192), "b": (101, 67), "c": (32, 31)}
+
+
+@pytest.mark.parametrize(("fit", "short_side"), [("pad", 32), ("crop", 64), ("stretch", 64)])
+def test_the_training_scale_is_that_of_the_pictures_and_not_of_their_canvas(
+    tmp_path: Path, fit: str, short_side: int
+) -> None:
+    """Pictures twice as wide as high, brought to a square: padding them halves their scale."""
+    for split in ("train", "val", "test"):
+        fill(tmp_path / "data" / "images" / split, {"a.png": (48, 96)})
+        (tmp_path / "data" / "masks" / split).mkdir(parents=True)
+        Image.fromarray(np.zeros((48, 96), np.uint8)).save(tmp_path / "data" / "masks" / split / "a.png")
+    loaded = load(tmp_path / "data", "dark", "grey", "bright", size=(64, 64), fit=fit)
+    save_weights(tmp_path / "last.pt", Segmenter(build_model(RUN, 3)), RUN, loaded)
+    options = Options(tmp_path / "last.pt", tmp_path / "data" / "images", tmp_path / "out", device="cpu")
+    assert prepare(options).short_side == short_side
 
 
 def test_the_training_scale_of_upright_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy import ONE
+from toy import ONE, save_folder, toy_data
 
 from experiments import data
 from experiments.compare_decoders import main
@@ -31,6 +31,26 @@ def test_another_configuration_is_refused_before_work(
         assert main([*ONE, "--output", str(output)]) == 2
         assert "data_id" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == contents
+
+
+def test_other_groups_are_refused_and_a_folder_of_data_may_move(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Groups that came too late would be ignored, and intervals too narrow."""
+    for name in ("data", "moved"):
+        save_folder(toy_data(), tmp_path / name)
+
+    def train(name: str, *more: str) -> int:
+        root = tmp_path / name
+        own = ["--data", "folder", "--root", str(root), "--classes", str(root / "classes.txt"), *more]
+        return main([*ONE, *own, "--output", str(tmp_path / "out")])
+
+    assert train("data") == 0
+    assert train("data", "--groups", "(.)") == 2
+    assert "was begun with other settings (groups_id None there, " in capsys.readouterr().err
+    assert train("moved") == 0
+    assert "finished before, skipped" in capsys.readouterr().out
+    assert len(read_rows(tmp_path / "out" / "results.jsonl")) == 1
 
 
 def test_a_checkpoint_does_not_go_on_under_other_settings(
@@ -103,6 +123,8 @@ def test_foreign_folders_and_files_are_refused(tmp_path: Path, capsys: pytest.Ca
         (["--windows", "0"], "window must be a whole number of 1 to 64"),
         (["--start", "nowhere"], "--start must be a folder of finished runs, got nowhere, which has none"),
         (["--contrasts", "exact-dense@os8"], "--contrasts exact-dense@os8: 'dense' is no value"),
+        (["--contrasts", "FPN-Unet", "FPN-Unet"], "--contrasts: each may be given once, got FPN-Unet more than once"),
+        (["--contrasts", "FPN-Unet@step200"], "'step200' is no value"),
     ],
 )
 def test_bad_input_is_refused_before_work(
@@ -188,6 +210,7 @@ def test_cuda_is_refused_where_there_is_none(tmp_path: Path, capsys: pytest.Capt
         (["--ray.cpus", "2"], "--ray must be left out without --launcher ray"),
         (["--weights", "imagenet", "--start", "x"], "--start must be left out where --weights is given, got x"),
         (["--steps", "0"], "--steps must be at least 1, got 0"),
+        (["--crop", "12", "64"], "--crop must be height and width of at least 16, got 12 64"),
         (["--batch-size", "1"], "--batch-size must be at least 2"),
         (["--workers", "-1"], "--workers must be at least 0, got -1"),
         (["--dilations", "wide"], "wide"),

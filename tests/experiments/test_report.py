@@ -78,7 +78,8 @@ def test_settings_that_differ_make_configurations_of_their_own(tmp_path: Path) -
 
 def test_every_setting_is_looked_at() -> None:
     """What is not a setting of a configuration is of the data, or changes no score."""
-    others = {"data", "data_id", "height", "width", "device", "evaluate_at", "corruptions"}
+    others = {"data", "data_id", "groups_id", "height", "width", "device", "evaluate_at"}
+    others |= {"corruptions", "validate_every"}
     made = row("Unet").keys() - Run.__dataclass_fields__.keys() - {*RESULT_FIELDS} - {*SETTINGS} - others
     assert made == {
         *("kind", "run", "commit", "dirty", "command", "time", "host", "cpu_capability", "python", "torch", "smp"),

@@ -140,6 +140,23 @@ def test_latex_of_names_is_plain_text(nasty: Path) -> None:
         assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in lines} == {len(columns)}
 
 
+def test_classes_may_be_called_like_columns(tmp_path: Path) -> None:
+    names = ("configuration", "rank", "label", "seeds", "test_miou", "index")
+    iou = {name: 10.0 + number for number, name in enumerate(names)}
+    folder(tmp_path, [row("Unet", class_iou=iou), row("FPN", class_iou=iou)])
+    write_report(tmp_path)
+    lines = [re.split(r" *[|] *", line)[1:-1] for line in (tmp_path / "report.md").read_text().splitlines()]
+    assert ["configuration", *names] in lines
+    assert [f"{10.0 + number}" for number in range(len(names))] in [line[1:] for line in lines]
+
+
+def test_curves_of_long_names_have_their_own_places_in_the_legend() -> None:
+    curve = pandas.DataFrame({"step": [1, 2], "value": [0.5, 0.4]})
+    names = ["Unet · start /" + folder + "x" * 90 for folder in ("first", "second")]
+    drawn = plots.curves({"loss": [(name, curve) for name in names]}).decode()
+    assert drawn.count("Unet · start [...]") == 2
+
+
 def test_csv_holds_no_formulas_and_numbers_stay_numbers(nasty: Path) -> None:
     assert pandas.read_csv(nasty / "summary.csv")["class_iou =1+1"].tolist() == [40.0, 40.0]
     frame = pandas.DataFrame({"-x": ["@a", " +b", "c"], "n": [-1.5, 2.0, None]})

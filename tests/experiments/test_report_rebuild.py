@@ -10,11 +10,13 @@ import pandas
 import pytest
 from report_folder import again, folder, picture, row
 
-from experiments.records.results import Row, read_rows
+from experiments.execution.runs import SOURCE_FIELDS
+from experiments.records.results import Row, check_row, read_rows
 from experiments.report import main
 from experiments.reporting import pages
 from experiments.reporting.content import gather
 from experiments.reporting.load import read
+from experiments.reporting.rows import source_of
 
 
 @pytest.fixture(autouse=True)
@@ -77,15 +79,51 @@ def test_one_run_with_several_ways_of_inference(tmp_path: Path) -> None:
     output = tmp_path / "out"
     assert main([str(one), str(other), "--output", str(output)]) == 0
     table = pandas.read_csv(output / "summary.csv")
-    assert table["label"].tolist() == [
-        "PAN · tile 48 32 · overlap 0.25 · flip True",
-        "PAN · tile none · overlap 0.5 · flip False",
-    ]
+    assert table["label"].tolist() == ["PAN · tile 48 32 · flip True", "PAN · tile none · flip False"]
     assert table["test_miou"].tolist() == [47.5, 44.5]
     html = (output / "report.html").read_text(encoding="utf-8")
     assert b64encode(own.read_bytes()).decode() in html
     assert main([str(output), "--where", "tile=48 32", "flip=True", "--output", str(tmp_path / "part")]) == 0
     assert [item["tile"] for item in rows_in(tmp_path / "part")] == [[48, 32]] * 2
+
+
+def test_a_report_of_several_recipes_can_be_read_again(tmp_path: Path) -> None:
+    """Its rows are of the same runs at the same steps, and differ in their settings alone."""
+    changes = ({}, {"losses": ["dice"]}, {"learning_rate": 5e-4}, {"steps": 40}, {"start": "/a"}, {"freeze": "encoder"})
+    folders = [
+        folder(tmp_path / str(n), [row("Unet", s, 40.0 + n, **c) for s in range(2)]) for n, c in enumerate(changes)
+    ]
+    assert main([*map(str, folders), "--output", str(tmp_path / "all")]) == 0
+    assert len(rows_in(tmp_path / "all")) == 12
+    assert main([str(tmp_path / "all"), "--where", "losses=dice", "--output", str(tmp_path / "dice")]) == 0
+    assert [item["losses"] for item in rows_in(tmp_path / "dice")] == [["dice"]] * 2
+
+
+def test_what_changes_no_score_makes_no_other_configuration(tmp_path: Path) -> None:
+    rows = [row("Unet", 0, 40.0), row("Unet", 1, 41.0, validate_every=2), row("Unet", 2, 42.0, overlap=0.25)]
+    (one,) = gather(read([folder(tmp_path, rows)])).configurations
+    assert (one.label, len(one.results)) == ("Unet", 3)
+
+
+def test_models_are_paired_by_the_training_that_they_come_from(tmp_path: Path) -> None:
+    """Fine-tuned ones, their re-evaluations, and a second fine-tuning of these."""
+    first = [row("Unet", seed, 40.0, time=f"2026-01-01T00:00:0{seed}.000+00:00") for seed in range(3)]
+    tuned = [item | {"source": told(item), "start": "/a", "time": "2026-01-02"} for item in first]
+    flipped = [again(item, source=told(item), flip=True) for item in tuned]
+    third = [item | {"source": told(item), "start": "/b", "time": "2026-01-04"} for item in tuned]
+    for made in (tuned, flipped, third):
+        assert [source_of(item) for item in made] == [source_of(item) for item in first]
+    folders = [folder(tmp_path / str(n), rows) for n, rows in enumerate((tuned, flipped))]
+    (effect,) = gather(read(folders), ["flip=True-flip=False"]).effects
+    assert effect.df == pytest.approx(2)
+    bad = third[0] | {"source": third[0]["source"] | {"source": {"run": "../x"}}}
+    with pytest.raises(ValueError, match="source must be an object with the plain name of a run"):
+        check_row(bad)
+
+
+def told(item: Row) -> Row:
+    """What a row of its weights says of a row."""
+    return {name: item.get(name) for name in SOURCE_FIELDS}
 
 
 def test_an_evaluation_that_repeats_the_one_after_training_is_left_out(

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy
@@ -103,6 +104,16 @@ def test_provenance_has_the_fields_of_every_row() -> None:
     assert "core" in row["host"]
     assert row["time"].endswith("+00:00")
     json.dumps(row)
+
+
+def test_the_command_of_torchrun_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports paste it, with more seeds: without torchrun these would be trained in another way."""
+    monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", "-u", "-m", "experiments.x", "--output", "a b"])
+    assert provenance(torch.device("cpu"))["command"] == "python -u -m experiments.x --output 'a b'"
+    for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("GROUP_WORLD_SIZE", "1"), ("LOCAL_WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    expected = "torchrun --nnodes=1 --nproc-per-node=8 -m experiments.x --output 'a b'"
+    assert provenance(torch.device("cpu"))["command"] == expected
 
 
 def test_commit_is_unknown_where_no_checkout_tracks_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

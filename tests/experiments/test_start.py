@@ -37,6 +37,8 @@ def test_runs_start_from_finished_ones_at_another_stride(tmp_path: Path, capsys:
     ]
     (told,) = rows(source)
     assert all(row["source"]["run"] == SEGFORMER and row["source"]["time"] == told["time"] for row in made)
+    for rule in ("exact", "dense"):  # steps of one training have one time, by which they are paired
+        assert len({row["time"] for row in made if row["dilation"] == rule}) == 1
     toy = toy_data()
     model = load_weights(source / "runs" / SEGFORMER / "last.pt", "cpu").model
     before = {name: tensor.clone() for name, tensor in model.model.encoder.state_dict().items()}
@@ -62,6 +64,14 @@ def test_runs_start_from_finished_ones_at_another_stride(tmp_path: Path, capsys:
         assert main([*COMMON, *arguments, "--start", str(source), "--output", str(tmp_path / "no")]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+def test_runs_that_cannot_exist_need_no_start(tmp_path: Path) -> None:
+    """PAN cannot take these images: it has no weights in the folder that is begun with."""
+    both = [*ONE, "--decoders", "FPN", "PAN"]
+    assert main([*both, "--output", str(tmp_path / "source")]) == 0
+    assert main([*both, "--start", str(tmp_path / "source"), "--output", str(tmp_path / "out")]) == 0
+    assert {row["decoder"]: row["status"] for row in rows(tmp_path / "out")} == {"PAN": "not applicable", "FPN": "ok"}
 
 
 def test_weights_of_other_data_are_no_start(

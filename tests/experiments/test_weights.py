@@ -15,6 +15,7 @@ from torch import nn
 
 from experiments.data import SegmentationData
 from experiments.records.grid import Run
+from experiments.training import weights
 from experiments.training.models import Segmenter, build_model
 from experiments.training.weights import FORMAT, load_weights, save_weights
 
@@ -140,6 +141,22 @@ def test_tensors_that_do_not_fit_are_listed(path: Path, model: Segmenter) -> Non
     refusal(changed(path, state_dict={name: torch.zeros(2, 2, 2) for name in names}))
 
 
+def test_a_model_that_the_file_does_not_hold_is_never_built(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few bytes may name a model of gigabytes: its sizes are compared before there is memory for it."""
+    places = []
+
+    def build(*arguments: Any, **options: Any) -> nn.Module:
+        model = build_model(*arguments, **options)
+        places.append(next(model.parameters()).device.type)
+        return model
+
+    monkeypatch.setattr(weights, "build_model", build)
+    assert load_weights(path, "cpu").model.model.segmentation_head[0].bias.device.type == "cpu"
+    assert places == ["meta", "cpu"]
+    assert "holds tensors that do not fit" in refusal(changed(path, state_dict={}))
+    assert places == ["meta", "cpu", "meta"]
+
+
 def test_no_file(tmp_path: Path) -> None:
     for path in (tmp_path / "none.pt", tmp_path):
         with pytest.raises(FileNotFoundError, match="no such file; weights of a trained run are needed"):
@@ -214,9 +231,10 @@ def test_other_torch_files_are_told_apart(tmp_path: Path, model: Segmenter) -> N
         ({"colors": [[0, 0, 0]]}, "must have 4 RGB colors of 0 to 255"),
         ({"colors": [[0, 0, 256]] * 4}, "must have 4 RGB colors of 0 to 255"),
         ({"ignore_index": 2}, "must have an ignore_index of 3 to 255"),
-        ({"height": 10**9}, "must have height and width of 1 to 32768 pixels and a crop of 16 to 32768"),
+        ({"short_side": 0}, "must have height, width and short_side of 1 to 32768 pixels"),
+        ({"height": 10**9}, "must have height, width and short_side of 1 to 32768 pixels and a crop of 16 to 32768"),
         ({"crop": [8, 64]}, "and a crop of 16 to 32768"),
-        ({"crop": [1, 2, 3]}, "must have height and width of 1 to 32768 pixels and a crop of 16 to 32768"),
+        ({"crop": [1, 2, 3]}, "must have height, width and short_side of 1 to 32768 pixels and a crop of 16 to 32768"),
         ({"height": "many"}, f"lacks usable entries height, which the format {FORMAT} has"),
     ],
 )
