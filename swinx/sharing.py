@@ -68,7 +68,8 @@ def save_pretrained(
         directory: made where it does not exist; its files of these names are replaced, each as a whole.
         class_names: one of each class. None: those that the model was opened with, if any.
         preprocessing: arguments of `smp.encoders.preprocess_input`: mean, std, input_space and input_range. None: those
-            that the model was opened with, or that its pretrained weights were trained with, if any.
+            that the model was opened with, or, of three image channels, that its pretrained weights were trained with,
+            if any.
         repo_id: owner and name of the repository that the model card is for; None: the card names the directory.
         metrics, dataset: for the card, as in smp's `save_pretrained`.
 
@@ -94,7 +95,7 @@ def save_pretrained(
     settings = encoders[name]["pretrained_settings"]
     names = getattr(model, "class_names", None) if class_names is None else class_names
     pixels = getattr(model, "preprocessing", None) if preprocessing is None else preprocessing
-    if pixels is None and given.get("encoder_weights") is not None:
+    if pixels is None and given.get("encoder_weights") is not None and options.get("in_channels", 3) == 3:
         pixels = IMAGENET
     file = ModelFile(
         decoder=decoder,
