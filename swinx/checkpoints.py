@@ -173,7 +173,9 @@ def _fault(value: Tensor, wanted: Tensor | None, largest: int) -> str | None:
         return "a plain tensor, got a nested one"
     if value.is_quantized:
         return f"a plain tensor, got a quantised one of {value.dtype}"
-    if type(value) not in (Tensor, nn.Parameter):
+    # An encoder of such tensors, as FSDP2 makes it, takes its own.
+    alike = wanted is not None and type(value) is type(wanted) and value.dtype == wanted.dtype
+    if type(value) not in (Tensor, nn.Parameter) and not alike:
         return f"a plain tensor, got {type(value).__name__}"
     if value.layout is not torch.strided:
         return f"dense, got layout {value.layout}"

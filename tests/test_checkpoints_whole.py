@@ -11,6 +11,9 @@ import pytest
 import torch
 from layouts import LAYOUTS, fresh, official, ours
 from torch import Tensor, nn
+from torch.distributed import destroy_process_group, init_process_group
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import prune
 
 import swinx
@@ -264,6 +267,26 @@ def test_a_modified_encoder_loads_its_own_dictionary() -> None:
         with torch.no_grad():
             for one, other in zip(source.eval()(x), target.eval()(x), strict=True):
                 assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_sharded_encoder_loads_its_own_dictionary(tmp_path: Path) -> None:
+    init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        encoder = fresh()
+        for module in (*encoder.layers, encoder):
+            fully_shard(module, mesh=mesh)
+        weights = {key: value + 1 for key, value in encoder.state_dict().items()}
+        encoder.load_state_dict(weights)
+        for key, value in fresh().state_dict().items():
+            assert torch.equal(encoder.state_dict()[key].full_tensor(), value + 1)
+        weights[KEY] = weights[KEY] * torch.nan
+        refused(encoder, lambda: encoder.load_state_dict(weights), f"{KEY} must be finite in torch.float32")
+        whole = fresh()
+        refused(whole, lambda: whole.load_state_dict(weights), f"{KEY} must be a plain tensor, got DTensor")
+    finally:
+        destroy_process_group()
 
 
 @pytest.mark.filterwarnings("ignore")
