@@ -58,7 +58,7 @@ def set_attention(model: nn.Module, impl: AttentionImpl) -> None:
 
 
 def set_output_stride(model: nn.Module, output_stride: int) -> None:
-    """Change the output stride of a built model: its encoder, and what its decoder fixed when it was built.
+    """Change the output stride of a built model: its encoder, and what each decoder fixed when it was built.
 
     Weights stay as they are. Masks keep their size: where the last level becomes twice as fine, DeepLabV3,
     DeepLabV3Plus and PSPNet upsample by half (those built with upsampling=1 give masks of the size of their features).
@@ -66,11 +66,12 @@ def set_output_stride(model: nn.Module, output_stride: int) -> None:
     another decoder then opens with the stride that it was built with.
 
     Args:
-        model: one of smp's models with a swinx encoder, a module that holds one of them, or an encoder.
+        model: one of smp's models with a swinx encoder, a module that holds one of them, or several that share one
+            encoder, or an encoder.
         output_stride: 8, 16 or 32.
 
     Raises:
-        ValueError: no such model or stride, or a stride that the decoder does not work at. Nothing is changed then.
+        ValueError: no such model or stride, or a stride that a decoder does not work at. Nothing is changed then.
     """
     _check_module(model)
     check_output_stride(output_stride)
@@ -82,35 +83,37 @@ def set_output_stride(model: nn.Module, output_stride: int) -> None:
         return
     smp_models = [module for module in model.modules() if isinstance(module, SegmentationModel)]
     found = [module for module in smp_models if any(inner is encoder for inner in module.modules())]
-    decoder = next((kind for kind in DECODER_STRIDES if found and isinstance(found[0], kind)), None)
-    if decoder is None:
+    decoders = [kind for module in found for kind in DECODER_STRIDES if isinstance(module, kind)]
+    if not found or len(decoders) < len(found):
         known = ", ".join(kind.__name__ for kind in DECODER_STRIDES)
         raise ValueError(
             f"model must be a SwinXEncoder or hold one of smp's {known} (for a decoder of your own, call make_dilated "
             f"of its encoder), got {type(model).__name__}"
         )
-    strides = DECODER_STRIDES[decoder]
-    if output_stride not in strides:
-        several = len(strides) > 1
-        rule = f"one of {', '.join(map(str, strides))}" if several else f"{strides[0]}, the only one it works at"
-        raise ValueError(f"output_stride of {decoder.__name__} must be {rule}, got {output_stride}")
+    for decoder in decoders:
+        strides = DECODER_STRIDES[decoder]
+        if output_stride not in strides:
+            several = len(strides) > 1
+            rule = f"one of {', '.join(map(str, strides))}" if several else f"{strides[0]}, the only one it works at"
+            raise ValueError(f"output_stride of {decoder.__name__} must be {rule}, got {output_stride}")
+    upsamplings = [_upsampling(module, decoder) for module, decoder in zip(found, decoders, strict=True)]
     before = encoder.feature_info[-1].stride
-    upsampling = _upsampling(found[0], decoder)
     encoder.make_dilated(output_stride)
-    # smp's wrapper around timm's form of the encoder, which answers for the stride itself.
-    if isinstance(found[0].encoder, TimmUniversalEncoder):
-        found[0].encoder._output_stride = output_stride
-    changed: dict[str, Any] = {"encoder_output_stride": output_stride}
-    if upsampling is not None:
-        module, factor = upsampling
-        after = encoder.feature_info[-1].stride
-        if decoder is DeepLabV3Plus:  # up to level 2, whatever stride the encoder was given by itself
-            module.scale_factor = after / 4
-        else:
-            module.scale_factor = changed["upsampling"] = factor * after / before
-    options = getattr(found[0], "_hub_mixin_config", None) or {}  # what smp's save_pretrained stores
-    if "encoder_output_stride" in options:  # else the model opens with its first stride, and what fits that
-        options.update({name: value for name, value in changed.items() if options.get(name) is not None})
+    after = encoder.feature_info[-1].stride
+    for module, decoder, upsampling in zip(found, decoders, upsamplings, strict=True):
+        # smp's wrapper around timm's form of the encoder, which answers for the stride itself.
+        if isinstance(module.encoder, TimmUniversalEncoder):
+            module.encoder._output_stride = output_stride
+        changed: dict[str, Any] = {"encoder_output_stride": output_stride}
+        if upsampling is not None:
+            layer, factor = upsampling
+            if decoder is DeepLabV3Plus:  # up to level 2, whatever stride the encoder was given by itself
+                layer.scale_factor = after / 4
+            else:
+                layer.scale_factor = changed["upsampling"] = factor * after / before
+        options = getattr(module, "_hub_mixin_config", None) or {}  # what smp's save_pretrained stores
+        if "encoder_output_stride" in options:  # else the model opens with its first stride, and what fits that
+            options.update({name: value for name, value in changed.items() if options.get(name) is not None})
 
 
 def _upsampling(model: nn.Module, decoder: type[nn.Module]) -> tuple[nn.Upsample, float] | None:

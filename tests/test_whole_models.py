@@ -90,6 +90,26 @@ def test_the_model_that_holds_the_encoder_is_the_one_that_changes() -> None:
         swinx.set_output_stride(nn.ModuleList([teacher, encoder]), 8)
 
 
+def test_all_models_on_one_encoder_change_or_none() -> None:
+    first, second, plus, fpn = (
+        build(name, stride) for name, stride in (("DeepLabV3", 16), ("PSPNet", 16), ("DeepLabV3Plus", 16), ("FPN", 32))
+    )
+    fpn.encoder = plus.encoder = second.encoder = first.encoder
+    swinx.set_output_stride(nn.ModuleList([first, second, plus]), 8)
+    x = image(1, 3, 64, 96)
+    for model, name in ((first, "DeepLabV3"), (second, "PSPNet"), (plus, "DeepLabV3Plus")):
+        expected = build(name, 8)
+        expected.load_state_dict(model.state_dict())
+        assert torch.equal(masks(model, x), masks(expected, x))
+        assert model.config.get("encoder_output_stride", 8) == 8
+    with pytest.raises(ValueError, match="output_stride of FPN must be 32, the only one it works at, got 16"):
+        swinx.set_output_stride(nn.ModuleList([first, fpn]), 16)
+    second.segmentation_head = nn.Conv2d(32, 5, 1)
+    with pytest.raises(ValueError, match=r"model must hold a segmentation_head\.1 to change its stride"):
+        swinx.set_output_stride(nn.ModuleList([first, second]), 16)
+    assert (first.encoder.output_stride, first.segmentation_head[1].scale_factor) == (8, 8)
+
+
 def test_errors_show_the_type_of_a_model_and_not_what_it_holds() -> None:
     model = build("DeepLabV3", 16)
     with pytest.raises(ValueError, match=r"^model must be a Module, got int$"):
