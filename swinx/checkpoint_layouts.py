@@ -4,10 +4,12 @@ Ours is timm's naming (merge at the start of a stage) with one LayerNorm per lev
 channels.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor
 
 _WRAPPERS = ("state_dict", "model")
@@ -25,6 +27,7 @@ OTHER_FAMILIES = {
 VERSION_MARKS = {"v1": ("relative_position_bias_table",), "v2": ("logit_scale", "cpb_mlp")}
 BLOCK = re.compile(r"^layers\.(\d+)\.blocks\.(\d+)\.")
 TABLE = re.compile(r"^layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table$")
+COORDINATES = re.compile(r"^layers\.(\d+)\.blocks\.0\.attn\.relative_coords_table$")
 KNOWN = re.compile(r"^(layers[._]|stages\.)\d+\.blocks\.\d+\.attn\.(w_msa\.)?(\w*bias_table|logit_scale)$")
 Layout = Literal["timm", "official", "mmseg"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
@@ -83,6 +86,17 @@ def take_apart(state_dict: Mapping[str, Any]) -> Entries:
         backbone = {key.removeprefix(prefix): value for key, value in backbone.items() if key.startswith(prefix)}
         whole += prefix
     return Entries(within, whole, entries, backbone)
+
+
+def counted_window(coordinates: Tensor) -> tuple[int | None, int | None]:
+    """The window (ph, pw) in whose units official files of Swin V2 count offsets; None where an axis does not tell.
+
+    coordinates: (1, 2 wh - 1, 2 ww - 1, 2), for an offset o of window side p: sign(o) log2(1 + 8 |o| / (p - 1)) / 3.
+    """
+    farthest = torch.tensor([side // 2 for side in coordinates.shape[1:3]], dtype=torch.float64)
+    units = 8 * farthest / (torch.exp2(3 * coordinates[0, -1, -1].double().cpu()) - 1)
+    height, width = (round(unit) + 1 if 0.5 <= unit < math.inf else None for unit in units.tolist())
+    return height, width
 
 
 def refuse_foreign(weights: Mapping[str, Any], families: Mapping[str, str], rule: str, known: bool = False) -> None:

@@ -20,16 +20,19 @@ from torch import Tensor, nn
 from swinx.checkpoint_files import existing, read_checkpoint
 from swinx.checkpoint_layouts import (
     BLOCK,
+    COORDINATES,
     DROPPED,
     OTHER_FAMILIES,
     TABLE,
     VERSION_MARKS,
     WITHIN,
+    counted_window,
     refuse_foreign,
     take_apart,
     to_our_names,
     without_wrappers,
 )
+from swinx.config import Pair, WindowSize
 from swinx.stems import adapt_input_weight, input_convolutions
 
 if TYPE_CHECKING:
@@ -47,8 +50,9 @@ def load_checkpoint(encoder: SwinXEncoder, path: str | Path) -> None:
     official classification, official segmentation (bare or under `backbone.`), timm, smp's `tu-swin`, mmsegmentation,
     MoBY and SimMIM, ours, and whole smp models with our encoder, also out of data parallel, Lightning or compiled
     training, and official training files with their optimiser and options. Bias tables of another window are resized
-    (bicubic) and kernels for another number of image channels adapted, each with a warning. The encoder is changed only
-    if the whole checkpoint fits.
+    (bicubic) and kernels for another number of image channels adapted, each with a warning. An official file of Swin V2
+    that counts offsets in other windows than the encoder is loaded with a warning; timm's files do not tell. The
+    encoder is changed only if the whole checkpoint fits.
 
     Raises:
         TypeError: encoder is not a SwinXEncoder, or path is no path.
@@ -107,6 +111,7 @@ def convert_state_dict(
     refuse_unfit(weights, wanted)
     level_norms = {match[0] for key in weights if (match := _LEVEL_NORM.match(key))}
     if not own:
+        _compare_units(weights, encoder)
         weights = to_our_names(weights)
     weights = _within_depth(weights, encoder)
     if strict:
@@ -269,6 +274,34 @@ def _resize_tables(weights: dict[str, Tensor], encoder: SwinXEncoder) -> dict[st
     if changes:
         warnings.warn(f"relative position bias tables resized {', '.join(sorted(changes))}", stacklevel=5)
     return resized
+
+
+def _compare_units(weights: Mapping[str, Tensor], encoder: SwinXEncoder) -> None:
+    """Warn where a file of Swin V2 says that it counts offsets in other windows than the encoder does."""
+    own = [stage.pretrained_window_size for stage in encoder.config.stages]
+    given = list(own)
+    for key, table in weights.items():
+        match = COORDINATES.match(key)
+        stage = int(match[1]) if match else len(encoder.layers)
+        if stage < len(encoder.layers) and _fault(table, None, _MAX_ENTRY) is None and table.shape[3:] == (2,):
+            # A window of one token has no unit, and ours is then that of two.
+            pairs = zip(own[stage], counted_window(table), strict=True)
+            height, width = (ours if theirs in (None, max(ours, 2)) else theirs for ours, theirs in pairs)
+            given[stage] = height, width
+    if given != own:
+        theirs, ours = _shortest(given), _shortest(own)
+        warnings.warn(
+            f"the checkpoint counts offsets in windows of {theirs}, the encoder in windows of {ours}: to count as the "
+            f"checkpoint does, register a variant with window_size={encoder.config.window_size}, "
+            f"pretrained_window_size={theirs}",
+            stacklevel=5,
+        )
+
+
+def _shortest(windows: list[Pair]) -> WindowSize:
+    """The windows of the four stages as SwinConfig takes them."""
+    sides = [height if height == width else (height, width) for height, width in windows]
+    return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1], sides[2], sides[3])
 
 
 def _adapt_input(weights: dict[str, Tensor], encoder: SwinXEncoder) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ from oracles import official_stage_outputs
 from safetensors.torch import save_file
 from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
 from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
 import swinx
@@ -200,6 +201,74 @@ def test_another_window_gets_resized_bias_tables_and_a_warning(window: int | tup
     for key, value in backbone().items():
         if not key.endswith("bias_table"):
             assert torch.equal(encoder.state_dict()[key], value)
+
+
+def official_v2(pretrained: int | None, window: int = 8) -> dict[str, Tensor]:
+    """Weights of Swin V2 with the coordinates that official files hold beside them, under timm's names."""
+    model = SwinTransformerV2(
+        window * 32,
+        embed_dim=EMBED,
+        depths=DEPTHS,
+        num_heads=HEADS,
+        window_size=window,
+        pretrained_window_sizes=(pretrained or 0,) * 4,
+    )
+    attentions = {name: module for name, module in model.named_modules() if name.endswith(".attn")}
+    tables = {f"{name}.relative_coords_table": module.relative_coords_table for name, module in attentions.items()}
+    return model.state_dict() | tables
+
+
+@pytest.mark.parametrize(("pretrained", "counted"), [(None, 8), (8, 8), (6, 6), (12, 12), (2, 2), (24, 24)])
+@pytest.mark.parametrize("own", [2, 6, 8, 24])
+def test_other_units_of_offsets_in_a_file_of_swin_v2_are_named(
+    pretrained: int | None, counted: int, own: int, tmp_path: Path
+) -> None:
+    weights = official_v2(pretrained)
+    torch.save({"model": weights}, tmp_path / "weights.pth")
+    encoder = fresh(version="v2", window_size=16, pretrained_window_size=own)
+    if counted == own:
+        swinx.load_checkpoint(encoder, tmp_path / "weights.pth")
+    else:
+        message = (
+            f"counts offsets in windows of {counted}, the encoder in windows of {own}: to count as the checkpoint "
+            f"does, register a variant with window_size=16, pretrained_window_size={counted}$"
+        )
+        with pytest.warns(UserWarning, match=message) as caught:
+            swinx.load_checkpoint(encoder, tmp_path / "weights.pth")
+        assert len(caught) == 1
+        assert caught[0].filename == __file__
+    key = "layers.2.blocks.1.attn.cpb_mlp.0.weight"
+    assert torch.equal(encoder.state_dict()[key], weights[key])
+
+
+def test_units_are_compared_stage_by_stage_where_the_file_tells_them() -> None:
+    weights, key = official_v2(8), "layers.{}.blocks.0.attn.relative_coords_table"
+    weights[key.format(2)] = official_v2(12)[key.format(2)].half()
+    encoder = fresh(version="v2", window_size=(8, 4), pretrained_window_size=8)
+    rule = r"of \(8, 8, 12, 8\), the .* of 8: .* window_size=\(8, 4\), pretrained_window_size=\(8, 8, 12, 8\)$"
+    with pytest.warns(UserWarning, match=rule):
+        encoder.load_state_dict(weights)
+    wide = weights[key.format(1)].clone()
+    wide[..., 1] = official_v2(3)[key.format(1)][..., 1]
+    encoder = fresh(version="v2", window_size=8, pretrained_window_size=(8, (8, 3), 12, 8))
+    encoder.load_state_dict(weights | {key.format(1): wide})
+    fresh(version="v2", depth=3, window_size=8).load_state_dict(weights)  # without stage 3
+    one = torch.zeros(1, 1, 1, 2)  # a window of one token, in which no unit shows
+    unfit = (
+        one,
+        one / 0,
+        wide * 0,
+        -wide,
+        wide.to_sparse(),
+        wide[0],
+        wide.long(),
+        wide[..., :1],
+        one.expand(1, 9, 9, 2),
+    )
+    encoder = fresh(version="v2", window_size=8, pretrained_window_size=1)
+    for table in unfit:
+        encoder.load_state_dict(weights | {key.format(stage): table for stage in range(4)})
+    encoder.load_state_dict(official_v2(2))  # which is the same as windows of one token here
 
 
 def test_a_rectangular_window_of_our_own_loads_unchanged(tmp_path: Path) -> None:
