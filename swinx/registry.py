@@ -75,6 +75,12 @@ def enter(name: str, config: SwinConfig, pretrained: dict[str, PublishedWeights]
     encoders[name] = {"encoder": SwinXEncoder, "pretrained_settings": pretrained, "params": {"config": config}}
 
 
+def withdraw(name: str) -> None:
+    """Take an encoder that was entered out of both registries again."""
+    del encoders[name]
+    timm_registry.forget(name)
+
+
 def register_variants() -> None:
     """Enter every published variant into smp's registry and timm's."""
     for name, config in VARIANTS.items():

@@ -22,7 +22,7 @@ from swinx.config import VARIANTS, SwinConfig, changed
 from swinx.encoder import SwinXEncoder
 from swinx.model_files import ModelFile
 from swinx.models import DECODER_STRIDES, set_output_stride
-from swinx.registry import IMAGENET, enter, fits_weights, list_encoders
+from swinx.registry import IMAGENET, enter, fits_weights, list_encoders, withdraw
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -187,7 +187,7 @@ def _encoder(model: nn.Module) -> SwinXEncoder:
 
 @contextlib.contextmanager
 def _registered(file: ModelFile) -> Iterator[None]:
-    """The variant of a file in the registry, to stay there unless the file turns out to be none."""
+    """The variant of a file in smp's registry and timm's, to stay there unless the file turns out to be none."""
     name = _registered_name(file.options["encoder_name"])
     if name in encoders:
         ours = name in list_encoders()
@@ -214,7 +214,7 @@ def _registered(file: ModelFile) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        del encoders[name]
+        withdraw(name)
         raise
 
 

@@ -12,6 +12,7 @@ from segmentation_models_pytorch.encoders import encoders
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import (
     PretrainedCfg,
+    _registry,
     build_model_with_cfg,
     generate_default_cfgs,
     register_model,
@@ -50,6 +51,23 @@ def register(name: str, pretrained: Mapping[str, Mapping[str, str]]) -> None:
     default_cfgs.update(generate_default_cfgs(tags or none))
     _entries[name] = _entry(name)
     register_model(_entries[name])
+
+
+def forget(name: str) -> None:
+    """Take an encoder out of timm's registry again, for which timm has no public way."""
+    del _entries[name]
+    names = {name, *(f"{name}.{tag}" for tag in default_cfgs.pop(name).tags)}
+    for table in (
+        _registry._model_entrypoints,
+        _registry._model_to_module,
+        _registry._model_default_cfgs,
+        _registry._model_pretrained_cfgs,
+        _registry._model_with_tags,
+    ):
+        for key in names:
+            table.pop(key, None)
+    for kept in (_registry._model_has_pretrained, *_registry._module_to_models.values()):
+        kept.difference_update(names)
 
 
 def _weights(source: str) -> Any:

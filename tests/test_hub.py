@@ -2,6 +2,8 @@
 
 import json
 import re
+import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,3 +113,41 @@ def test_tags_give_different_weights(downloaded: tuple[Hub, list[dict[str, Any]]
     last = [result["levels"][-1] for result in downloaded[1][: len(REPOSITORIES)]]
     assert not torch.allclose(last[0], last[1], atol=0.1)
     assert not torch.allclose(last[1], last[2], atol=0.1)
+
+
+# Runs in a fresh interpreter, without a hub.
+OFFLINE = """
+import json, time, timm, swinx, segmentation_models_pytorch as smp
+calls = {
+    "smp": lambda: smp.Unet("swinx_t"),
+    "timm": lambda: timm.create_model("swinx_t.ms_in22k", pretrained=True),
+    "ours": lambda: swinx.from_pretrained("someone/model"),
+}
+said = {}
+for name, call in calls.items():
+    start = time.perf_counter()
+    try:
+        call()
+    except FileNotFoundError as error:
+        said[name] = (str(error), time.perf_counter() - start)
+print(json.dumps(said))
+"""
+
+
+def test_without_a_connection_the_error_says_at_once_what_to_do(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)  # and never accepts
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        done = run(OFFLINE, cwd=tmp_path, endpoint=endpoint)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said.keys() == {"smp", "timm", "ours"}
+    for name, (message, seconds) in said.items():
+        assert seconds < 10, f"{name}: 2 seconds for the hub, and some for a busy machine; its own retries take 24"
+        assert message.startswith(f"{endpoint} does not answer, and the cache lacks ")
+        assert "\n" not in message
+        assert str(tmp_path / "home" / "hub") in message
+    assert "encoder_weights=None" in said["smp"][0]
+    assert "models--timm--swin_tiny_patch4_window7_224.ms_in1k" in said["smp"][0]
+    assert "pretrained_cfg_overlay" in said["timm"][0]
