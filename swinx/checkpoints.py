@@ -11,10 +11,11 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from segmentation_models_pytorch.base import SegmentationModel
 from torch import Tensor, nn
 
 from swinx.checkpoint_files import existing, read_checkpoint
@@ -43,7 +44,7 @@ _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _MAX_ENTRY = 2**24  # elements; the encoder's own largest entry may be larger
 
 
-def load_checkpoint(encoder: SwinXEncoder, path: str | Path) -> None:
+def load_checkpoint(encoder: nn.Module, path: str | Path) -> None:
     """Load pretrained weights from a file into an encoder, in place.
 
     Reads `.safetensors`, and `.pth` or `.pt` as plain tensors (never executing a pickle), in any of these layouts:
@@ -54,24 +55,33 @@ def load_checkpoint(encoder: SwinXEncoder, path: str | Path) -> None:
     that counts offsets in other windows than the encoder is loaded with a warning; timm's files do not tell. The
     encoder is changed only if the whole checkpoint fits.
 
+    Args:
+        encoder: `model.encoder` of one of smp's models, that of a `tu-swinx_…` too, or another module that holds one
+            SwinXEncoder; compiled or data parallel too.
+        path: of the file.
+
     Raises:
-        TypeError: encoder is not a SwinXEncoder, or path is no path.
+        TypeError: encoder holds no SwinXEncoder or several, or is a whole model of smp's, or path is no path.
         FileNotFoundError: no such file.
         ValueError: unreadable, of another family or size, incomplete, or with entries that are not finite, dense,
             floating tensors; the message lists every mismatch.
     """
-    from swinx.encoder import SwinXEncoder  # which imports this file
+    from swinx.models import encoders_in, unwrapped  # which import this file
 
-    encoder = cast(SwinXEncoder, getattr(encoder, "_orig_mod", encoder))  # of a compiled one
-    if not isinstance(encoder, SwinXEncoder):
-        given = type(encoder).__name__
-        raise TypeError(f"encoder must be a SwinXEncoder (of an smp model: model.encoder), got {given}")
+    module = unwrapped(encoder) if isinstance(encoder, nn.Module) else encoder
+    # A whole model is refused, as its decoder would stay untrained without a word.
+    known = isinstance(module, nn.Module) and not isinstance(module, SegmentationModel)
+    found = encoders_in(module) if known else []
+    if len(found) != 1:
+        given = type(module).__name__
+        rule = "a SwinXEncoder or a module that holds one (of an smp model: model.encoder)"
+        raise TypeError(f"encoder must be {rule}, got {given}")
     if not isinstance(path, (str, os.PathLike)):
         advice = "; for weights in memory call encoder.load_state_dict(weights)" if isinstance(path, Mapping) else ""
         raise TypeError(f"path must be the path of a file, got {type(path).__name__}{advice}")
     path = existing(path, "path")
     try:
-        encoder.load_state_dict(read_checkpoint(path))
+        found[0].load_state_dict(read_checkpoint(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

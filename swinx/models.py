@@ -19,6 +19,7 @@ from segmentation_models_pytorch import (
 from segmentation_models_pytorch.base import SegmentationModel
 from segmentation_models_pytorch.encoders import TimmUniversalEncoder
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from swinx.attention.backends import AttentionImpl, check_implementation
 from swinx.config import OUTPUT_STRIDES, check_output_stride, shown
@@ -67,7 +68,7 @@ def set_output_stride(model: nn.Module, output_stride: int) -> None:
 
     Args:
         model: one of smp's models with a swinx encoder, a module that holds one of them, or several that share one
-            encoder, or an encoder.
+            encoder, or an encoder; compiled or data parallel too.
         output_stride: 8, 16 or 32.
 
     Raises:
@@ -78,7 +79,7 @@ def set_output_stride(model: nn.Module, output_stride: int) -> None:
     (encoder, *others) = _encoders(model)
     if others:
         raise ValueError(f"model must contain one SwinXEncoder, got {1 + len(others)}")
-    if model is encoder:
+    if unwrapped(model) is encoder:
         encoder.make_dilated(output_stride)
         return
     smp_models = [module for module in model.modules() if isinstance(module, SegmentationModel)]
@@ -162,7 +163,7 @@ def parameter_groups(
         number = isinstance(value, (int, float)) and value <= most and value < math.inf
         if not number or value < 0 or (value == 0 and name != "weight_decay"):
             raise ValueError(f"{name} must be {rule}, got {shown(value)}")
-    encoders = [module for module in model.modules() if isinstance(module, SwinXEncoder)]
+    encoders = encoders_in(model)
     if layer_decay < 1 and not encoders:
         raise ValueError(f"layer_decay below 1 needs a model with a SwinXEncoder, got {type(model).__name__}")
     steps: dict[int, int] = {}
@@ -202,13 +203,29 @@ def _steps_below(encoder: SwinXEncoder) -> dict[int, int]:
     return steps
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """What torch.compile and data parallel were put around."""
+    while True:
+        if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
+            model = model.module
+        elif not hasattr(model, "_orig_mod"):
+            return model
+        else:
+            model = model._orig_mod  # type: ignore[assignment]
+
+
+def encoders_in(model: nn.Module) -> list[SwinXEncoder]:
+    """The swinx encoders in a module, itself perhaps."""
+    return [module for module in model.modules() if isinstance(module, SwinXEncoder)]
+
+
 def _check_module(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a Module, got {type(model).__name__}")
 
 
 def _encoders(model: nn.Module) -> list[SwinXEncoder]:
-    found = [module for module in model.modules() if isinstance(module, SwinXEncoder)]
+    found = encoders_in(model)
     if not found:
         raise ValueError(f"model must contain a SwinXEncoder, got {type(model).__name__}")
     return found

@@ -21,7 +21,7 @@ from swinx import hub, model_files
 from swinx.config import VARIANTS, SwinConfig, changed
 from swinx.encoder import SwinXEncoder
 from swinx.model_files import ModelFile
-from swinx.models import DECODER_STRIDES, set_output_stride
+from swinx.models import DECODER_STRIDES, encoders_in, set_output_stride, unwrapped
 from swinx.registry import IMAGENET, enter, fits_weights, list_encoders, withdraw
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -78,7 +78,7 @@ def save_pretrained(
             written then.
         FileExistsError: directory is a file.
     """
-    model = getattr(model, "_orig_mod", model)  # of a compiled one
+    model = unwrapped(model) if isinstance(model, nn.Module) else model
     decoder = type(model)
     if decoder not in model_files.DECODERS.values():
         kinds = ", ".join(model_files.DECODERS)
@@ -179,7 +179,7 @@ def _registered_name(encoder_name: str) -> str:
 
 
 def _encoder(model: nn.Module) -> SwinXEncoder:
-    found = [module for module in model.modules() if isinstance(module, SwinXEncoder)]
+    found = encoders_in(model)
     if len(found) != 1:
         raise ValueError(f"model must contain one SwinXEncoder, got {len(found)}")
     return found[0]

@@ -76,6 +76,22 @@ def test_every_layout_gives_the_same_features(name: str, tmp_path: Path) -> None
     assert_same(encoder, wanted)
 
 
+def test_the_encoder_in_a_module_takes_the_file(tmp_path: Path) -> None:
+    torch.save(ours(), tmp_path / "weights.pth")
+    sizes = {"embed_dim": EMBED, "depths": DEPTHS, "num_heads": HEADS, "window_size": WINDOW, "stem": "shared"}
+    timm_s = smp.Unet("tu-swinx_n", encoder_weights=None, **sizes).encoder
+    wanted = expected(fresh(), (0, 1, 2, 3))
+    for module in (
+        timm_s,
+        nn.DataParallel(fresh()),
+        torch.compile(fresh()),
+        nn.Sequential(fresh(), nn.Conv2d(1, 1, 1)),
+    ):
+        (encoder,) = (part for part in module.modules() if isinstance(part, SwinXEncoder))
+        swinx.load_checkpoint(module, tmp_path / "weights.pth")
+        assert_same(encoder.eval(), wanted)
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", ["official classification", "timm", "smp tu-swin", "mmseg", "ours"])
 def test_a_shallow_encoder_takes_its_stages_from_a_full_checkpoint(name: str, depth: int, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from layouts import DEPTHS, EMBED, HEADS, LAYOUTS, backbone, fresh, official, ours
 from safetensors.torch import save_file
 from timm.models.swin_transformer_v2 import SwinTransformerV2
-from torch import Tensor
+from torch import Tensor, nn
 
 import swinx
 from swinx import SwinXEncoder
@@ -235,10 +235,13 @@ def test_weights_in_memory_in_place_of_a_file_are_refused() -> None:
 def test_a_model_in_place_of_its_encoder_is_refused(tmp_path: Path) -> None:
     path = saved(ours(), tmp_path)
     model = smp.FPN("swinx_n", encoder_weights=None, decoder_pyramid_channels=32, decoder_segmentation_channels=32)
-    with pytest.raises(TypeError, match=r"encoder must be a SwinXEncoder \(of an smp model: model.encoder\), got FPN"):
-        swinx.load_checkpoint(model, path)
-    with pytest.raises(TypeError, match="got str"):
-        swinx.load_checkpoint("swinx_n", path)
+    rule = r"encoder must be a SwinXEncoder or a module that holds one \(of an smp model: model\.encoder\)"
+    for module in (model, nn.DataParallel(model)):
+        with pytest.raises(TypeError, match=f"{rule}, got FPN$"):
+            swinx.load_checkpoint(module, path)
+    for module in (nn.Linear(2, 2), nn.ModuleList([fresh(), fresh()]), "swinx_n"):
+        with pytest.raises(TypeError, match=f"{rule}, got {type(module).__name__}$"):
+            swinx.load_checkpoint(module, path)
 
 
 def test_a_state_dict_given_to_load_state_dict_is_refused_the_same_way() -> None:

@@ -115,9 +115,11 @@ def test_a_model_on_timm_s_name_and_a_shallow_one_open(tmp_path: Path) -> None:
 def test_what_is_opened_is_saved_anew_with_all_that_it_had(tmp_path: Path) -> None:
     model = own_model(aux_params={"classes": 3})
     swinx.save_pretrained(model, tmp_path / "one", class_names=NAMES, preprocessing=PIXELS)
-    swinx.save_pretrained(swinx.from_pretrained(tmp_path / "one"), tmp_path / "two")
-    for name in ("config.json", "model.safetensors"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    opened = swinx.from_pretrained(tmp_path / "one")
+    for folder, saved in (("two", opened), ("three", nn.DataParallel(torch.compile(opened)))):
+        swinx.save_pretrained(saved, tmp_path / folder)
+        for name in ("config.json", "model.safetensors"):
+            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / folder / name).read_bytes()
 
 
 def test_the_pretrained_weights_of_a_variant_stay_known(tmp_path: Path) -> None:

@@ -149,6 +149,11 @@ def test_an_encoder_alone_or_a_model_inside_another_is_found() -> None:
     encoder = swinx.SwinXEncoder(swinx.config.VARIANTS["swinx_n"])
     swinx.set_output_stride(encoder, 8)
     assert encoder.output_stride == 8
+    for module in (torch.compile(encoder), nn.DataParallel(encoder), nn.DataParallel(torch.compile(encoder))):
+        swinx.set_output_stride(module, 32)
+        assert encoder.output_stride == 32
+        swinx.set_output_stride(module, 16)
+        assert encoder.output_stride == 16
     model = nn.ModuleDict({"model": build("DeepLabV3", 16), "loss": nn.Identity()})
     swinx.set_output_stride(model, 8)
     assert masks(model["model"], image(1, 3, 64, 96)).shape[2:] == (64, 96)
