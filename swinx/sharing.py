@@ -65,7 +65,8 @@ def save_pretrained(
 
     Args:
         model: as smp builds it, trained or not.
-        directory: made where it does not exist; its files of these names are replaced, each as a whole.
+        directory: made where it does not exist; its files of these names are replaced, each as a whole. What is cut
+            short while they are replaced does not open.
         class_names: one of each class. None: those that the model was opened with, if any.
         preprocessing: arguments of `smp.encoders.preprocess_input`: mean, std, input_space and input_range. None: those
             that the model was opened with, or, of three image channels, that its pretrained weights were trained with,
@@ -272,13 +273,17 @@ def _snippet(source: str, file: ModelFile) -> str:
 
 
 def _write(directory: Path, model: nn.Module, config: str, card: str) -> None:
-    """All files under other names first, then each by one rename; config.json last, without which nothing opens."""
+    """All files under other names first, then each by one rename; config.json last, without which nothing opens.
+
+    An older config.json goes first: new weights with old options, cut short between the two, could open as a model.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as made:
         new = Path(made)
         save_model(model, str(new / WEIGHTS))
         (new / CARD).write_text(card)
         (new / CONFIG).write_text(config)
+        (directory / CONFIG).unlink(missing_ok=True)
         for name in (WEIGHTS, CARD, CONFIG):
             if name != CARD or not (directory / CARD).exists():
                 os.replace(new / name, directory / name)

@@ -191,6 +191,21 @@ def test_the_snippets_of_the_model_card_work_as_pasted(where: str, tmp_path: Pat
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
+def test_a_model_that_was_replaced_by_half_does_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swinx.save_pretrained(build("Unet", 32), tmp_path, class_names=NAMES)
+
+    def rename_weights(old: Path, new: Path) -> None:
+        if new.name != "model.safetensors":
+            raise KeyboardInterrupt
+        old.rename(new)
+
+    monkeypatch.setattr(sharing.os, "replace", rename_weights)
+    with pytest.raises(KeyboardInterrupt):
+        swinx.save_pretrained(build("Unet", 32, seed=1), tmp_path, class_names=NAMES[::-1])
+    with pytest.raises(FileNotFoundError, match=r"without config\.json"):
+        swinx.from_pretrained(tmp_path)
+
+
 def refused_saving(model: Any, message: str, tmp_path: Path, **options: Any) -> None:
     with pytest.raises(ValueError, match=message):
         swinx.save_pretrained(model, tmp_path / "none", **options)
