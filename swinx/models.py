@@ -26,7 +26,8 @@ from swinx.config import OUTPUT_STRIDES, check_output_stride, shown
 from swinx.encoder import SwinXEncoder
 from swinx.stage import SwinStage
 
-# The output strides that each decoder of smp works at.
+# The output strides that each decoder of smp works at, whatever the depth. Those that work at 32 alone double their
+# features from level to level: they take any stride at which the encoder is not dilated, 2^depth and more.
 DECODER_STRIDES: dict[type[nn.Module], tuple[int, ...]] = {
     Unet: OUTPUT_STRIDES,
     UnetPlusPlus: (32,),
@@ -72,7 +73,8 @@ def set_output_stride(model: nn.Module, output_stride: int) -> None:
         output_stride: 8, 16 or 32.
 
     Raises:
-        ValueError: no such model or stride, or a stride that a decoder does not work at. Nothing is changed then.
+        ValueError: no such model or stride, or a stride that a decoder does not work at, at the depth of the encoder.
+            Nothing is changed then.
     """
     _check_module(model)
     check_output_stride(output_stride)
@@ -93,6 +95,8 @@ def set_output_stride(model: nn.Module, output_stride: int) -> None:
         )
     for decoder in decoders:
         strides = DECODER_STRIDES[decoder]
+        if strides == (32,):
+            strides = tuple(stride for stride in OUTPUT_STRIDES if stride >= min(32, 2**encoder._depth))
         if output_stride not in strides:
             several = len(strides) > 1
             rule = f"one of {', '.join(map(str, strides))}" if several else f"{strides[0]}, the only one it works at"

@@ -237,7 +237,7 @@ def _set_stride(model: nn.Module, file: ModelFile) -> None:
         return
     if stride in DECODER_STRIDES[file.decoder]:
         set_output_stride(model, stride)
-    else:  # it was changed by hand, at a depth at which the decoder takes it
+    else:  # the encoder's own, at a depth at which the decoder takes it
         encoder.make_dilated(stride)
 
 

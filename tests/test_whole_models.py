@@ -27,6 +27,8 @@ def masks(model: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_changed_stride_gives_what_a_model_built_with_it_gives(name: str, depth: int) -> None:
     strides, side = DECODERS[name].strides, DECODERS[name].side
+    if strides == (32,):  # sizes of levels double, which a shallow encoder does not lose
+        strides = {3: (8, 16, 32), 4: (16, 32), 5: (32,)}[depth]
     x = image(1, 3, side, side + 64)
     for built in strides:
         for wanted in STRIDES:
