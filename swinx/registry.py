@@ -1,6 +1,7 @@
 """Entries of smp's encoder registry (and by them of timm's), their pretrained weights, and preprocessing."""
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,9 @@ _PRETRAINED = {
     },
 }
 
+# So that saved models can have it, with smp's "tu-" before it and one of timm's tags behind it, after a dot.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
+
 # What all published weights were trained with, as arguments of smp's preprocess_input.
 IMAGENET: dict[str, Any] = {
     "mean": list(IMAGENET_DEFAULT_MEAN),
@@ -66,11 +70,13 @@ def enter(name: str, config: SwinConfig, pretrained: dict[str, PublishedWeights]
     """Enter an encoder into smp's registry and timm's.
 
     Raises:
-        ValueError: a name that smp would take for timm's, or that a model of timm's has.
+        ValueError: a name that could not be saved, that smp would take for timm's, or that a model of timm's has.
     """
-    if not isinstance(name, str) or not name or name.startswith(("tu-", "timm-")):
-        rule = "a string, not empty and not beginning with 'tu-' or 'timm-', which are smp's"
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        rule = "letters, digits, '_' and '-', at most 80, the first a letter or digit"
         raise ValueError(f"name must be {rule}, got {shown(name)}")
+    if name.startswith(("tu-", "timm-")):
+        raise ValueError(f"name must not begin with 'tu-' or 'timm-', which are smp's, got {shown(name)}")
     timm_registry.register(name, pretrained)
     encoders[name] = {"encoder": SwinXEncoder, "pretrained_settings": pretrained, "params": {"config": config}}
 
@@ -109,12 +115,13 @@ def register_encoder(name: str, *, base: str, **changes: Any) -> None:
     upsampling of min(output_stride, 2^depth), and PAN with encoder_output_stride=32, which then means the variant's.
 
     Args:
-        name: the new name, of no model of smp or timm; repeating a registration is allowed, changing one is not.
+        name: the new name, of at most 80 letters, digits, '_' and '-', and of no model of smp or timm; repeating a
+            registration is allowed, changing one is not.
         base: a name of `list_encoders`.
         changes: fields of `SwinConfig` with their new values.
 
     Raises:
-        ValueError: unknown base or field, a value that SwinConfig refuses, or a name that is taken.
+        ValueError: unknown base or field, a value that SwinConfig refuses, or a name that is taken or of another form.
     """
     entry = _entry("base", base)
     base_config: SwinConfig = entry["params"]["config"]

@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -163,12 +164,28 @@ def test_a_taken_name_is_refused() -> None:
 
 
 def test_a_name_that_smp_would_hand_to_timm_is_refused() -> None:
-    for name in ("tu-mine", "timm-mine", ""):
-        message = (
-            f"name must be a string, not empty and not beginning with 'tu-' or 'timm-', which are smp's, got {name!r}"
-        )
+    for name in ("tu-mine", "timm-mine"):
+        message = f"name must not begin with 'tu-' or 'timm-', which are smp's, got {name!r}"
         refused(message, name, base="swinx_t")
-    refused("which are smp's, got Linear", torch.nn.Linear(2, 2), base="swinx_t")
+
+
+def test_a_name_that_could_not_be_saved_or_built_is_refused() -> None:
+    rule = "name must be letters, digits, '_' and '-', at most 80, the first a letter or digit, got "
+    for name in ("", "my enc", "a/b", "my.v2", "_mine", "mine\n", "größer", "x" * 81):
+        refused(rule + repr(name), name, base="swinx_t")
+        assert not timm.is_model(name)
+    refused(f"{rule}Linear", torch.nn.Linear(2, 2), base="swinx_t")
+
+
+def test_the_longest_name_with_the_longest_tag_is_saved_and_opened(tmp_path: Path) -> None:
+    name = "My-2nd_" + "x" * 73
+    swinx.register_encoder(name, base="swinx_t", depths=(2, 2, 6, 2), window_size=8)
+    options = {"encoder_weights": None, "encoder_depth": 3, "upsampling": 1}
+    model = smp.FPN(f"tu-{name}.ms_in22k_ft_in1k", **options).eval()
+    swinx.save_pretrained(model, tmp_path)
+    opened, x = swinx.from_pretrained(tmp_path), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(opened(x), model(x))
 
 
 def test_an_unknown_base_is_refused_with_the_choices() -> None:
