@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-_WRAPPERS = ("state_dict", "model")
+# Where a training file has averaged weights too, these: as timm's own loader does.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 # In this order: data parallel, Lightning, torch.compile, then where the encoder is in a segmentation model.
 _PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.model.", "encoder.")
 # Put around a module, each adds its name to the keys below it.

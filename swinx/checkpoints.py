@@ -50,7 +50,8 @@ def load_checkpoint(encoder: nn.Module, path: str | Path) -> None:
     Reads `.safetensors`, and `.pth` or `.pt` as plain tensors (never executing a pickle), in any of these layouts:
     official classification, official segmentation (bare or under `backbone.`), timm, smp's `tu-swin`, mmsegmentation,
     MoBY and SimMIM, ours, and whole smp models with our encoder, also out of data parallel, Lightning or compiled
-    training, and official training files with their optimiser and options. Bias tables of another window are resized
+    training, and official and timm's training files with their optimiser and options; of a file that holds averaged
+    weights too (`state_dict_ema`, `model_ema`), these, as timm does. Bias tables of another window are resized
     (bicubic) and kernels for another number of image channels adapted, each with a warning. An official file of Swin V2
     that counts offsets in other windows than the encoder is loaded with a warning; timm's files do not tell. The
     encoder is changed only if the whole checkpoint fits.

@@ -117,6 +117,10 @@ def ours() -> Weights:
     return {**backbone(), **level_norms("norms.{}")}
 
 
+def timm() -> Weights:
+    return {**backbone(), **prefixed("norm.", last_norm()), **head("head.fc")}
+
+
 def tu_swin() -> Weights:
     renamed = {key.replace("layers.", "layers_", 1): value for key, value in backbone().items()}
     return {**prefixed("encoder.model.", renamed), "decoder.blocks.0.conv1.0.weight": torch.randn(4, 4, 3, 3)}
@@ -138,7 +142,19 @@ LAYOUTS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
         },
         (0, 1, 2, 3),
     ),
-    "timm": (lambda: {**backbone(), **prefixed("norm.", last_norm()), **head("head.fc")}, (3,)),
+    "timm": (timm, (3,)),
+    "timm, training with averages": (
+        lambda: {
+            "epoch": 3,
+            "state_dict": {key: value + 1 for key, value in timm().items()},
+            "state_dict_ema": prefixed("module.", timm()),
+        },
+        (3,),
+    ),
+    "DeiT, training with averages": (
+        lambda: {"model": {key: value + 1 for key, value in timm().items()}, "model_ema": timm()},
+        (3,),
+    ),
     "smp tu-swin": (tu_swin, ()),
     "mmseg": (lambda: {"state_dict": {**prefixed("backbone.", mmseg()), **decode_head()}}, (0, 1, 2, 3)),
     "MoBY": (lambda: {"model": moby()}, (3,)),

@@ -77,7 +77,11 @@ def test_another_family_is_refused_by_its_first_entries(name: str, tmp_path: Pat
 
 
 def test_a_dict_without_weights_is_refused(tmp_path: Path) -> None:
-    refused(saved({"teacher": ours()}, tmp_path), "no tensors, bare or under 'state_dict' or 'model'", "teacher")
+    refused(
+        saved({"teacher": ours()}, tmp_path),
+        "or under 'state_dict_ema' or 'model_ema' or 'state_dict' or 'model'",
+        "teacher",
+    )
     refused(saved({}, tmp_path), "no tensors")
     refused(saved({"model": {}}, tmp_path), "no tensors")
     refused(saved({0: torch.ones(3), "param_groups": []}, tmp_path), "no tensors", "[0, 'param_groups']")
