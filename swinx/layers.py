@@ -156,8 +156,12 @@ class SwinBlock(nn.Module):
         give the same features twice. A branch without any parameters is not frozen: FSDP takes them away. The tokens of
         a slice, which were copied for the block, are changed in place.
         """
-        learned = [weight.requires_grad for module in branch for weight in module.parameters()] if self.training else []
-        if any(learned) or not learned:
+        weights = [weight for module in branch for weight in module.parameters()] if self.training else []
+        if self.training and not weights and torch.is_grad_enabled():  # without gradients all of a replica look frozen
+            parts = [part for module in branch for part in module.modules()]
+            # Where replicas of nn.DataParallel, which have no parameters, keep theirs.
+            weights = [weight for part in parts for weight in getattr(part, "_former_parameters", {}).values()]
+        if not weights or any(weight.requires_grad for weight in weights):
             update = self.drop_path(update)
         in_place = plan.rows is not None and torch.result_type(x, update) == x.dtype
         return x.add_(update) if in_place else x + update

@@ -1,4 +1,4 @@
-"""What is done to whole models: output stride after building, parameter groups, frozen stages."""
+"""What is done to whole models: output stride after building, and parameter groups."""
 
 from pathlib import Path
 from typing import Any
@@ -329,54 +329,3 @@ def test_what_was_put_around_a_stage_has_the_rate_of_its_last_block() -> None:
     encoder.layers[1] = nn.Linear(2, 2)
     with pytest.raises(ValueError, match="encoder must hold its 4 stages for this, got 3 of them"):
         swinx.parameter_groups(encoder, 0.1, 0.5)
-
-
-# Stochastic depth and frozen parts
-
-
-def test_stochastic_depth_rests_only_where_nothing_of_a_branch_can_learn() -> None:
-    encoder = swinx.SwinXEncoder(swinx.SwinConfig(16, (2, 2, 2, 2), (1, 2, 4, 8), 4, 0.5)).train()
-    x = image(16, 3, 64, 96)
-
-    def is_random() -> bool:
-        return not torch.equal(encoder(x)[5], encoder(x)[5])
-
-    encoder.requires_grad_(False)
-    assert not is_random()
-    for name, parameter in encoder.named_parameters():
-        parameter.requires_grad_("norm" in name)
-    assert is_random(), "norms alone are trained"
-    encoder.requires_grad_(False)
-    for module in list(encoder.modules()):  # as FSDP leaves modules in their forward: weights, but no parameters
-        for name in list(module._parameters):
-            weight = module._parameters.pop(name)
-            setattr(module, name, None if weight is None else weight.detach())
-    assert is_random()
-
-
-# Frozen stages
-
-
-def test_frozen_stages_stay_as_they_are_and_give_the_same_features_twice() -> None:
-    encoder = swinx.SwinXEncoder(swinx.SwinConfig(16, (2, 2, 2, 2), (1, 2, 4, 8), 4, 0.5)).train()
-    encoder.freeze_stages(3)
-    frozen = {name for name, parameter in encoder.named_parameters() if not parameter.requires_grad}
-    wanted = ("patch_embed.", *(f"{part}.{index}." for part in ("layers", "norms") for index in range(3)))
-    assert frozen == {name for name, _ in encoder.named_parameters() if name.startswith(wanted)}
-    x = image(16, 3, 64, 96)
-    first, second = encoder(x), encoder(x)
-    for level in range(5):
-        assert torch.equal(first[level], second[level])
-    assert not torch.equal(first[5], second[5]), "stochastic depth of the last stage"
-    sum(level.square().mean() for level in first[1:]).backward()
-    assert {name for name, parameter in encoder.named_parameters() if parameter.grad is None} == frozen
-
-
-def test_stages_to_freeze_are_checked() -> None:
-    encoder = swinx.SwinXEncoder(swinx.config.VARIANTS["swinx_n"], depth=3)
-    for stages in (-1, 3, 1.0, True):
-        with pytest.raises(ValueError, match=f"stages must be an integer from 0 to 2, got {stages}"):
-            encoder.freeze_stages(stages)
-    assert all(parameter.requires_grad for parameter in encoder.parameters())
-    encoder.freeze_stages(0)
-    assert {name.split(".")[0] for name, p in encoder.named_parameters() if not p.requires_grad} == {"patch_embed"}
