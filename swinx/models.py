@@ -144,14 +144,14 @@ def parameter_groups(
     """Groups for an optimiser, each with "params", "lr" and "weight_decay".
 
     Matrices and kernels are decayed; norms, biases, position biases and scales of scores are not. Frozen parameters are
-    left out. The learning rate of an encoder falls by layer_decay from each block to the one before it, as in BEiT (Bao
-    et al. 2021, https://arxiv.org/abs/2106.08254), and once more to the stem. A merge has the rate of the block after
-    it; the norm of a level, and what was put around a stage, that of the block before it. All else, the decoder, has
-    the full rate.
+    left out. The learning rate falls by layer_decay from the decoder to the encoder's last block and from each block to
+    the one before it, as in BEiT (Bao et al. 2021, https://arxiv.org/abs/2106.08254), and once more to the stem. A
+    merge has the rate of the block after it; the norm of a level, and what was put around a stage, that of the block
+    before it. All else, the decoder, has the full rate.
 
     Args:
         model: any module; with a layer_decay below 1 one that contains a swinx encoder.
-        learning_rate: above 0 and finite, of the decoder and of the encoder's last block.
+        learning_rate: above 0 and finite, of the decoder.
         layer_decay: above 0, at most 1.
         weight_decay: at least 0.
 

@@ -55,7 +55,8 @@ class SwinXPyramid(nn.Module):
         Args:
             x: the image.
             indices: which entries of feature_info, in timm's forms: all, the last n, or a list.
-            norm, stop_early: taken for timm's sake, without effect: what norm a level ends in is a matter of the model.
+            norm, stop_early: taken for timm's sake, without effect: all levels of a pyramid end in their norms, and so
+                does the last of a classifier, for which timm's Swin wants norm=True.
             output_fmt: "NCHW".
             intermediates_only: leave the first of the two results out.
 
@@ -93,9 +94,9 @@ class SwinXClassifier(SwinXPyramid):
     """Classifier by timm's interface: the encoder's last level, pooled, and one linear layer, as in timm's Swin.
 
     The norms of the levels before the last, which a classifier does not read, are left out, so that every parameter is
-    trained. Its features are levels 2 to 5, as timm's Swin gives them: all but the last without a norm.
-    `swinx.load_checkpoint` loads what was trained into any encoder with that stem, whose own norms of these levels stay
-    as they are.
+    trained. Its features are levels 2 to 5, the last with its norm and the others without one: what timm's Swin gives
+    with norm=True. `swinx.load_checkpoint` loads what was trained into any encoder with that stem, whose own norms of
+    these levels stay as they are.
 
     Args:
         config: architecture. The stem must not be "branch", whose convolutions a classifier does not read; a classifier

@@ -176,6 +176,11 @@ def test_a_classifier_is_timm_s_swin_where_windows_divide_grids(version: str, po
         features, theirs_features = model.forward_features(x), theirs.forward_features(x)
         torch.testing.assert_close(features, theirs_features, rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(model(x), theirs(x), rtol=tolerance, atol=tolerance)
+        levels, theirs_levels = (
+            one.forward_intermediates(x, norm=True, intermediates_only=True) for one in (model, theirs)
+        )
+        for level, other in zip(levels, theirs_levels, strict=True):
+            torch.testing.assert_close(level, other, rtol=tolerance, atol=tolerance)
         pooled = theirs.forward_head(theirs_features, pre_logits=True)
         torch.testing.assert_close(
             model.forward_head(features, pre_logits=True), pooled, rtol=tolerance, atol=tolerance
