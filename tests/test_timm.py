@@ -138,6 +138,17 @@ def test_smp_passes_options_on_to_timm_s_name() -> None:
         smp.Unet("tu-swinx_n", encoder_weights=None, windows=8)
 
 
+def test_a_variant_without_level_1_and_a_stride_as_an_option_work_under_timm_s_name() -> None:
+    swinx.register_encoder("for_test_timm_2", base="swinx_n", stem="none")
+    ours = randomised(build("Unet", 16, encoder="for_test_timm_2"))
+    options = {"encoder_weights": None, "classes": CLASSES, "decoder_channels": (32, 32, 16, 16, 16)}
+    model = smp.Unet("tu-for_test_timm_2", output_stride=16, **options).eval()
+    weights = {key.replace("encoder.", "encoder.model.model.encoder.", 1): v for key, v in ours.state_dict().items()}
+    model.load_state_dict(weights)
+    with torch.no_grad():
+        assert torch.equal(model(image(1, 3, 64, 80)), ours(image(1, 3, 64, 80)))
+
+
 def test_dpt_takes_levels_2_to_5_of_the_classifier() -> None:
     """smp's DPT builds classifiers, and knows which features they have from feature_info."""
     model = smp.DPT("tu-swinx_n", encoder_weights=None, decoder_readout="ignore", stem="none", classes=CLASSES).eval()
