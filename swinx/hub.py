@@ -12,7 +12,8 @@ _PATIENCE = 2.0  # seconds; the hub's own functions try for half a minute before
 def require(repo_id: str, files: tuple[str, ...], revision: str, advice: str, cache_dir: Any = None) -> None:
     """Nothing, where the files of a repository are in the hub's cache, or the hub answers, with an error or without.
 
-    The environment variable HF_HUB_ETAG_TIMEOUT says how many seconds to wait for it, 2 where it is not set.
+    The environment variable HF_HUB_ETAG_TIMEOUT says how many seconds to wait for it, 2 where it is not set; with
+    HF_HUB_OFFLINE it is not asked.
 
     Args:
         repo_id: owner and name.
@@ -34,8 +35,10 @@ def require(repo_id: str, files: tuple[str, ...], revision: str, advice: str, ca
         return
     except Exception as error:  # no connection, in any of the ways of the client that the hub's version uses
         folder, cache = f"models--{repo_id.replace('/', '--')}", cache_dir or constants.HF_HUB_CACHE
+        offline = constants.HF_HUB_OFFLINE
+        reason = "HF_HUB_OFFLINE is set in the environment" if offline else f"{constants.ENDPOINT} does not answer"
         raise LocalEntryNotFoundError(
-            f"{constants.ENDPOINT} does not answer, and the cache lacks {' and '.join(files)} of {repo_id}: copy the "
+            f"{reason}, and the cache lacks {' and '.join(files)} of {repo_id}: copy the "
             f"folder {folder} of a machine that has them to {cache}, or {advice}"
         ) from error
 

@@ -126,12 +126,13 @@ class SwinXClassifier(SwinXPyramid):
         self.first_level = 2
         *lower, last = self.encoder.norms
         self.encoder.norms = nn.ModuleList([*(nn.Identity() for _ in lower), last])
-        self.num_features = self.head_hidden_size = self.encoder.feature_info[-1].channels
+        self.num_features = self.encoder.feature_info[-1].channels
         self.num_classes = num_classes
         self.global_pool = global_pool
         self.head = ClassifierHead(
             self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt="NHWC"
         )
+        self.head_hidden_size = self._pooled_features()
 
     def get_classifier(self) -> nn.Module:
         """The linear layer, or the identity where there is none."""
@@ -144,9 +145,12 @@ class SwinXClassifier(SwinXPyramid):
         self.num_classes = num_classes
         self.head.reset(num_classes, pool_type=global_pool)
         self.head.to(parameter.device, parameter.dtype)
-        self.head_hidden_size = self.num_features * self.head.global_pool.feat_mult()
+        self.head_hidden_size = self._pooled_features()
         if global_pool is not None:
             self.global_pool = global_pool
+
+    def _pooled_features(self) -> int:
+        return self.num_features * int(self.head.global_pool.feat_mult())
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> (B, ceil(H / stride), ceil(W / stride), C)."""

@@ -134,18 +134,21 @@ print(json.dumps(said))
 """
 
 
-def test_without_a_connection_the_error_says_at_once_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("offline", [False, True])
+def test_without_a_connection_the_error_says_at_once_what_to_do(offline: bool, tmp_path: Path) -> None:
+    code = "import os\nos.environ['HF_HUB_OFFLINE'] = '1'\n" if offline else ""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(8)  # and never accepts
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        done = run(OFFLINE, cwd=tmp_path, endpoint=endpoint)
+        done = run(code + OFFLINE, cwd=tmp_path, endpoint=endpoint)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     assert said.keys() == {"smp", "timm", "ours"}
     for name, (message, seconds) in said.items():
         assert seconds < 10, f"{name}: 2 seconds for the hub, and some for a busy machine; its own retries take 24"
-        assert message.startswith(f"{endpoint} does not answer, and the cache lacks ")
+        reason = "HF_HUB_OFFLINE is set in the environment" if offline else f"{endpoint} does not answer"
+        assert message.startswith(f"{reason}, and the cache lacks ")
         assert "\n" not in message
         assert str(tmp_path / "home" / "hub") in message
     assert "encoder_weights=None" in said["smp"][0]

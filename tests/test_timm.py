@@ -172,7 +172,9 @@ def timm_swin(version: str, side: int, **changes: Any) -> nn.Module:
     return randomised(kind(img_size=side, drop_path_rate=0.0, **options), seed=6)
 
 
-@pytest.mark.parametrize("pool", ["avg", *(pytest.param(pool, marks=MORE_POOLS) for pool in ("max", "avgmax")), ""])
+@pytest.mark.parametrize(
+    "pool", ["avg", *(pytest.param(pool, marks=MORE_POOLS) for pool in ("max", "avgmax", "catavgmax")), ""]
+)
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_a_classifier_is_timm_s_swin_where_windows_divide_grids(version: str, pool: str, tmp_path: Path) -> None:
     theirs = timm_swin(version, 128, global_pool=pool)
