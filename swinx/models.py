@@ -209,13 +209,12 @@ def _steps_below(encoder: SwinXEncoder) -> dict[int, int]:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """What torch.compile and data parallel were put around."""
-    while True:
-        if isinstance(model, (nn.DataParallel, DistributedDataParallel)):
-            model = model.module
-        elif not hasattr(model, "_orig_mod"):
-            return model
-        else:
-            model = model._orig_mod  # type: ignore[assignment]
+    wrapped: Any = model
+    while isinstance(wrapped, nn.Module):
+        model = wrapped
+        parallel = isinstance(model, (nn.DataParallel, DistributedDataParallel))
+        wrapped = model.module if parallel else getattr(model, "_orig_mod", None)
+    return model
 
 
 def encoders_in(model: nn.Module) -> list[SwinXEncoder]:
