@@ -1,8 +1,9 @@
-"""Draws dilated_training.svg and dilated_training_contrasts.svg from the rows of the study of dilated fine-tuning.
+"""Draws dilated_training_*.svg from the rows of the study of dilated fine-tuning: curves of each set, all contrasts.
 
 python docs/figures/dilated_training.py
 """
 
+from functools import partial
 from pathlib import Path
 
 import pandas
@@ -13,7 +14,11 @@ from experiments.reporting import load, plots
 from experiments.reporting.content import gather
 
 FOLDER = Path(__file__).parent
-ROWS = FOLDER.parent / "benchmarks" / "dilation-branches-camvid-swinx_n-h100-2026-11-26.jsonl"
+BENCHMARKS = FOLDER.parent / "benchmarks"
+STUDIES = {
+    "CamVid": BENCHMARKS / "dilation-branches-camvid-swinx_n-h100-2026-11-26.jsonl",
+    "scenes": BENCHMARKS / "dilation-branches-scenes-swinx_n-cpu-2026-11-27.jsonl",
+}
 DECODERS = ("Segformer", "DeepLabV3PlusScaled")
 # Stride and rule of each branch, its name, colour, marker and line.
 BRANCHES = {
@@ -25,16 +30,15 @@ BRANCHES = {
 }
 # The primary contrasts of the plan, and what they ask.
 CONTRASTS = {
-    "exact-dense@os8,step0": "exact − ordinary windows, stride 8, before training",
-    "exact-dense@os8,step300": "exact − ordinary windows, stride 8, after 300 steps",
-    "exact+os8+centred-os32+alignment=none@step300": "exact stride 8 − stride 32 continued, after 300 steps",
-    "exact+os16+centred-os32+alignment=none@step300": "exact stride 16 − stride 32 continued, after 300 steps",
+    "exact-dense@os8,step0": "Exact − ordinary windows, stride 8, before training",
+    "exact-dense@os8,step300": "Exact − ordinary windows, stride 8, after 300 steps",
+    "exact+os8+centred-os32+alignment=none@step300": "Exact stride 8 − stride 32 continued, after 300 steps",
+    "exact+os16+centred-os32+alignment=none@step300": "Exact stride 16 − stride 32 continued, after 300 steps",
 }
 
 
-def points() -> pandas.DataFrame:
+def points(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Test mIoU of every branch and step, minus that of its source: mean over sources, and half of a 95 % interval."""
-    rows = pandas.read_json(ROWS, lines=True)
     start = rows[(rows["output_stride"] == 32) & (rows["step"] == 0)].set_index(["decoder", "seed"])["test_miou"]
     rows["points"] = rows["test_miou"] - rows.set_index(["decoder", "seed"]).index.map(start)
     found = rows.groupby(["decoder", "output_stride", "dilation", "step"])["points"].agg(["mean", "sem", "size"])
@@ -42,9 +46,9 @@ def points() -> pandas.DataFrame:
     return found.reset_index()
 
 
-def draw(*subplots: Axes) -> None:
+def draw(study: str, *subplots: Axes) -> None:
     """One subplot for each decoder."""
-    every = points()
+    every = points(pandas.read_json(STUDIES[study], lines=True))
     for axes, decoder in zip(subplots, DECODERS, strict=True):
         for number, ((stride, rule), (name, color, marker, line)) in enumerate(BRANCHES.items()):
             one = every[
@@ -57,18 +61,23 @@ def draw(*subplots: Axes) -> None:
         axes.axhline(0, color="black", linewidth=0.9)
         axes.set_xticks(range(5), sorted(every["step"].unique()))
         axes.set_ylabel("points above the source")
-        axes.set_title(decoder, fontsize=10, loc="left")
+        axes.set_title(f"{study}: {decoder}", fontsize=10, loc="left")
     subplots[-1].set_xlabel("steps of training after the change of stride")
     handles, names = subplots[0].get_legend_handles_labels()
     subplots[0].figure.legend(handles, names, loc="outside upper left")
 
 
 def main() -> None:
-    (FOLDER / "dilated_training.svg").write_bytes(plots.render(draw, 7.0, 2))
-    named = {f"{key},{decoder}": f"{decoder}: {text}" for decoder in DECODERS for key, text in CONTRASTS.items()}
-    effects = gather(load.read([ROWS]), list(named), strict=True).effects
-    bars = [(named[e.name], e.points, e.low, e.high, e.significant) for e in effects]
-    frame = pandas.DataFrame(bars, columns=["name", "value", "low", "high", "filled"])
+    named = {f"{key},{decoder}": (key, decoder) for key in CONTRASTS for decoder in DECODERS}
+    bars = []
+    for study, file in STUDIES.items():
+        (FOLDER / f"dilated_training_{study.lower()}.svg").write_bytes(plots.render(partial(draw, study), 7.0, 2))
+        for effect in gather(load.read([file]), list(named), strict=True).effects:
+            key, decoder = named[effect.name]
+            bars.append((key, decoder, study, effect.points, effect.low, effect.high, bool(effect.significant)))
+    bars.sort(key=lambda bar: (list(CONTRASTS).index(bar[0]), DECODERS.index(bar[1])))  # the sets beside each other
+    frame = pandas.DataFrame(bars, columns=["key", "decoder", "study", "value", "low", "high", "filled"])
+    frame["name"] = [f"{CONTRASTS[bar[0]]}: {bar[1]}, {bar[2]}" for bar in bars]
     label = "points of test mIoU, with 95 % intervals;\nfilled: significant after Holm's correction"
     (FOLDER / "dilated_training_contrasts.svg").write_bytes(plots.forest(frame, label, lowest=float("-inf")))
 
