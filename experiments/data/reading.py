@@ -169,9 +169,9 @@ def _shown(height: int, width: int, size: Size, fit: Fit) -> Size:
 
 def _short_side(height: int, width: int, size: Size, fit: Fit) -> int:
     """The shorter side in pixels that a whole picture of height x width has at the scale at which size shows it."""
-    scales = size[0] / height, size[1] / width
-    factor = {"pad": min(scales), "crop": max(scales), "stretch": min(size) / min(height, width)}[fit]
-    return max(1, round(factor * min(height, width)))
+    if fit == "crop":  # what is cropped is left out of _shown
+        return max(1, round(max(size[0] / height, size[1] / width) * min(height, width)))
+    return min(_shown(height, width, size, fit))
 
 
 def _resized(image: Image.Image, size: Size, fit: Fit, method: Image.Resampling, fill: int | tuple[int, ...]) -> Tensor:

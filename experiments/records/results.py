@@ -151,7 +151,12 @@ def settings_of(row: Row) -> Row:
 def identity(row: Row) -> tuple[object, ...]:
     """What no two rows of a file share: run, step, settings, and whose weights it was."""
     source = row.get("source") or {}
-    return row["run"], row.get("step"), json.dumps(settings_of(row)), source.get("run"), source.get("time")
+    return *configuration_of(row), source.get("run"), source.get("time")
+
+
+def configuration_of(row: Row) -> tuple[object, ...]:
+    """Run, step and settings of a row."""
+    return row["run"], row.get("step"), json.dumps(settings_of(row))
 
 
 def check_row(row: Row) -> None:

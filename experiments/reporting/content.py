@@ -59,9 +59,10 @@ def gather(results: Results, contrasts: Sequence[str] = (), *, strict: bool = Fa
     if without := [c.label for c in configurations if c not in counted]:
         gaps.append(f"counts of each test image, or scores, are missing for {', '.join(without)}")
     chosen: list[Contrast] = [] if contrasts else pairs([c.label for c in counted])
+    known, over_steps = ([(c.label, c.fields) for c in there] for there in (counted, steps))
     for text in read_contrasts(contrasts):
         try:
-            chosen.append(planned(text, *([(c.label, c.fields) for c in there] for there in (counted, steps))))
+            chosen.append(planned(text, known, over_steps))
         except ValueError as error:
             if strict:
                 raise

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from experiments.records.grid import own_window
-from experiments.records.results import SETTINGS, Row, run_of, settings_of
+from experiments.records.results import SETTINGS, Row, configuration_of, run_of
 from experiments.reporting.load import Result
 
 AXES = ("decoder", "encoder", "stem", "output_stride", "dilation", "window", "alignment")
@@ -74,10 +74,10 @@ def once(items: Iterable[Result]) -> tuple[Result, ...]:
     Raises:
         ValueError: a run comes twice with one step and the same settings, and these are two trainings.
     """
-    kept: dict[str, Result] = {}
+    kept: dict[tuple[object, ...], Result] = {}
     for item in sorted(items, key=lambda item: not item.row.get("trained", True)):
         row = item.row
-        key = spelled([row["run"], row["step"], spelled([f"{k}={spelled(v)}" for k, v in settings_of(row).items()])])
+        key = configuration_of(row)
         if model_of(kept.setdefault(key, item).row) != model_of(row):
             raise ValueError(f"a run may come once with the same step and settings, got {row['run']} at {row['step']}")
     return tuple(kept.values())

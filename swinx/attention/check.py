@@ -91,14 +91,14 @@ def right(device: torch.device) -> list[dict[str, Any]]:
         if any((row.get("reason") or "").startswith(OUT_OF_MEMORY) for row in found or []):
             short.append(kind)  # the memory was that of several processes
         else:
-            rows += _told(kind, found)
+            rows += _printed(kind, found)
     for kind in short:
         print("Not enough memory beside other cases; now alone:", flush=True)
-        rows += _told(kind, next(_apart(_cases, [kind])))
+        rows += _printed(kind, next(_apart(_cases, [kind])))
     return rows
 
 
-def _told(kind: tuple[Any, ...], found: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+def _printed(kind: tuple[Any, ...], found: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
     """The rows that were found for one kind of input, printed; one that says so where its process broke down."""
     _, dtype, window, head_dim, cosine = kind
     rows = found or [_row(dtype, window, head_dim, cosine, 0) | {"reason": "the process broke down"}]

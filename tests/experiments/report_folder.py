@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy
 from PIL import Image
 
+from experiments.execution.runs import Source
 from experiments.records.counts import ImageCounts, pack
 from experiments.records.grid import Run
 from experiments.records.options import Settings
@@ -45,8 +46,12 @@ def row(decoder: str, seed: int = 0, test: float = 50.0, *, steps: int = 20, **c
 
 def again(trained: Row, **changes: object) -> Row:
     """The row of an evaluation of trained's weights."""
-    told = {name: trained[name] for name in ("run", "step", "commit", "time", "command", "host", "precision")}
-    return trained | {"source": told, "trained": False, "time": "2026-01-03T00:00:00+00:00"} | changes
+    return trained | {"source": summary(trained), "trained": False, "time": "2026-01-03T00:00:00+00:00"} | changes
+
+
+def summary(trained: Row) -> Row:
+    """What rows of trained's weights say of it."""
+    return Source(trained, Path()).summary
 
 
 def image_counts(item: Row, images: int = 24, spread: float = 4.0, classes: Sequence[str] = CLASSES) -> ImageCounts:

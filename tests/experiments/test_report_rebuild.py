@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pandas
 import pytest
-from report_folder import again, folder, picture, row
+from report_folder import again, folder, picture, row, summary
 
-from experiments.execution.runs import SOURCE_FIELDS
 from experiments.records.results import Row, check_row, read_rows
 from experiments.report import main
 from experiments.reporting import pages
@@ -108,9 +107,9 @@ def test_what_changes_no_score_makes_no_other_configuration(tmp_path: Path) -> N
 def test_models_are_paired_by_the_training_that_they_come_from(tmp_path: Path) -> None:
     """Fine-tuned ones, their re-evaluations, and a second fine-tuning of these."""
     first = [row("Unet", seed, 40.0, time=f"2026-01-01T00:00:0{seed}.000+00:00") for seed in range(3)]
-    tuned = [item | {"source": told(item), "start": "/a", "time": "2026-01-02"} for item in first]
-    flipped = [again(item, source=told(item), flip=True) for item in tuned]
-    third = [item | {"source": told(item), "start": "/b", "time": "2026-01-04"} for item in tuned]
+    tuned = [item | {"source": summary(item), "start": "/a", "time": "2026-01-02"} for item in first]
+    flipped = [again(item, flip=True) for item in tuned]
+    third = [item | {"source": summary(item), "start": "/b", "time": "2026-01-04"} for item in tuned]
     for made in (tuned, flipped, third):
         assert [source_of(item) for item in made] == [source_of(item) for item in first]
     folders = [folder(tmp_path / str(n), rows) for n, rows in enumerate((tuned, flipped))]
@@ -119,11 +118,6 @@ def test_models_are_paired_by_the_training_that_they_come_from(tmp_path: Path) -
     bad = third[0] | {"source": third[0]["source"] | {"source": {"run": "../x"}}}
     with pytest.raises(ValueError, match="source must be an object with the plain name of a run"):
         check_row(bad)
-
-
-def told(item: Row) -> Row:
-    """What a row of its weights says of a row."""
-    return {name: item.get(name) for name in SOURCE_FIELDS}
 
 
 def test_an_evaluation_that_repeats_the_one_after_training_is_left_out(

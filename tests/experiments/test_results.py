@@ -106,7 +106,7 @@ def test_provenance_has_the_fields_of_every_row() -> None:
     json.dumps(row)
 
 
-def test_the_command_of_torchrun_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_hold_the_command_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports paste it, with more seeds: without torchrun these would be trained in another way."""
     monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", "-u", "-m", "experiments.x", "--output", "a b"])
     assert provenance(torch.device("cpu"))["command"] == "python -u -m experiments.x --output 'a b'"
