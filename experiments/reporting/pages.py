@@ -42,11 +42,13 @@ def write_report(output: Path, contrasts: Sequence[str] = ()) -> None:
 def render(content: Content, output: Path) -> None:
     """Write FILES into output, each replaced whole."""
     rows, classes = [item.row for item in content.results.items], tables.classes(content.table)
+    by_group = tables.groups(content).map(tables.number).reset_index()
     by_class, contrasts = classes.map(tables.number).reset_index(allow_duplicates=True), tables.differences(content)
     sections = {
         "ranking": Section("Ranking by test mIoU", text.on_ranking(content), (), tables.ranking(content.table)),
         "differences": Section("Differences", text.on_differences(content), text.more_seeds(content), contrasts),
         "classes": Section("Test IoU by class, percent", "Means over seeds.", (), by_class),
+        "groups": Section("Test mIoU by group of images, percent", "Means over seeds.", (), by_group),
         "unfinished": Section("Runs without a result", "", (), tables.unfinished(content)),
         "facts": Section("Where it comes from", "", text.commands(rows), text.facts(content)),
     }

@@ -4,12 +4,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
+import numpy
+
+from experiments.records.counts import ImageCounts, miou
 from experiments.reporting.content import Content, Frame
 from experiments.statistics.significance import Effect
 
 MISSING = "\N{EN DASH}"
 # Of more pairs than this, those with the best configuration are shown; differences.csv has all.
 MOST_PAIRS = 10
+# More groups of test images than this are not shown one by one.
+MOST_GROUPS = 8
 # Heading, key in the summary, digits: means, and of percentages the standard deviation.
 COLUMNS = (
     *(("test mIoU %", "test_miou", 1), ("val mIoU %", "val_miou", 1), ("boundary F %", "boundary_f1 2", 1)),
@@ -49,6 +54,30 @@ def classes(table: Frame) -> Frame:
     """Test IoU in percent, mean over seeds: a line for each configuration, a column for each class; NaN if absent."""
     found = table.filter(regex="^class_iou ").rename(columns=lambda name: name.partition(" ")[2])
     return found.set_axis(table["rank"].astype(str) + " " + table["label"]).rename_axis("configuration")
+
+
+def groups(content: Content) -> Frame:
+    """Test mIoU in percent over the images of each group alone, mean over seeds: a column for each group.
+
+    Of a group such as drive/stretch the part before the first "/" counts. Without columns where each image stands for
+    itself, and where there is one group or more than MOST_GROUPS.
+    """
+    lines: dict[str, dict[str, float]] = {}
+    for rank, one in enumerate(content.configurations, start=1):
+        parts = [_by_group(item.counts) for item in one.results if item.counts]
+        if parts and all(part.keys() == parts[0].keys() for part in parts):
+            lines[f"{rank} {one.label}"] = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+    frame = Frame.from_dict(lines, orient="index").rename_axis("configuration")
+    return frame if 2 <= frame.shape[1] <= MOST_GROUPS else Frame()
+
+
+def _by_group(counts: ImageCounts) -> dict[str, float]:
+    """Test mIoU by group and number of its images."""
+    if counts.groups == counts.names:
+        return {}
+    outer = numpy.array([group.partition("/")[0] for group in counts.groups])
+    chosen = {f"{name} ({(outer == name).sum()} images)": outer == name for name in dict.fromkeys(outer.tolist())}
+    return {name: float(miou(counts.hits[which].sum(0), counts.union[which].sum(0))) for name, which in chosen.items()}
 
 
 def effects(content: Content) -> Frame:

@@ -273,6 +273,28 @@ def test_missing_counts_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert content.table.set_index("label")["low"].isna().to_dict() == {"Unet": False, "FPN": True}
 
 
+def test_groups_are_scored_apart(tmp_path: Path) -> None:
+    """Drive a has IoU 1/3 and 3/7 of its two classes; drive b 1/3 and 3/5 with one seed, 1/3 and 1/7 with the other."""
+    rows = [row("Unet", 0), row("Unet", 1)]
+    drives = ("a/0",) * 12 + ("a/1",) * 3 + ("b/0",) * 9
+    found = []
+    for one, hits_of_b in zip(rows, (750, 250), strict=True):
+        counts = image_counts(one)
+        hits, in_a = counts.hits.copy(), numpy.arange(24) < 15
+        hits[:, 0] = 500
+        hits[in_a, 1] = 600 + 100 * (numpy.arange(15) % 3 - 1)  # counts are added up, not scores: 3 / 7
+        hits[~in_a, 1] = hits_of_b
+        found.append(replace(counts, groups=drives, hits=hits))
+    table = tables.groups(gather(read([folder(tmp_path / "two", rows, found)])))
+    assert list(table) == ["a (15 images)", "b (9 images)"]
+    expected = [(1 / 3 + 3 / 7) / 2, (1 / 3 + (3 / 5 + 1 / 7) / 2) / 2]
+    assert table.to_numpy().tolist() == [pytest.approx([100 * value for value in expected])]
+    many = [replace(counts, groups=tuple(f"{i % 9}" for i in range(24))) for counts in found]
+    assert tables.groups(gather(read([folder(tmp_path / "many", rows, many)]))).empty
+    alone = [replace(counts, groups=counts.names) for counts in found]
+    assert tables.groups(gather(read([folder(tmp_path / "alone", rows, alone)]))).empty
+
+
 def test_one_configuration_has_no_lead_and_notes_of_the_data_come_first(tmp_path: Path) -> None:
     content = content_of(tmp_path / "b", [row("Unet", test=40.04)])
     assert text.headline(content) == "Unet reaches 40.0 % test mIoU."
