@@ -165,7 +165,10 @@ def make(
             finish(made[-1]["run"], output)
             _say_result(made[-1], runs, console)
             if time.monotonic() - reported > REPORT_SECONDS:
-                write_report(output, contrasts)
+                try:
+                    write_report(output, contrasts)
+                except Exception as error:  # it is written once more at the end, where errors are not caught
+                    say(console, f"no report yet: {type(error).__name__}: {error}", style="bold red")
                 reported = time.monotonic()
 
         def fail(run: Run, error: BaseException) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,26 @@ def test_a_run_that_fails_leaves_the_others_and_is_tried_again(
     assert [row["decoder"] for row in read_rows(output / "results.jsonl")] == ["Unet"]
     assert main([*FAST, "--output", str(output)]) == 0
     assert [row["decoder"] for row in read_rows(output / "results.jsonl")] == ["Unet", "FPN"]
+
+
+def test_a_report_that_fails_on_the_way_does_not_end_the_grid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, write_report = tmp_path / "out", comparison.write_report
+
+    def fail_before_the_last_row(folder: Path, contrasts: Sequence[str]) -> None:
+        if len(read_rows(folder / "results.jsonl")) < 2:
+            raise KeyError("a fault of the report")
+        write_report(folder, contrasts)
+
+    monkeypatch.setattr(comparison, "REPORT_SECONDS", -1.0)
+    monkeypatch.setattr(comparison, "write_report", fail_before_the_last_row)
+    assert main([*FAST, "--output", str(output)]) == 0
+    assert "no report yet: KeyError: 'a fault of the report'" in capsys.readouterr().out
+    assert {path.name for path in output.iterdir()} == FOLDER
+    monkeypatch.setattr(comparison, "write_report", lambda folder, contrasts: {}["nothing"])
+    with pytest.raises(KeyError):  # an error of the last report is not hidden
+        main([*FAST, "--output", str(output)])
 
 
 def test_a_full_disk_ends_with_a_sentence(
