@@ -33,7 +33,6 @@ from swinx.config import STAGES, VARIANTS, Pair, Stem, SwinConfig, Version, show
 from swinx.encoder import SwinXEncoder
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
-_HEAD = re.compile(r"(^|\.)head\.(fc\.)?(weight|bias)$")
 _NORM = re.compile(r"^norms\.(\d+)\.")
 _WIDEST = 2**16  # channels
 
@@ -112,7 +111,7 @@ def convert_checkpoint(source: str | Path, target: str | Path, layout: Layout) -
         inspection, weights = _inspect(parts)
         if len(inspection.depths) < STAGES:
             raise ValueError(f"the checkpoint must have {STAGES} stages to be converted, got {len(inspection.depths)}")
-        for key, value in _head(parts.entries).items():
+        for key, value in _head(parts).items():
             weights[f"head.fc.{key}"] = value
         renamed, left_out = from_our_names(weights, layout)
     wrapper = {"timm": None, "official": "model", "mmseg": "state_dict"}[layout]
@@ -156,7 +155,7 @@ def _inspect(parts: Entries) -> tuple[Inspection, dict[str, Tensor]]:
         encoder = SwinXEncoder(config, in_channels=in_channels, depth=stages + 1)
     weights = dict(convert_state_dict(weights, encoder, assign=True))  # refuses what is missing, and what is too much
     kept = {key: weights[key] for key in weights if not (match := _NORM.match(key)) or int(match[1]) in norms}
-    classes = _head(parts.entries).get("weight")
+    classes = _head(parts).get("weight")
     fits = {
         name: all(window in (None, stage.window_size) for window, stage in zip(windows, published.stages, strict=False))
         for name, published in VARIANTS.items()
@@ -174,7 +173,7 @@ def _inspect(parts: Entries) -> tuple[Inspection, dict[str, Tensor]]:
         stem=config.stem,
         in_channels=in_channels,
         level_norms=tuple(index + 2 for index in norms),
-        classes=None if classes is None or classes.ndim != 2 else classes.shape[0],
+        classes=None if classes is None else classes.shape[0],
         dropped=_dropped(parts),
         fits=dict(sorted(fits.items(), key=lambda item: not item[1])),
     )
@@ -253,10 +252,14 @@ def _layout(parts: Entries, norms: tuple[int, ...]) -> str:
     return "official, MoBY or SimMIM" if parts.prefix.endswith("encoder.") else "official, classification"
 
 
-def _head(entries: dict[str, Tensor]) -> dict[str, Tensor]:
-    """weight and bias of a classifier."""
-    found = {match[3]: value for key, value in entries.items() if (match := _HEAD.search(key))}
-    return found if found.keys() == {"weight", "bias"} else {}
+def _head(parts: Entries) -> dict[str, Tensor]:
+    """weight (K, C) and bias (K,) of a classifier: beside the backbone, or beside the modules in it."""
+    outside = parts.prefix.removesuffix(".").rpartition(".")
+    for head in (f"{place}head{name}" for place in (parts.prefix, outside[0] + outside[1]) for name in (".fc", "")):
+        weight, bias = (parts.entries.get(f"{head}.{end}") for end in ("weight", "bias"))
+        if weight is not None and bias is not None and (weight.ndim, bias.ndim) == (2, 1):
+            return {"weight": weight, "bias": bias}
+    return {}
 
 
 def _dropped(parts: Entries) -> dict[str, int]:

@@ -72,6 +72,22 @@ def test_every_layout_is_recognised(name: str, tmp_path: Path) -> None:
     assert found.fits == {}
 
 
+def test_heads_elsewhere_are_no_classifier(tmp_path: Path) -> None:
+    """Whole models have layers called head in other places; a classifier's is beside the backbone, a matrix."""
+    backbone = {**official_backbone(), **prefixed("norm.", last_norm())}
+    aside = {"aux.head.weight": torch.randn(4, 8), "aux.head.bias": torch.randn(4)}
+    kernel = {"head.weight": torch.randn(150, 8, 1, 1), "head.bias": torch.randn(150)}
+    for number, others in enumerate((aside, kernel, prefixed("decoder.", kernel))):
+        file = saved(tmp_path / f"{number}.pth", {**prefixed("backbone.", backbone), **others})
+        assert inspect_checkpoint(file).classes is None
+        convert_checkpoint(file, tmp_path / f"{number}.safetensors", "timm")
+        assert not [key for key in load_file(tmp_path / f"{number}.safetensors") if "head" in key]
+    for place in ("", "backbone."):
+        beside = prefixed(place, head("head.fc"))
+        file = saved(tmp_path / f"of {place}pth", {**prefixed("backbone.", backbone), **beside})
+        assert inspect_checkpoint(file).classes == 1000
+
+
 def test_a_file_of_timm_s_own_model_fits_the_encoder_of_its_sizes(tmp_path: Path, capsys: Any) -> None:
     model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=11)
     path = saved(tmp_path / "weights.safetensors", model.state_dict())

@@ -83,8 +83,11 @@ def read_splits(
         problems = [f"{split} has no images" for split in SPLITS if split not in {pair.split for pair in pairs}]
     shape = size or next(filter(all, (stored_size(pair.mask) for pair in pairs)), (1, 1))
     needed, available = len(pairs) * 4 * shape[0] * shape[1], available_memory()  # 3 bytes of image, 1 of mask
+    own_sizes = [stored_size(pair.mask) or (0, 0) for pair in pairs if native and size and pair.split == "test"]
+    needed += sum(height * width for height, width in own_sizes)
     if needed > available:
-        needs = f"{len(pairs)} images and masks of {shape[0]} {shape[1]} pixels need {needed / 1e9:.1f} GB of memory"
+        size_of = f"{shape[0]} {shape[1]} pixels" + (", and test masks of their own size," if own_sizes else "")
+        needs = f"{len(pairs)} images and masks of {size_of} need {needed / 1e9:.1f} GB of memory"
         problems.append(f"{needs}, of which {available / 1e9:.1f} GB are available: give a smaller --size H W")
         raise DataError(root, problems)
 

@@ -21,6 +21,7 @@ from experiments.records.options import PLAIN, Corruption, Inference
 
 # Bins of confidence for the calibration error, as many as in its paper.
 BINS = 15
+NOT_FINITE = "the model's predictions are not finite in places, so they cannot be scored"
 
 
 def predictions(
@@ -56,10 +57,13 @@ def predictions(
 
 
 def miou(model: nn.Module, split: Split, data: SegmentationData, **how: Any) -> float | None:
-    """Mean IoU as `evaluate` has it, and nothing else, in a part of the time. how: see `predictions`."""
+    """Mean IoU as `evaluate` has it, and nothing else, in a part of the time. how, and what it raises: as there."""
     total = numpy.zeros((len(data.class_names),) * 2, dtype=numpy.int64)
     for scores, truth in predictions(model, split, **how):
-        total += image_confusion(scores.argmax(1), truth, len(total), data.ignore_index).sum(0).cpu().numpy()
+        confidence, predicted = scores.max(1)
+        if not (confidence.isfinite() | (truth == data.ignore_index)).all():
+            raise FloatingPointError(NOT_FINITE)
+        total += image_confusion(predicted, truth, len(total), data.ignore_index).sum(0).cpu().numpy()
     hits = total.diagonal()
     return _mean_share(hits, total.sum(0) + total.sum(1) - hits)
 
@@ -86,7 +90,7 @@ def evaluate(model: nn.Module, split: Split, data: SegmentationData, **how: Any)
         confusions.append(image_confusion(predicted, truth, classes, ignore_index).cpu())
         boundaries.append(boundary_f1(predicted, truth, classes, ignore_index))
     if not gaps.isfinite().all():
-        raise FloatingPointError("the model's predictions are not finite in places, so they cannot be scored")
+        raise FloatingPointError(NOT_FINITE)
     confusion = torch.cat(confusions).numpy()
     image_counts = ImageCounts(
         names=split.names,

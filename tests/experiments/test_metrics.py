@@ -217,9 +217,11 @@ def test_predictions_that_are_not_finite_are_refused_unless_they_are_ignored() -
             return super().forward(images).masked_fill(images[:, :1] == 2, float("nan"))
 
     truth = torch.tensor([[[0, 1, 2], [IGNORE, 1, 0]]])
-    with pytest.raises(FloatingPointError, match="not finite"):
-        score(Broken(3), split_of(truth.clamp_max(2), truth), 3)
-    assert score(Broken(3), split_of(truth.clamp_max(2), truth.where(truth != 2, IGNORE)), 3).miou == 100
+    broken, good = (split_of(truth.clamp_max(2), mask) for mask in (truth, truth.where(truth != 2, IGNORE)))
+    for measure in (evaluate, miou):
+        with pytest.raises(FloatingPointError, match="not finite"):
+            measure(Broken(3), broken, set_of(broken, 3), batch_size=2, **COMMON)
+    assert score(Broken(3), good, 3).miou == miou(Broken(3), good, set_of(good, 3), batch_size=2, **COMMON) == 100
 
 
 def test_scores_at_the_resolution_of_the_files() -> None:

@@ -142,6 +142,17 @@ def test_a_set_that_does_not_fit_is_refused_before_it_is_read(tree: Path, monkey
         load_set(tree, size=(40_000, 50_000))
 
 
+def test_masks_kept_at_their_own_size_count_too(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside 4 images and masks of 5 x 7 pixels, one test mask of its own size is kept."""
+    needed = 4 * 4 * 5 * 7 + H * W
+    monkeypatch.setattr(reading, "available_memory", lambda: needed)
+    assert load_set(tree, size=(5, 7), native=True).test.native_masks[0].shape == (H, W)
+    monkeypatch.setattr(reading, "available_memory", lambda: needed - 1)
+    load_set(tree, size=(5, 7))
+    with pytest.raises(DataError, match=r"of 5 7 pixels, and test masks of their own size, need 0\.0 GB"):
+        load_set(tree, size=(5, 7), native=True)
+
+
 def test_available_memory_lies_between_nothing_and_all() -> None:
     assert 1e7 < reading.available_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
