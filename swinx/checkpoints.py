@@ -93,9 +93,10 @@ def convert_state_dict(
     """A state dict in any known layout as one that fits the encoder key by key.
 
     What a foreign checkpoint cannot hold (norms of levels, convolutions of a stem), and the norms of levels that one of
-    our classifiers has not, keep the encoder's present values.
-    Stages beyond the encoder's depth are left out. Without strict, entries may be missing or unexpected. Everything is
-    checked here, before the first weight changes; assign: whether entries are to take the place of the weights.
+    our classifiers has not, keep the encoder's present values. Stages beyond the encoder's depth are left out, and so
+    are norms of levels where the encoder is a classifier's, which has the last alone. Without strict, entries may be
+    missing or unexpected. Everything is checked here, before the first weight changes; assign: whether entries are to
+    take the place of the weights.
 
     Raises:
         ValueError: another family or size, or missing, unexpected, misshapen or unfit entries (all are listed).
@@ -125,6 +126,8 @@ def convert_state_dict(
         _compare_units(weights, encoder)
         weights = to_our_names(weights)
     weights = _within_depth(weights, encoder)
+    if {match[0] for key in wanted if (match := _LEVEL_NORM.match(key))} == {"norms.3."}:  # of our classifiers
+        weights = {key: value for key, value in weights.items() if key in wanted or not _LEVEL_NORM.match(key)}
     if strict:
         _check_architecture(weights, encoder)
     kept: tuple[str, ...] = ()

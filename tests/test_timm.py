@@ -11,7 +11,7 @@ import timm
 import torch
 from decoders import CLASSES, DECODERS, build, image
 from hub_server import Hub, run
-from layouts import DEPTHS, EMBED, HEADS, WINDOW, backbone, by_smp, head, last_norm, official, prefixed
+from layouts import DEPTHS, EMBED, HEADS, LAYOUTS, WINDOW, backbone, by_smp, fresh, head, last_norm, official, prefixed
 from releases import needs
 from safetensors.torch import save, save_file
 from timm.models._hub import save_for_hf
@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 import swinx
 from swinx import SwinConfig, SwinXEncoder
+from swinx.checkpoints import convert_state_dict
 from swinx.config import VARIANTS
+from swinx.timm_models import pretrained_filter
 
 MORE_POOLS = needs("timm", "1.0.31", "its Swins take no other poolings before it")
 SMALL: dict[str, Any] = {"embed_dim": EMBED, "depths": DEPTHS, "num_heads": HEADS, "window_size": WINDOW}
@@ -233,6 +235,20 @@ states = [
 ]
 torch.save(states, sys.argv[2])
 """
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_classifier_takes_what_an_encoder_takes_but_norms_it_has_not(name: str) -> None:
+    content, levels = LAYOUTS[name]
+    classifier = timm.create_model("swinx_n", **SMALL, stem="shared", num_classes=0)
+    before = {key: value.clone() for key, value in classifier.encoder.state_dict().items()}
+    weights = content()
+    converted = pretrained_filter(weights, classifier)
+    expected = convert_state_dict(weights, fresh())
+    assert classifier.load_state_dict(converted, strict=False).missing_keys == []
+    for key, value in classifier.encoder.state_dict().items():
+        kept = key.startswith("norms.") and 3 not in levels
+        assert torch.equal(value, before[key] if kept else expected[key]), key
 
 
 def test_timm_downloads_the_weights_of_a_tag(tmp_path: Path) -> None:
