@@ -15,25 +15,43 @@ from experiments.reporting.content import gather
 
 FOLDER = Path(__file__).parent
 BENCHMARKS = FOLDER.parent / "benchmarks"
-STUDIES = {
+SETS = {
     "CamVid": BENCHMARKS / "dilation-branches-camvid-swinx_n-h100-2026-11-26.jsonl",
     "scenes": BENCHMARKS / "dilation-branches-scenes-swinx_n-cpu-2026-11-27.jsonl",
+    "scenes, Swin V2": BENCHMARKS / "dilation-branches-scenes-swinx_v2_n-cpu-2026-11-27.jsonl",
+    "CamVid, control": BENCHMARKS / "dilation-branches-camvid-unet-swinx_n-cpu-2026-11-27.jsonl",
 }
 DECODERS = ("Segformer", "DeepLabV3PlusScaled")
+# Set and decoder of each subplot.
+FIGURES = {
+    "camvid": [("CamVid", decoder) for decoder in DECODERS],
+    "scenes": [("scenes", decoder) for decoder in DECODERS],
+    "more": [("scenes, Swin V2", "Segformer"), ("CamVid, control", "Unet")],
+}
 # Stride and rule of each branch, its name, colour, marker and line.
 BRANCHES = {
     (32, "exact"): ("stride 32, continued", "#56606f", "o", "-"),
     (16, "exact"): ("stride 16, exact", "#2563c9", "s", "-"),
     (16, "dense"): ("stride 16, ordinary windows", "#2563c9", "s", ":"),
+    (16, "enlarged"): ("stride 16, enlarged windows", "#2563c9", "s", "--"),
     (8, "exact"): ("stride 8, exact", "#c2570c", "D", "-"),
     (8, "dense"): ("stride 8, ordinary windows", "#c2570c", "D", ":"),
+    (8, "enlarged"): ("stride 8, enlarged windows", "#c2570c", "D", "--"),
 }
 # The primary contrasts of the plan, and what they ask.
 CONTRASTS = {
     "exact-dense@os8,step0": "Exact − ordinary windows, stride 8, before training",
     "exact-dense@os8,step300": "Exact − ordinary windows, stride 8, after 300 steps",
+    "enlarged-exact@os8,step0": "Enlarged windows − exact, stride 8, before training",
+    "enlarged-exact@os8,step300": "Enlarged windows − exact, stride 8, after 300 steps",
     "exact+os8+centred-os32+alignment=none@step300": "Exact stride 8 − stride 32 continued, after 300 steps",
     "exact+os16+centred-os32+alignment=none@step300": "Exact stride 16 − stride 32 continued, after 300 steps",
+}
+# Which of them each set was planned for; the control has none of its own.
+EXACT, ENLARGED, STRIDE = list(CONTRASTS)[:2], list(CONTRASTS)[2:4], list(CONTRASTS)[4:]
+PLANNED = {
+    **{name: [(key, decoder) for key in (*EXACT, *STRIDE) for decoder in DECODERS] for name in ("CamVid", "scenes")},
+    "scenes, Swin V2": [(key, "Segformer") for key in (*EXACT, *ENLARGED)],
 }
 
 
@@ -46,39 +64,42 @@ def points(rows: pandas.DataFrame) -> pandas.DataFrame:
     return found.reset_index()
 
 
-def draw(study: str, *subplots: Axes) -> None:
-    """One subplot for each decoder."""
-    every = points(pandas.read_json(STUDIES[study], lines=True))
-    for axes, decoder in zip(subplots, DECODERS, strict=True):
-        for number, ((stride, rule), (name, color, marker, line)) in enumerate(BRANCHES.items()):
-            one = every[
-                (every["decoder"] == decoder) & (every["output_stride"] == stride) & (every["dilation"] == rule)
-            ]
-            places = [x + 0.06 * (number - 2) for x in range(len(one))]
-            axes.errorbar(
-                places, one["mean"], one["half"], color=color, marker=marker, linestyle=line, label=name, capsize=2
+def draw(figure: str, *subplots: Axes) -> None:
+    """One subplot for each set and decoder of a figure."""
+    legend = {}
+    for axes, (name, decoder) in zip(subplots, FIGURES[figure], strict=True):
+        every = points(pandas.read_json(SETS[name], lines=True))
+        every = every[every["decoder"] == decoder].set_index(["output_stride", "dilation"]).sort_index()
+        for number, (branch, (label, color, marker, line)) in enumerate(BRANCHES.items()):
+            if branch not in every.index:
+                continue
+            one = every.loc[[branch]].sort_values("step")
+            places = [x + 0.05 * (number - 3) for x in range(len(one))]
+            legend[label] = axes.errorbar(
+                places, one["mean"], one["half"], color=color, marker=marker, linestyle=line, capsize=2
             )
         axes.axhline(0, color="black", linewidth=0.9)
         axes.set_xticks(range(5), sorted(every["step"].unique()))
         axes.set_ylabel("points above the source")
-        axes.set_title(f"{study}: {decoder}", fontsize=10, loc="left")
+        axes.set_title(f"{name}: {decoder}", fontsize=10, loc="left")
     subplots[-1].set_xlabel("steps of training after the change of stride")
-    handles, names = subplots[0].get_legend_handles_labels()
-    subplots[0].figure.legend(handles, names, loc="outside upper left")
+    subplots[0].figure.legend(legend.values(), legend, loc="outside upper left")
 
 
 def main() -> None:
-    named = {f"{key},{decoder}": (key, decoder) for key in CONTRASTS for decoder in DECODERS}
+    for figure, subplots in FIGURES.items():
+        content = plots.render(partial(draw, figure), 7.0, len(subplots))
+        (FOLDER / f"dilated_training_{figure}.svg").write_bytes(content)
     bars = []
-    for study, file in STUDIES.items():
-        (FOLDER / f"dilated_training_{study.lower()}.svg").write_bytes(plots.render(partial(draw, study), 7.0, 2))
-        for effect in gather(load.read([file]), list(named), strict=True).effects:
+    for name, planned in PLANNED.items():
+        named = {f"{key},{decoder}": (key, decoder) for key, decoder in planned}
+        for effect in gather(load.read([SETS[name]]), list(named), strict=True).effects:
             key, decoder = named[effect.name]
-            bars.append((key, decoder, study, effect.points, effect.low, effect.high, bool(effect.significant)))
+            bars.append((key, decoder, name, effect.points, effect.low, effect.high, bool(effect.significant)))
     bars.sort(key=lambda bar: (list(CONTRASTS).index(bar[0]), DECODERS.index(bar[1])))  # the sets beside each other
-    frame = pandas.DataFrame(bars, columns=["key", "decoder", "study", "value", "low", "high", "filled"])
+    frame = pandas.DataFrame(bars, columns=["key", "decoder", "set", "value", "low", "high", "filled"])
     frame["name"] = [f"{CONTRASTS[bar[0]]}: {bar[1]}, {bar[2]}" for bar in bars]
-    label = "points of test mIoU, with 95 % intervals;\nfilled: significant after Holm's correction"
+    label = "points of test mIoU, with 95 % intervals;\nfilled: significant after Holm's correction of each set"
     (FOLDER / "dilated_training_contrasts.svg").write_bytes(plots.forest(frame, label, lowest=float("-inf")))
 
 
