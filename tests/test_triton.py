@@ -88,6 +88,24 @@ def test_head_dims_from_1_to_128(head_dim: int) -> None:
 
 
 @pytest.mark.parametrize("window", [(4, 5), (9, 9)])
+@pytest.mark.parametrize("cosine", [False, True])
+def test_scores_whose_powers_overflow_or_vanish(window: tuple[int, int], cosine: bool) -> None:
+    """Around 150 in one head and -150 in the other: their powers are infinite or zero in float32.
+
+    A score of 256 is rounded to within 2e-5, and so is its probability; with scores of 1 to within 1e-7.
+    """
+    case = Case(window[0] // 2 + 1, window[1] + 2, window, (2, 1), cosine=cosine)
+    qkv, bias, pad, *scale = case.inputs()
+    bias += torch.tensor([150.0, -150.0], device=DEVICE)[:, None, None]
+    qkv[:, :, :, 0] *= 1 if cosine else 30
+    scale = [between_nans(torch.full_like(one, 100.0)) for one in scale]
+    inputs, cotangent = [qkv, bias, pad, *scale], torch.randn(1, case.height, case.width, 32).to(DEVICE)
+    ours = case.run("triton", inputs, cotangent)
+    for key, value in case.run("exact", [tensor.cpu().double() for tensor in inputs], cotangent.cpu()).items():
+        torch.testing.assert_close(ours[key], value, rtol=0, atol=2e-4 * float(value.abs().max()), msg=key)
+
+
+@pytest.mark.parametrize("window", [(4, 5), (9, 9)])
 @pytest.mark.parametrize("attended", [True, False])
 def test_cosines_of_zero_vectors_are_zero_and_so_are_their_gradients(window: tuple[int, int], attended: bool) -> None:
     """Keys of padding are zero in Swin V2: derivatives of a length of zero must not reach anything."""
