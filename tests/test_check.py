@@ -1,4 +1,4 @@
-"""The check command: what it says of kernels that are right, wrong and broken, and of times."""
+"""The check command: kernels that are right, wrong and broken, and times; and who reads its records."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from releases import KERNELS
 from torch import Tensor
 
 from swinx.attention import check
-from swinx.attention.triton import launch, trial
+from swinx.attention.triton import launch, records, trial
 
 pytestmark = KERNELS
 
@@ -112,6 +112,22 @@ def test_kernels_that_are_wrong(short: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "Right: 2 of 4 cases" in record["verdict"][-2]
 
 
+@pytest.mark.parametrize("failing", ["forward", "backward"])
+def test_kernels_that_give_nan(short: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    plain = getattr(launch, failing)
+
+    def wrong(*call: Any) -> tuple[Tensor, ...]:
+        first, *rest = plain(*call)
+        first[:, -1] = torch.nan
+        return first, *rest
+
+    monkeypatch.setattr(launch, failing, wrong)
+    status, record = run(short)
+    assert status == 1
+    assert not record["right"]
+    assert not any(case["right"] for case in record["cases"])
+
+
 def test_kernels_that_give_other_bits_every_time(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, calls = launch.forward, []
 
@@ -171,3 +187,24 @@ def test_faster_means_in_every_stage_and_direction() -> None:
         assert not check.faster(changed)
     without = [row for row in rows if (row["stage"], row["way"]) != ("b", "sdpa")]
     assert check.faster(without)  # SDPA did not run where the kernels did
+
+
+def test_a_record_switches_auto_on_for_its_capability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, capability, right, faster in [
+        ("h100", [9, 0], True, True), ("a100", [8, 0], True, False), ("l4", [8, 9], False, False),
+    ]:  # fmt: skip
+        text = json.dumps({"capability": capability, "right": right, "faster": faster})
+        (tmp_path / f"{name}.json").write_text(text)
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    records.tested_capabilities.cache_clear()
+    try:
+        assert records.tested_capabilities() == {(9, 0)}
+    finally:
+        records.tested_capabilities.cache_clear()
+
+
+def test_the_committed_records_are_of_gpus() -> None:
+    for path in records.FOLDER.glob("*.json"):
+        record = json.loads(path.read_text())
+        assert record["capability"], path
+        assert record["right"], path

@@ -1,10 +1,9 @@
-"""Who gets the kernels: records, the environment, and a first use that may fail. In the interpreter or on a GPU."""
+"""Who gets the kernels: the environment, and a first use that may fail. In the interpreter or on a GPU."""
 
-import json
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +13,12 @@ from releases import KERNELS
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import swinx
 from swinx.attention import backends
-from swinx.attention.triton import first_use, launch, parameters, records, trial
+from swinx.attention.triton import first_use, launch, parameters, trial
+from swinx.windows import WindowGeometry, needs_padding
 
 pytestmark = KERNELS
 CASE = Case(3, 6, (4, 5), (2, 1), heads=1)
@@ -37,7 +38,9 @@ def nothing_tried(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     first_use._tried.clear()
     first_use._warned.clear()
     yield
+    first_use._tried.clear()
     first_use._tried.update(tried)
+    first_use._warned.clear()
     first_use._warned.update(warned)
 
 
@@ -166,23 +169,30 @@ def test_a_kernel_that_cannot_start_is_an_error_where_it_was_asked_for(
     assert len(seen) == 1  # the failure is kept
 
 
-def break_kernel(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
-    """Results of the forward or the backward kernel become too large by a hundredth in the last row."""
+def break_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+    failing: str,
+    factor: float = 1.01,
+    where: Callable[[WindowGeometry], bool] = lambda geometry: True,
+) -> None:
+    """Results of the forward or the backward kernel are multiplied in the last row, in some geometries only."""
     plain = getattr(launch, failing)
 
     def wrong(*call: Any) -> tuple[Tensor, ...]:
         first, *rest = plain(*call)
-        first[:, -1] *= 1.01
+        if where(call[-1]):
+            first[:, -1] *= factor
         return first, *rest
 
     monkeypatch.setattr(launch, failing, wrong)
 
 
 @pytest.mark.parametrize("failing", ["forward", "backward"])
+@pytest.mark.parametrize("factor", [1.01, math.nan])
 def test_a_kernel_that_is_wrong_gives_way_with_one_warning(
-    monkeypatch: pytest.MonkeyPatch, wished: None, failing: str
+    monkeypatch: pytest.MonkeyPatch, wished: None, failing: str, factor: float
 ) -> None:
-    break_kernel(monkeypatch, failing)
+    break_kernel(monkeypatch, failing, factor)
     inputs, out = assert_gives_way(monkeypatch, r"their error is .* times the one allowed")
     assert torch.equal(attention("reference" if DEVICE == "cpu" else "sdpa", inputs), out)
 
@@ -204,6 +214,25 @@ def test_a_kernel_that_is_wrong_is_an_error_where_it_was_asked_for(
     else:
         with torch.no_grad(), pytest.raises(RuntimeError, match=f"{KIND}, without gradients"):
             attention("triton", inputs)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        lambda geometry: geometry.shift[0] > 0,
+        lambda geometry: geometry.shift[1] > 0,
+        lambda geometry: geometry.dilation > 1,
+        needs_padding,
+    ],
+    ids=["shifted down", "shifted right", "dilated", "padded"],
+)
+def test_a_kernel_that_is_wrong_in_some_windows_only_is_found(
+    monkeypatch: pytest.MonkeyPatch, where: Callable[[WindowGeometry], bool]
+) -> None:
+    monkeypatch.setattr(trial, "trials", TRIALS)
+    break_kernel(monkeypatch, "forward", where=where)
+    with torch.no_grad(), pytest.raises(RuntimeError, match=f"{KIND}, without gradients: their error"):
+        attention("triton", CASE.inputs())
 
 
 def test_a_model_that_asked_for_wrong_kernels_gets_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,6 +344,15 @@ def test_a_first_use_knows_nothing_of_the_modes_around_it(wished: None, mode: st
     assert set(first_use._tried.values()) == {None}
 
 
+def test_nothing_is_tried_under_a_dispatch_mode() -> None:
+    inputs = CASE.inputs()
+    with FlopCounterMode(display=False):
+        out = attention("triton", inputs)
+    assert not first_use._tried
+    assert torch.equal(attention("triton", inputs), out)
+    assert len(first_use._tried) == 1
+
+
 def test_memory_that_ran_out_once_is_tried_again(monkeypatch: pytest.MonkeyPatch, wished: None) -> None:
     inputs, plain = CASE.inputs(), launch.forward
 
@@ -345,27 +383,6 @@ def test_trying_changes_no_random_numbers_and_no_modes(wished: None) -> None:
         assert torch.is_inference_mode_enabled()
     assert torch.equal(torch.rand(4), expected)
     assert list(first_use._tried.values()) == [None]
-
-
-def test_a_record_switches_auto_on_for_its_capability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, capability, right, faster in [
-        ("h100", [9, 0], True, True), ("a100", [8, 0], True, False), ("l4", [8, 9], False, False),
-    ]:  # fmt: skip
-        text = json.dumps({"capability": capability, "right": right, "faster": faster})
-        (tmp_path / f"{name}.json").write_text(text)
-    monkeypatch.setattr(records, "FOLDER", tmp_path)
-    records.tested_capabilities.cache_clear()
-    try:
-        assert records.tested_capabilities() == {(9, 0)}
-    finally:
-        records.tested_capabilities.cache_clear()
-
-
-def test_the_committed_records_are_of_gpus() -> None:
-    for path in records.FOLDER.glob("*.json"):
-        record = json.loads(path.read_text())
-        assert record["capability"], path
-        assert record["right"], path
 
 
 def test_every_name_is_a_choice() -> None:
