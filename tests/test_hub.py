@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
-from hub_server import Hub, run
+from hub_server import COMMIT, Hub, run
 from layouts import EMBED, backbone, by_smp, config, head
 from safetensors.torch import save
 from torch import Tensor, nn
 
+import swinx
 from swinx import SwinXEncoder
+from swinx import hub as swinx_hub
 
 # What swinx_t downloads for each tag; a test of the registry compares every name with timm's.
 REPOSITORIES = {
@@ -48,8 +51,10 @@ for name, weights, arguments in cases:
     image = torch.randn(1, arguments.get("in_channels", 3), 64, 96, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         results.append({"state": model.encoder.state_dict(), "image": image, "levels": model.encoder(image)})
+results.append({"state": swinx.from_pretrained("someone/model").state_dict()})
 torch.save(results, out)
 """
+OFFLINE = "import os\nos.environ['HF_HUB_OFFLINE'] = '1'\n"
 
 
 def last_norm(seed: int) -> dict[str, Tensor]:
@@ -64,14 +69,28 @@ def served(tag: str) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def downloaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Hub, list[dict[str, Any]]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `downloaded` leaves the hub's cache."""
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="module")
+def published() -> nn.Module:
+    """The model that the hub has as someone/model."""
+    return smp.Unet("swinx_n", encoder_weights=None, decoder_channels=[4] * 5)
+
+
+@pytest.fixture(scope="module")
+def downloaded(folder: Path, published: nn.Module) -> tuple[Hub, list[dict[str, Any]]]:
     """The server after all cases have been built from it, and their encoders' weights and features."""
-    folder = tmp_path_factory.mktemp("hub")
     hub = Hub({})
     for tag, repository in REPOSITORIES.items():
         settings = {"pretrained_cfg": {"mean": [0.485, 0.456, 0.406]}}  # nested as in timm's
         hub.add(repository, "config.json", json.dumps(settings).encode())
         hub.add(repository, "model.safetensors", save(served(tag)))
+    swinx.save_pretrained(published, folder / "saved")
+    for name in ("config.json", "model.safetensors"):
+        hub.add("someone/model", name, (folder / "saved" / name).read_bytes())
     with hub.serve():
         done = run(WORKER, json.dumps(CASES), str(folder / "results.pt"), cwd=folder, endpoint=hub.endpoint)
     assert done.returncode == 0, done.stderr
@@ -115,8 +134,52 @@ def test_tags_give_different_weights(downloaded: tuple[Hub, list[dict[str, Any]]
     assert not torch.allclose(last[1], last[2], atol=0.1)
 
 
+@pytest.mark.parametrize("offline", [False, True])
+def test_the_cache_serves_where_the_hub_does_not(
+    offline: bool, folder: Path, published: nn.Module, downloaded: tuple[Hub, list[dict[str, Any]]]
+) -> None:
+    hub, results = downloaded  # it has shut down
+    code, again = OFFLINE * offline + WORKER, folder / "again.pt"
+    done = run(code, json.dumps(CASES[:1]), str(again), cwd=folder, endpoint=hub.endpoint)
+    assert done.returncode == 0, done.stderr
+    encoder, model = (result["state"] for result in torch.load(again, weights_only=True))
+    for state, wanted in ((encoder, results[0]["state"]), (model, published.state_dict())):
+        assert state.keys() == wanted.keys()
+        assert all(torch.equal(state[key], value) for key, value in wanted.items())
+
+
+@pytest.mark.parametrize("cached", [("config.json",), ("model.safetensors",), ("config.json", "model.safetensors")])
+def test_the_hub_is_asked_where_the_cache_lacks_a_file(
+    cached: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And waited for as long as the environment says."""
+    repository, waited = tmp_path / "models--someone--model", []
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    (repository / "snapshots" / COMMIT).mkdir(parents=True)
+    for name in cached:
+        (repository / "snapshots" / COMMIT / name).touch()
+
+    def silent(url: str, timeout: float) -> None:
+        waited.append(timeout)
+        raise TimeoutError
+
+    monkeypatch.setattr(swinx_hub, "get_hf_file_metadata", silent)
+    missing = r"does not answer, and the cache lacks .* of someone/model: .*do that"
+    for revision, seconds, wanted in (("main", "7.5", 7.5), ("main", "", 2.0), ("v2", "3", 3.0)):
+        monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", seconds)
+        arguments = ("someone/model", ("config.json", "model.safetensors"), revision, "do that", tmp_path)
+        if len(cached) == 2 and revision == "main":
+            swinx_hub.require(*arguments)
+            assert not waited
+        else:
+            with pytest.raises(FileNotFoundError, match=missing):
+                swinx_hub.require(*arguments)
+            assert waited.pop() == wanted
+
+
 # Runs in a fresh interpreter, without a hub.
-OFFLINE = """
+REFUSED = """
 import json, time, timm, swinx, segmentation_models_pytorch as smp
 calls = {
     "smp": lambda: smp.Unet("swinx_t"),
@@ -136,12 +199,11 @@ print(json.dumps(said))
 
 @pytest.mark.parametrize("offline", [False, True])
 def test_without_a_connection_the_error_says_at_once_what_to_do(offline: bool, tmp_path: Path) -> None:
-    code = "import os\nos.environ['HF_HUB_OFFLINE'] = '1'\n" if offline else ""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(8)  # and never accepts
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        done = run(code + OFFLINE, cwd=tmp_path, endpoint=endpoint)
+        done = run(OFFLINE * offline + REFUSED, cwd=tmp_path, endpoint=endpoint)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     assert said.keys() == {"smp", "timm", "ours"}
