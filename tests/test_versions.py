@@ -15,7 +15,7 @@ from releases import needs
 from torch import Tensor, nn
 
 import swinx
-from swinx.config import VARIANTS, SwinConfig
+from swinx.config import VARIANTS, SwinConfig, changed
 from swinx.plans import WindowPlan
 
 PUBLISHED = {
@@ -210,6 +210,21 @@ def test_the_bias_of_v2_is_the_same_function_of_the_offset_in_every_window() -> 
     wide = large.layers[1].blocks[0].attn.position_bias((11, 13)).unflatten(2, (11, 13)).unflatten(1, (11, 13))
     torch.testing.assert_close(wide[:, :8, :8, :8, :8], bias, rtol=1e-12, atol=1e-12)
     assert bias.std() > 0.5
+
+
+def test_another_window_keeps_the_units_in_which_its_base_counts() -> None:
+    finetuned, plain = VARIANTS["swinx_v2_b_w12to16"], VARIANTS["swinx_v2_t"]
+    for base, changes, wanted in (
+        (finetuned, {}, (12, 12, 12, 6)),
+        (finetuned, {"pretrained_window_size": 20}, (20,) * 4),
+        (finetuned, {"pretrained_window_size": None}, (20,) * 4),
+        (plain, {}, (8,) * 4),
+        (plain, {"pretrained_window_size": 5}, (5,) * 4),
+        (VARIANTS["swinx_t"], {"version": "v2"}, (20,) * 4),
+    ):
+        stages = changed(base, {"window_size": 20, **changes}).stages
+        assert [stage.pretrained_window_size for stage in stages] == [(side, side) for side in wanted], changes
+        assert [stage.window_size for stage in stages] == [(20, 20)] * 4
 
 
 def test_gradients_of_v2_reach_everything_and_agree_between_implementations() -> None:
