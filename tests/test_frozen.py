@@ -5,14 +5,28 @@ import importlib
 import pytest
 import torch
 from decoders import image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import replicate
 
 import swinx
 
 
-def test_stochastic_depth_rests_only_where_nothing_of_a_branch_can_learn() -> None:
-    encoder = swinx.SwinXEncoder(swinx.SwinConfig(16, (2, 2, 2, 2), (1, 2, 4, 8), 4, 0.5)).train()
+def build(version: str = "v1", rate: float = 0.5) -> swinx.SwinXEncoder:
+    """In training. Norms of V2 start at zero, where nothing would show."""
+    torch.manual_seed(0)
+    encoder = swinx.SwinXEncoder(swinx.SwinConfig(16, (2, 2, 2, 2), (1, 2, 4, 8), 4, rate, version=version)).train()
+    for name, parameter in encoder.named_parameters():
+        if ".norm" in name:
+            nn.init.normal_(parameter, 1.0)
+    return encoder
+
+
+both_versions = pytest.mark.parametrize("version", ["v1", "v2"])
+
+
+@both_versions
+def test_stochastic_depth_rests_only_where_nothing_of_a_branch_can_learn(version: str) -> None:
+    encoder = build(version)
     x = image(16, 3, 64, 96)
 
     def is_random() -> bool:
@@ -31,6 +45,19 @@ def test_stochastic_depth_rests_only_where_nothing_of_a_branch_can_learn() -> No
     assert is_random()
 
 
+@both_versions
+@pytest.mark.parametrize("part", ["norm1", "attn", "norm2", "mlp"])
+def test_a_part_that_learns_leaves_stochastic_depth_to_its_own_branch(part: str, version: str) -> None:
+    encoder, dropped = build(version).requires_grad_(False), []
+    block = encoder.layers[1].blocks[1]
+    getattr(block, part).requires_grad_(True)
+    for name, module in encoder.named_modules():
+        if name.endswith("drop_path"):
+            module.register_forward_hook(lambda _, inputs, output, name=name: dropped.append(name))
+    encoder(image(2, 3, 64, 96))
+    assert dropped == ["layers.1.blocks.1.drop_path"]
+
+
 def test_replicas_of_data_parallel_rest_where_their_module_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Made as on several GPUs, with another copy in the place of the one between them."""
 
@@ -40,7 +67,7 @@ def test_replicas_of_data_parallel_rest_where_their_module_does(monkeypatch: pyt
     module = importlib.import_module("torch.nn.parallel.replicate")
     monkeypatch.setattr(module, "_broadcast_coalesced_reshape", copies)
     monkeypatch.setattr(module, "_get_device_index", lambda device, optional: device)
-    encoder = swinx.SwinXEncoder(swinx.SwinConfig(16, (2, 2, 2, 2), (1, 2, 4, 8), 4, 0.5)).train()
+    encoder = build()
     x = image(16, 3, 64, 96)
     encoder.freeze_stages(3)
     replica, _ = replicate(encoder, [0, 1])
@@ -55,8 +82,9 @@ def test_replicas_of_data_parallel_rest_where_their_module_does(monkeypatch: pyt
         assert not torch.equal(replica(x)[4], replica(x)[4])
 
 
-def test_frozen_stages_stay_as_they_are_and_give_the_same_features_twice() -> None:
-    encoder = swinx.SwinXEncoder(swinx.SwinConfig(16, (2, 2, 2, 2), (1, 2, 4, 8), 4, 0.5)).train()
+@both_versions
+def test_frozen_stages_stay_as_they_are_and_give_the_same_features_twice(version: str) -> None:
+    encoder = build(version)
     encoder.freeze_stages(3)
     frozen = {name for name, parameter in encoder.named_parameters() if not parameter.requires_grad}
     wanted = ("patch_embed.", *(f"{part}.{index}." for part in ("layers", "norms") for index in range(3)))
@@ -68,6 +96,20 @@ def test_frozen_stages_stay_as_they_are_and_give_the_same_features_twice() -> No
     assert not torch.equal(first[5], second[5]), "stochastic depth of the last stage"
     sum(level.square().mean() for level in first[1:]).backward()
     assert {name for name, parameter in encoder.named_parameters() if parameter.grad is None} == frozen
+
+
+@both_versions
+def test_a_frozen_stem_changes_no_gradient_of_the_stages(version: str) -> None:
+    """Tokens that need no gradient enter blocks that do."""
+    gradients, x = [], image(2, 3, 64, 96)
+    for frozen in (False, True):
+        encoder = build(version, rate=0.0)
+        if frozen:
+            encoder.freeze_stages(0)
+        sum(level.square().mean() for level in encoder(x)[1:]).backward()
+        gradients.append({name: p.grad for name, p in encoder.named_parameters() if not name.startswith("patch_embed")})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
 
 def test_stages_to_freeze_are_checked() -> None:
