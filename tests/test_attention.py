@@ -175,6 +175,17 @@ def test_low_precision_error_stays_within_twice_that_of_the_reference(dtype: tor
             {"pad_qkv": torch.zeros(3, 2, 4, dtype=torch.int8)},
             "pad_qkv must have a floating dtype of .* bits, got torch.int8",
         ),
+        ({"qkv": torch.zeros(2, 5, 7, 3, 2, 0)}, r"qkv must be \(B, H, W, 3, heads, head_dim\), got .* 3, 2, 0\)"),
+        ({"pad_qkv": torch.zeros(3, 2, 4, device="meta")}, "pad_qkv must be on the device of qkv, cpu, got meta"),
+        ({"cosine_scale": [1.0, 1.0]}, "cosine_scale must be a tensor, got list"),
+        (
+            {"cosine_scale": torch.ones(2, dtype=torch.int64)},
+            "cosine_scale must have a floating dtype of .* bits, got torch.int64",
+        ),
+        ({"cosine_scale": torch.ones(3)}, r"cosine_scale must be \(heads,\) = \(2,\), got shape \(3,\)"),
+        ({"cosine_scale": torch.ones(2, 1)}, r"cosine_scale must be \(heads,\) = \(2,\), got shape \(2, 1\)"),
+        ({"cosine_scale": torch.ones(2).to_sparse()}, "cosine_scale must be dense, got torch.sparse_coo"),
+        ({"cosine_scale": torch.ones(2, device="meta")}, "cosine_scale must be on the device of qkv, cpu, got meta"),
         ({"impl": "flash"}, "impl must be one of auto, reference, sdpa, triton, got 'flash'"),
     ],
 )
