@@ -1,6 +1,7 @@
 """Settings for all tests."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,6 +19,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU, slowly; to be set before they are imported
+
+
+@pytest.fixture(autouse=True)
+def no_names_left() -> Iterator[None]:
+    """What a test registers leaves the registries of smp and timm with it."""
+    from swinx.registry import list_encoders, withdraw
+
+    before = set(list_encoders())
+    yield
+    for name in list_encoders():
+        if name not in before:
+            withdraw(name)
 
 
 @pytest.fixture

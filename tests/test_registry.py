@@ -23,13 +23,10 @@ FIELDS = (
 
 
 @pytest.fixture(autouse=True)
-def registry_as_before() -> Iterator[None]:
-    before = dict(encoders)
-    for name in set(swinx.list_encoders()) - set(PUBLISHED):  # variants of other tests
-        del encoders[name]
+def published_names_alone() -> Iterator[None]:
+    others = {name: encoders.pop(name) for name in swinx.list_encoders() if name not in PUBLISHED}
     yield
-    encoders.clear()
-    encoders.update(before)
+    encoders.update(others)
 
 
 def tags(name: str) -> dict[str, dict[str, str]]:

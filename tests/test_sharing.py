@@ -1,7 +1,6 @@
 """Models saved here and opened by strangers: the same logits, stride, preprocessing and classes, or a refusal."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +35,6 @@ for source in sys.argv[1:]:
 torch.save(results, "out.pt")
 smp.Unet("swinx_t")
 """
-
-
-@pytest.fixture(autouse=True)
-def registry_as_before() -> Iterator[None]:
-    before = dict(encoders)
-    yield
-    encoders.clear()
-    encoders.update(before)
 
 
 def output(model: nn.Module, x: Tensor) -> Tensor:
@@ -106,7 +97,7 @@ def test_a_model_on_timm_s_name_and_a_shallow_one_open(tmp_path: Path) -> None:
     model = smp.Unet("tu-for_test_sharing_2", window_size=(3, 5), aux_params={"classes": 2}, **options)
     swinx.set_output_stride(model, 8)
     swinx.save_pretrained(model, tmp_path)
-    del encoders["for_test_sharing_2"]
+    withdraw("for_test_sharing_2")
     opened, x = swinx.from_pretrained(tmp_path), image(2, 3, 64, 96)
     for one, other in zip(output(model, x), output(opened, x), strict=True):
         assert torch.equal(one, other)
@@ -126,7 +117,7 @@ def test_the_pretrained_weights_of_a_variant_stay_known(tmp_path: Path) -> None:
     swinx.register_encoder("for_test_sharing_3", base="swinx_t", depths=(2, 2, 6, 2), window_size=8)
     model = smp.FPN("for_test_sharing_3", encoder_weights=None, encoder_depth=3, upsampling=1)
     swinx.save_pretrained(model, tmp_path)
-    del encoders["for_test_sharing_3"]
+    withdraw("for_test_sharing_3")
     opened = swinx.from_pretrained(tmp_path)
     assert encoders["for_test_sharing_3"]["pretrained_settings"] == encoders["swinx_t"]["pretrained_settings"]
     swinx.register_encoder("for_test_sharing_3", base="swinx_t", window_size=8)  # which is the same
@@ -158,7 +149,7 @@ def test_smp_opens_our_files_and_we_open_smp_s(tmp_path: Path) -> None:
     model.config["encoder_weights"] = "imagenet"
     model.save_pretrained(tmp_path / "smp")
     assert torch.equal(output(swinx.from_pretrained(tmp_path / "smp"), x), output(model, x))
-    del encoders["for_test_sharing"]
+    withdraw("for_test_sharing")
     with pytest.raises(ValueError, match="encoder for_test_sharing is not registered here: call swinx"):
         swinx.from_pretrained(tmp_path / "smp")
 
@@ -253,7 +244,7 @@ HUGE = {
 @pytest.mark.parametrize("key", HUGE)
 def test_an_encoder_of_useless_size_is_refused(key: str, tmp_path: Path) -> None:
     swinx.save_pretrained(own_model(), tmp_path)
-    del encoders["for_test_sharing"]
+    withdraw("for_test_sharing")
     own = json.loads((tmp_path / "config.json").read_text())["_swinx"]
     with pytest.raises(ValueError, match=f"{tmp_path}.*(must be|must hold|no number)"):
         swinx.from_pretrained(edited(tmp_path, _swinx=own | {"config": own["config"] | {key: HUGE[key]}}))
@@ -298,7 +289,7 @@ def test_a_file_that_asks_for_what_no_model_has_is_refused(
 ) -> None:
     swinx.save_pretrained(own_model(), tmp_path)
     before = dict(encoders)
-    del encoders["for_test_sharing"]
+    withdraw("for_test_sharing")
     if "_swinx" in changes and isinstance(changes["_swinx"], dict):
         own = json.loads((tmp_path / "config.json").read_text())["_swinx"]
         changes = {"_swinx": own | changes["_swinx"]}
@@ -379,7 +370,7 @@ def test_a_refused_file_leaves_no_name_behind(prefix: str, tmp_path: Path) -> No
 def test_a_name_that_is_another_one_here_can_be_changed(tmp_path: Path) -> None:
     model, x = own_model(), image(1, 4, 64, 64)
     swinx.save_pretrained(model, tmp_path)
-    del encoders["for_test_sharing"]
+    withdraw("for_test_sharing")
     swinx.register_encoder("for_test_sharing", base="swinx_n")
     with pytest.raises(ValueError, match=r"registered in this session: .* such as encoder_name='for_test_sharing2'"):
         swinx.from_pretrained(tmp_path)

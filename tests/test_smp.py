@@ -1,7 +1,6 @@
 """swinx encoders inside every decoder of segmentation_models_pytorch, built by name."""
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ import segmentation_models_pytorch as smp
 import torch
 from decoders import CLASSES, DECODERS, DEPTHS, build, image
 from releases import needs
-from segmentation_models_pytorch.encoders import encoders
 from torch import Tensor, nn
 
 import swinx
@@ -20,11 +18,10 @@ FREEZES = needs("segmentation-models-pytorch", "0.6", "has no freeze_encoder bef
 
 
 @pytest.fixture
-def variant() -> Iterator[str]:
+def variant() -> str:
     """A registered name: branch stem, oblong window, strong stochastic depth."""
     swinx.register_encoder(VARIANT, base="swinx_n", stem="branch", window_size=(3, 5), drop_path_rate=0.5)
-    yield VARIANT
-    del encoders[VARIANT]
+    return VARIANT
 
 
 def without_gradient(model: nn.Module) -> set[str]:

@@ -12,7 +12,6 @@ import segmentation_models_pytorch as smp
 import torch
 from decoders import DECODERS, DEPTHS, STRIDES, build, image
 from releases import needs
-from segmentation_models_pytorch.encoders import encoders
 from torch import nn
 
 import swinx
@@ -117,12 +116,9 @@ def row(name: str, depth: int) -> str:
 def document() -> str:
     """The whole page."""
     swinx.register_encoder(NO_STEM, base="swinx_n", stem="none")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of convolutions without channels
-            return HEADER + "".join(row(name, depth) for name in DECODERS for depth in DEPTHS)
-    finally:
-        del encoders[NO_STEM]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of convolutions without channels
+        return HEADER + "".join(row(name, depth) for name in DECODERS for depth in DEPTHS)
 
 
 @needs("segmentation-models-pytorch", "0.6", "the page is about it")
