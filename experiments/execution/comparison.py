@@ -180,7 +180,7 @@ def make(
             if todo and launch is not None:
                 launch(todo, origin, collect, fail)
             for run in todo if launch is None else ():
-                with _progress(_name(run, runs), console) as on_step:
+                with progress(_name(run, runs), console) as on_step:
                     try:
                         made = execute(run, data, settings, output, origin, on_step, trained=(sources or {}).get(run))
                     except Exception as error:
@@ -203,7 +203,7 @@ def make(
 
 
 @contextmanager
-def _progress(name: str, console: Console) -> Iterator[OnStep]:
+def progress(name: str, console: Console) -> Iterator[OnStep]:
     """Shows how far a run is: in place in a terminal, elsewhere by a line every LINE_SECONDS."""
     start = last = time.monotonic()
     begun: float | None = None

@@ -1,24 +1,27 @@
 """From the options of a comparison to its runs, data and settings: what can be refused is refused here."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
 from rich.console import Console
 
+import swinx
 from experiments import data
 from experiments.data import SegmentationData
 from experiments.execution import comparison
 from experiments.execution.launch import check_ray
 from experiments.execution.runs import find_source
 from experiments.records.grid import NotApplicable, Run, grid, own_stem
-from experiments.records.options import CompareOptions, Settings, check_precision, choose_device
+from experiments.records.options import CompareOptions, Recipe, Settings, check_precision, choose_device
 from experiments.records.results import run_of, runs_in
 from experiments.reporting.rows import axes_of
 from experiments.statistics.contrasts import planned, read_contrasts
 from experiments.training.losses import class_weights
+from experiments.training.models import encoder_name, encoder_weights
 from experiments.training.train import processes
 
 
@@ -40,8 +43,9 @@ def prepare(
     with console.status("loading data"):
         loaded = data.load(options.data, native=options.scoring.score_at == "native")
     height, width = loaded.train.images.shape[-2:]
-    same = ("steps", "batch_size", "precision", "recipe", "inference", "scoring", "workers")
+    same = ("steps", "batch_size", "precision", "inference", "scoring", "workers")
     shared: dict[str, Any] = {name: getattr(options, name) for name in same}
+    shared["recipe"] = _check_weights(options.recipe, runs)
     shared["start"] = options.start and str(options.start.resolve())  # machines of Ray work elsewhere
     shared["evaluate_at"] = tuple(sorted(options.evaluate_at))
     shared |= {"device": device, "groups_id": data.groups_id(loaded)}
@@ -97,7 +101,8 @@ def _check_encoders(options: CompareOptions) -> None:
     recipe = options.recipe
     for encoder in options.axes.encoders:
         entry = smp.encoders.encoders.get(encoder)
-        if recipe.weights is not None and entry is not None and recipe.weights not in entry["pretrained_settings"]:
+        tagged = isinstance(encoder_weights(recipe.weights, 0), str)
+        if tagged and entry is not None and recipe.weights not in entry["pretrained_settings"]:
             tags = ", ".join(entry["pretrained_settings"])
             rule = (
                 f"one of {tags} for {encoder}" if tags else f"left out for {encoder}, which has no pretrained weights"
@@ -105,6 +110,27 @@ def _check_encoders(options: CompareOptions) -> None:
             raise ValueError(f"--weights must be {rule}, got {recipe.weights}")
         if recipe.layer_decay != 1 and own_stem(encoder.removeprefix("tu-").split(".")[0]) is None:
             raise ValueError(f"--layer-decay must be 1 for {encoder}, which is not swinx's, got {recipe.layer_decay}")
+
+
+def _check_weights(recipe: Recipe, runs: list[Run]) -> Recipe:
+    """The recipe, with --weights by its whole path where it is a file; every run's file must fit its encoder.
+
+    Raises:
+        ValueError, FileNotFoundError: a file is missing or unreadable or does not fit, or an encoder is not swinx's.
+    """
+    if recipe.weights is None or isinstance(encoder_weights(recipe.weights, 0), str):
+        return recipe
+    for encoder, stem, window, seed in dict.fromkeys((run.encoder, run.stem, run.window, run.seed) for run in runs):
+        if stem is None:
+            raise ValueError(
+                f"--weights must be a tag of smp's for {encoder}, which is not swinx's, got {recipe.weights}"
+            )
+        built = smp.encoders.get_encoder(encoder_name(encoder, stem, window), weights=None)
+        try:
+            swinx.load_checkpoint(built, encoder_weights(recipe.weights, seed))
+        except (ValueError, OSError) as error:
+            raise type(error)(f"--weights: {error}") from error
+    return replace(recipe, weights=str(Path(recipe.weights).resolve()))  # machines of Ray work elsewhere
 
 
 def _check_against(options: CompareOptions, loaded: SegmentationData) -> None:

@@ -18,7 +18,8 @@ from experiments.records.grid import NotApplicable, Run
 from experiments.records.options import PLAIN, Settings
 from experiments.records.results import RESULT_FIELDS, Row, now, run_of, runs_in
 from experiments.reporting.examples import save_predictions
-from experiments.training.models import Segmenter, build_model
+from experiments.training.losses import objective
+from experiments.training.models import Segmenter, build_model, encoder_weights
 from experiments.training.train import CHECKPOINT, Training, fit, processes
 from experiments.training.weights import load_weights, save_weights
 
@@ -130,7 +131,8 @@ def execute(
 def _initial(run: Run, source: Source | None, data: SegmentationData, settings: Settings) -> Segmenter:
     """The model of run on the CPU, untrained or with the weights of source."""
     if source is None:
-        return Segmenter(build_model(run, len(data.class_names), settings.recipe.weights))
+        weights = encoder_weights(settings.recipe.weights, run.seed)
+        return Segmenter(build_model(run, len(data.class_names), weights))
     trained = load_weights(source.weights, "cpu")
     if trained.run.id != source.row["run"]:
         raise ValueError(f"{source.weights} holds weights of {trained.run.id}, not of {source.row['run']}")
@@ -163,6 +165,7 @@ def _train(
 
     training = fit(
         model,
+        objective(data, settings.recipe).to(common["device"]),
         data,
         settings,
         seed=run.seed,

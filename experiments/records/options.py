@@ -89,8 +89,9 @@ class Recipe:
     """range of the random enlargement before the crop"""
     color: float = 0.3
     """largest relative change of brightness, contrast and saturation"""
-    weights: Annotated[str | None, unset("STR")] = None
-    """pretrained encoder weights by smp's tag, such as imagenet (default: from scratch)"""
+    weights: Annotated[str | None, unset("TAG|FILE")] = None
+    """pretrained encoder weights: smp's tag, such as imagenet, or a file for swinx.load_checkpoint, where {seed} in the
+    name stands for the seed of the run (default: from scratch)"""
     layer_decay: float = 1.0
     """factor of the learning rate from each block of a swinx encoder to the one before it; 1 is none"""
     freeze: Literal["nothing", "encoder"] = "nothing"

@@ -10,6 +10,9 @@ from segmentation_models_pytorch.losses import DiceLoss, LovaszLoss
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
+from experiments.data import SegmentationData
+from experiments.records.options import Recipe
+
 MAX_CLASS_WEIGHT = 4.0
 
 
@@ -59,6 +62,12 @@ class Objective(nn.Module):
             distributed.all_reduce(weight)
             weight = weight / distributed.get_world_size()
         return total / weight.clamp_min(1e-6)
+
+
+def objective(data: SegmentationData, recipe: Recipe) -> Objective:
+    """What a run minimises on data; raises ValueError as class_weights does."""
+    weights = class_weights(data.train.masks, len(data.class_names), data.ignore_index, recipe.class_weighting)
+    return Objective(recipe.losses, weights, data.ignore_index)
 
 
 def class_weights(masks: Tensor, classes: int, ignore_index: int, weighting: str = "sqrt") -> Tensor:

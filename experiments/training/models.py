@@ -5,6 +5,7 @@ Shapes: B images, K classes, H W pixels.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -21,44 +22,58 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
-class Segmenter(nn.Module):
-    """Normalise, pad, apply the model and crop.
+class Normalise(nn.Module):
+    """Images (B, 3, H, W) uint8, RGB -> what encoders take, in the dtype of the module.
 
-    forward: images (B, 3, H, W) uint8, RGB -> logits (B, K, H, W), in the model's dtype. Images are padded at the
-    bottom and right with the mean colour to the next multiple of grid.PAD_MULTIPLE, which every decoder accepts.
+    Images are padded at the bottom and right with the mean colour to the next multiple of grid.PAD_MULTIPLE, which
+    every decoder accepts.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.model = model
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         normal = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
-        normal = functional.pad(normal, (0, padded(width) - width, 0, padded(height) - height))
-        logits: Tensor = self.model(normal)
-        return logits[..., :height, :width]
+        return functional.pad(normal, (0, padded(width) - width, 0, padded(height) - height))
+
+
+class Segmenter(nn.Module):
+    """Normalise, pad, apply the model and crop.
+
+    forward: images (B, 3, H, W) uint8, RGB -> logits (B, K, H, W), in the model's dtype.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.normalise = model, Normalise()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(self.normalise(images))
+        return logits[..., : images.shape[-2], : images.shape[-1]]
 
 
 def build_model(
-    run: Run, classes: int, weights: str | None = None, *, state: Mapping[str, Tensor] | None = None
+    run: Run, classes: int, weights: str | Path | None = None, *, state: Mapping[str, Tensor] | None = None
 ) -> smp.base.SegmentationModel:
     """The smp model of a run: images (B, 3, H, W) in, logits (B, classes, H, W) out.
 
-    weights: smp's tag of pretrained encoder weights; None builds the encoder untrained. state: the state_dict of the
-    same model at any output stride under the rule exact or dense, to load before the run's own rule is set, which may
-    resize what is loaded.
+    weights: of the encoder, smp's tag or a file that swinx.load_checkpoint reads; None builds it untrained. state: the
+    state_dict of the same model at any output stride under the rule exact or dense. Both are loaded before the run's
+    own rule is set, which may resize them.
 
     Raises:
         Exception: whatever smp or the encoder raises where the encoder does not support the decoder or the stride.
     """
     rule = DECODERS[run.decoder]
-    built: dict[str, Any] = {"encoder_name": _encoder_name(run), "encoder_weights": weights, "classes": classes}
+    tag = None if isinstance(weights, Path) else weights
+    name = encoder_name(run.encoder, run.stem, run.window)
+    built: dict[str, Any] = {"encoder_name": name, "encoder_weights": tag, "classes": classes}
     if rule.rates is not None:
         rates = [8 * rate // run.output_stride for rate in rule.rates]
         stride = min(16, run.output_stride)  # smp's constructor takes no 32
@@ -74,6 +89,8 @@ def build_model(
         model = getattr(smp, run.decoder)(**built)
         if run.output_stride != 32:
             model.encoder.make_dilated(run.output_stride)
+    if isinstance(weights, Path):
+        swinx.load_checkpoint(model.encoder, weights)
     if state is not None:
         model.load_state_dict(state)
     if run.dilation is not None:
@@ -83,18 +100,28 @@ def build_model(
     return model
 
 
-def _encoder_name(run: Run) -> str:
-    """The name under which smp finds the run's encoder; variants of swinx's are registered on the way."""
+def encoder_name(encoder: str, stem: str | None, window: int | None) -> str:
+    """The name under which smp finds an encoder with this stem and window; variants of swinx's are registered for it.
+
+    None leaves the encoder its own.
+    """
     changes: dict[str, object] = {}
-    if run.stem not in (None, own_stem(run.encoder)):
-        changes["stem"] = run.stem
-    if run.window is not None:
-        changes["window_size"] = run.window
+    if stem not in (None, own_stem(encoder)):
+        changes["stem"] = stem
+    if window is not None:
+        changes["window_size"] = window
     if not changes:
-        return run.encoder
-    name = "_".join([run.encoder, *(f"{key.split('_')[0]}-{value}" for key, value in changes.items())])
-    swinx.register_encoder(name, base=run.encoder, **changes)
+        return encoder
+    name = "_".join([encoder, *(f"{key.split('_')[0]}-{value}" for key, value in changes.items())])
+    swinx.register_encoder(name, base=encoder, **changes)
     return name
+
+
+def encoder_weights(weights: str | None, seed: int) -> str | Path | None:
+    """What --weights is for a run of this seed: a file where it has a dot or a slash, which no tag has."""
+    if weights is None or not ("." in weights or "/" in weights):
+        return weights
+    return Path(weights.replace("{seed}", str(seed)))
 
 
 def applicable(

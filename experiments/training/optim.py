@@ -5,10 +5,10 @@ Shapes: B images of a batch in one process, K classes, H W pixels.
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from itertools import chain
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from timm.layers import convert_sync_batchnorm
@@ -19,8 +19,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 import swinx
 from experiments.evaluation.cost import autocast
 from experiments.records.options import Settings
-from experiments.training.losses import Objective
-from experiments.training.models import Segmenter
+
+Model = TypeVar("Model", bound=nn.Module)
+Loss = Callable[[Tensor, Tensor], Tensor]  # of what a model gives and masks (B, H, W) uint8: a scalar
 
 
 def learning_rate_factor(share: float, warmup: float) -> float:
@@ -46,7 +47,7 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, updates: 
     get_ema_multi_avg_fn(min(decay, (1 + updates) / (10 + updates)) if updates else 0.0)(targets, sources, updates)
 
 
-class Learner:
+class Learner(Generic[Model]):
     """A model in training: AdamW, clipped gradients, mixed precision, and the average of its weights.
 
     Where processes train together, gradients are means over them, and so are the statistics of BatchNorm on GPUs. On
@@ -57,9 +58,9 @@ class Learner:
     images: (B, 3, H, W) uint8 on the device to train on, which the model is tried on where processes train together.
     """
 
-    def __init__(self, model: Segmenter, objective: Objective, settings: Settings, images: Tensor) -> None:
+    def __init__(self, model: Model, loss: Loss, settings: Settings, images: Tensor) -> None:
         recipe = self.recipe = settings.recipe
-        self.objective, self.precision, self.device = objective, settings.precision, images.device
+        self.loss, self.precision, self.device = loss, settings.precision, images.device
         self.together = distributed.is_initialized()
         self.average = copy.deepcopy(model).requires_grad_(False).eval()
         synchronised = self.together and self.device.type == "cuda"
@@ -110,8 +111,8 @@ class Learner:
             more = len(losses) + 1 < self.recipe.accumulate
             with self.network.no_sync() if self.together and more else nullcontext():
                 with autocast(self.device, self.precision):
-                    logits = self.network(images.to(self.device, non_blocking=True))
-                    loss = self.objective(logits, masks.to(self.device, non_blocking=True))
+                    given = self.network(images.to(self.device, non_blocking=True))
+                    loss = self.loss(given, masks.to(self.device, non_blocking=True))
                 self.scaler.scale(loss / self.recipe.accumulate).backward()
             losses.append(loss.detach())
         self.scaler.unscale_(self.optimizer)

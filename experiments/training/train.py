@@ -23,9 +23,7 @@ from experiments.data import SegmentationData
 from experiments.records.files import write_whole
 from experiments.records.options import Settings
 from experiments.training.batches import Batches, augmentation, mixed_seed
-from experiments.training.losses import Objective, class_weights
-from experiments.training.models import Segmenter
-from experiments.training.optim import Learner, learning_rate_factor
+from experiments.training.optim import Learner, Loss, Model, learning_rate_factor
 
 CHECKPOINT = "training.ckpt"
 # A run that is killed loses at most the steps since its last checkpoint: one is written after each validation, and
@@ -91,15 +89,16 @@ class Training:
 
 
 def fit(
-    model: Segmenter,
+    model: Model,
+    loss: Loss,
     data: SegmentationData,
     settings: Settings,
     *,
     seed: int,
     folder: Path,
     device: torch.device,
-    validate: Callable[[Segmenter], float | None],
-    evaluate: Callable[[Segmenter, int], None],
+    validate: Callable[[Model], float | None],
+    evaluate: Callable[[Model, int], None],
     on_step: Callable[[float, float], None],
 ) -> Training:
     """Train model in place on the train split; it ends with the moving average of its weights.
@@ -108,29 +107,27 @@ def fit(
     results are safe. Among processes the first one alone validates, evaluates and writes.
 
     Args:
-        model: on device; images (B, 3, H, W) uint8 to logits (B, K, H, W).
+        model: on device; takes images (B, 3, H, W) uint8, after a crop.
+        loss: of what model gives and the masks (B, H, W) uint8, a scalar.
         seed: fixes the batches and, for each batch anew, the model's own randomness, such as stochastic depth.
-        validate: mean IoU in percent of a model on the validation split.
+        validate: mean IoU in percent of a model on the validation split; None where it has none.
         evaluate: called with the model and the step, after each of settings.evaluate_at (0: before the first one). It
             comes before the checkpoint of that step: after a kill it may be called for the same step again.
         on_step: called in each process after each step with the share of the budget used and the latest loss read.
 
     Raises:
         DivergedError: the loss is no longer finite, or far greater than at the start.
-        ValueError: masks that cannot be trained on.
         RuntimeError: processes that do not see the same folder; a worker that died; a checkpoint of another network.
     """
     recipe, together = settings.recipe, processes()
     size = recipe.crop or (data.train.images.shape[-2], data.train.images.shape[-1])
     augment = augmentation(size, recipe.zoom, recipe.color)
     batches = Batches(data.train, settings.batch_size, seed, augment, rank=together.rank, world=together.world)
-    weights = class_weights(data.train.masks, len(data.class_names), data.ignore_index, recipe.class_weighting)
-    objective = Objective(recipe.losses, weights, data.ignore_index).to(device)
     checkpoint = folder / CHECKPOINT
     state = torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint.exists() else {"history": {}}
     history = Training(**state["history"])
     _connect(together, device, (folder.name, history.steps))
-    learner = Learner(model, objective, settings, data.train.images[:2, :, : size[0], : size[1]].to(device))
+    learner = Learner(model, loss, settings, data.train.images[:2, :, : size[0], : size[1]].to(device))
     if history.steps:
         learner.load_state_dict(state.pop("learner"))
 

@@ -14,6 +14,7 @@ from experiments.data import SegmentationData
 from experiments.records import files
 from experiments.records.grid import Run
 from experiments.records.options import Recipe
+from experiments.training.losses import objective
 from experiments.training.models import Segmenter, build_model
 from experiments.training.train import Training, fit
 
@@ -70,8 +71,8 @@ def train(
     functions: dict[str, Any] = {"validate": checksum, "evaluate": lambda *_: None}
     functions |= {name: changes.pop(name) for name in functions if name in changes}
     settings = toy_settings(recipe, **{"steps": 9} | changes)
-    device = torch.device("cpu")
-    return model, fit(model, data, settings, seed=4, folder=folder, device=device, on_step=on_step, **functions)
+    common: dict[str, Any] = {"seed": 4, "folder": folder, "device": torch.device("cpu"), "on_step": on_step}
+    return model, fit(model, objective(data, recipe), data, settings, **common, **functions)
 
 
 def swin() -> nn.Module:

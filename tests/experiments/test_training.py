@@ -17,7 +17,7 @@ from experiments.execution.runs import curves
 from experiments.records.grid import Run
 from experiments.records.options import Recipe, Settings
 from experiments.training.batches import Batches, augmentation
-from experiments.training.losses import Objective
+from experiments.training.losses import Objective, objective
 from experiments.training.models import Segmenter, build_model
 from experiments.training.optim import Learner, learning_rate_factor, update_average
 from experiments.training.train import DivergedError, Processes, Training, fit, processes
@@ -43,7 +43,7 @@ def run(model: nn.Module, data: SegmentationData, settings: Settings, folder: Pa
         "validate": lambda model: None,
     }
     common |= {"evaluate": None, "on_step": lambda share, loss: None}
-    return fit(model, data, settings, **{**common, **changes})
+    return fit(model, objective(data, settings.recipe), data, settings, **{**common, **changes})
 
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:

@@ -19,6 +19,7 @@ from toy import toy_data, toy_settings
 import swinx
 from experiments.records.grid import Run
 from experiments.records.options import Recipe
+from experiments.training.losses import objective
 from experiments.training.models import Segmenter, build_model
 from experiments.training.train import DivergedError, Training, fit, processes
 
@@ -44,7 +45,7 @@ def train(
     settings = toy_settings(recipe, steps=steps, batch_size=4)
     common: dict[str, Any] = {"seed": 3, "folder": folder, "device": torch.device("cpu")}
     common |= {"validate": validate, "evaluate": lambda *_: None, "on_step": on_step}
-    return model, fit(model, data, settings, **common)
+    return model, fit(model, objective(data, recipe), data, settings, **common)
 
 
 def equal(folder: Path) -> None:

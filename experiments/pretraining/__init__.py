@@ -1,0 +1,1 @@
+"""Pretraining an encoder on images, without their masks."""
