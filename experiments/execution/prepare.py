@@ -11,7 +11,7 @@ from rich.console import Console
 
 import swinx
 from experiments import data
-from experiments.data import SegmentationData
+from experiments.data import SegmentationData, Split
 from experiments.execution import comparison
 from experiments.execution.launch import check_ray
 from experiments.execution.runs import find_source
@@ -51,7 +51,8 @@ def prepare(
     shared |= {"device": device, "groups_id": data.groups_id(loaded)}
     settings = Settings(loaded.name, data.data_id(loaded), height, width, **shared)
     rows = comparison.check_output(options.output, settings.as_row())
-    _check_against(options, loaded)
+    check_against(options.recipe.crop, options.batch_size, loaded.train)
+    class_weights(loaded.train.masks, len(loaded.class_names), loaded.ignore_index)  # refuses masks of a single class
     # Sizes that models meet: in training, and with each scale and tile of evaluation.
     sizes = [options.recipe.crop or (height, width), *options.inference.sizes(height, width)]
     runs, missing = comparison.runnable(runs, missing, sizes, len(loaded.class_names), console)
@@ -133,16 +134,13 @@ def _check_weights(recipe: Recipe, runs: list[Run]) -> Recipe:
     return replace(recipe, weights=str(Path(recipe.weights).resolve()))  # machines of Ray work elsewhere
 
 
-def _check_against(options: CompareOptions, loaded: SegmentationData) -> None:
-    """Raise ValueError, naming option, rule and value, for what only the data can tell."""
-    count, _, height, width = loaded.train.images.shape
-    if (crop := options.recipe.crop) is not None and (crop[0] > height or crop[1] > width):
+def check_against(crop: tuple[int, int] | None, batch_size: int, split: Split) -> None:
+    """Raise ValueError, naming option, rule and value, for what only the images to train on can tell."""
+    count, _, height, width = split.images.shape
+    if crop is not None and (crop[0] > height or crop[1] > width):
         raise ValueError(f"--crop must fit into the images, {height}x{width}, got {crop[0]}x{crop[1]}")
-    if options.batch_size > count:
-        raise ValueError(
-            f"--batch-size must not exceed the number of training images, {count}, got {options.batch_size}"
-        )
-    class_weights(loaded.train.masks, len(loaded.class_names), loaded.ignore_index)  # refuses masks of a single class
+    if batch_size > count:
+        raise ValueError(f"--batch-size must not exceed the number of training images, {count}, got {batch_size}")
 
 
 def _check_start(options: CompareOptions, runs: list[Run], settings: Settings) -> None:

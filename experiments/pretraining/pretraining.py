@@ -11,6 +11,7 @@ from rich.console import Console
 from experiments import data
 from experiments.data import SegmentationData
 from experiments.execution.comparison import progress, say
+from experiments.execution.prepare import check_against
 from experiments.pretraining.hidden_patches import HiddenPatches
 from experiments.pretraining.options import Options
 from experiments.records.files import locked, remove_torn, write_whole
@@ -34,13 +35,8 @@ def run(options: Options) -> int:
     console = Console()
     with console.status("loading data"):
         loaded = data.load(options.data)
-    count, _, height, width = loaded.train.images.shape
-    if (crop := options.crop) is not None and (crop[0] > height or crop[1] > width):
-        raise ValueError(f"--crop must fit into the images, {height}x{width}, got {crop[0]}x{crop[1]}")
-    if options.batch_size > count:
-        raise ValueError(
-            f"--batch-size must not exceed the number of training images, {count}, got {options.batch_size}"
-        )
+    check_against(options.crop, options.batch_size, loaded.train)
+    height, width = loaded.train.images.shape[-2:]
     how = {"steps": options.steps, "batch_size": options.batch_size, "precision": options.precision, "device": device}
     settings = Settings(loaded.name, data.data_id(loaded), height, width, **how, recipe=options.recipe())
     known = {name: settings.as_row()[name] for name in ("data_id", "height", "width", *how)}
