@@ -17,7 +17,7 @@ from experiments.execution.runs import curves
 from experiments.records.grid import Run
 from experiments.records.options import Recipe, Settings
 from experiments.training.batches import Batches, augmentation
-from experiments.training.losses import Objective
+from experiments.training.losses import Objective, class_weights
 from experiments.training.models import Segmenter, build_model
 from experiments.training.optim import Learner, learning_rate_factor, update_average
 from experiments.training.train import DivergedError, Processes, Training, fit, processes
@@ -113,6 +113,36 @@ def test_one_step_is_adamw_on_the_clipped_gradient(toy: SegmentationData, tmp_pa
         gradient = parameter.grad * 1e-3 / norm
         expected = parameter * (1 - rate * decay) - rate * gradient / (gradient.abs() + 1e-8)
         torch.testing.assert_close(trained, expected)
+
+
+@pytest.mark.parametrize(("losses", "weighting"), [(("ce",), "sqrt"), (("ce", "dice"), "none")])
+def test_options_of_the_recipe_reach_training(
+    toy: SegmentationData, tmp_path: Path, losses: Any, weighting: Any
+) -> None:
+    """Batches by crop, zoom and colour; the first loss; the rate of a warmup; and no average at the end."""
+    seen: list[Tensor] = []
+    path: list[Tensor] = []
+
+    class Seeing(Pixelwise):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(images)
+            return super().forward(images)
+
+    torch.manual_seed(0)
+    model = Seeing()
+    start = copy.deepcopy(model)
+    augmented = {"crop": (32, 48), "zoom": (1.5, 3.0), "color": 0.1}
+    recipe = Recipe(losses, weighting, 0.1, 0.0, warmup=0.5, ema_decay=0.0, **augmented)
+    on_step = lambda *_: path.append(model.head.weight.detach().clone())  # noqa: E731
+    training = run(model, toy, toy_settings(recipe, steps=3), tmp_path, on_step=on_step)
+    batches = Batches(toy.train, 2, 0, augmentation(*augmented.values()))
+    assert [images.tolist() for images in seen] == [batches[number][0].tolist() for number in range(3)]
+    weights = class_weights(toy.train.masks, 3, toy.ignore_index, weighting)
+    expected = Objective(losses, weights, toy.ignore_index)(start(batches[0][0]), batches[0][1])
+    assert training.losses[0] == pytest.approx(expected.item(), rel=1e-5)
+    moved = (path[0] - start.head.weight).abs()  # of AdamW's first step, without weight decay, the rate
+    assert moved.flatten().tolist() == pytest.approx([0.1 * 0.001 / 0.501] * 9, rel=1e-2)
+    assert torch.equal(model.head.weight, path[-1])
 
 
 def test_layer_decay_of_the_recipe_holds_at_every_step(toy: SegmentationData) -> None:
