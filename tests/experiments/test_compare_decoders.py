@@ -125,7 +125,7 @@ def test_a_first_run_interrupted_does_not_block_its_folder(tmp_path: Path, monke
     assert main([*ONE, "--output", str(output)]) == 0
 
 
-def test_a_diverged_run_has_a_row_and_the_grid_goes_on(
+def test_a_diverged_run_keeps_its_rows_and_the_grid_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     original = Segmenter.forward
@@ -136,12 +136,15 @@ def test_a_diverged_run_has_a_row_and_the_grid_goes_on(
 
     monkeypatch.setattr(Segmenter, "forward", breaks)
     output = tmp_path / "out"
-    assert main([*FAST, "--output", str(output)]) == 1
-    failed, fine = read_rows(output / "results.jsonl")
+    assert main([*FAST, "--evaluate-at", "0", "2", "--accumulate", "2", "--output", str(output)]) == 1
+    rows = read_rows(output / "results.jsonl")
+    kept = [(row["decoder"], row["step"], row["status"], row["images_seen"]) for row in rows]
+    of_failed = [("FPN", 0, "ok", None), ("FPN", None, "diverged", None)]
+    assert kept == [*of_failed, ("Unet", 0, "ok", None), ("Unet", 2, "ok", 2 * 2 * 2)]
+    _, failed, _, fine = rows
     assert (failed["status"], failed["error"]) == ("diverged", "the loss became nan at step 1, training stopped")
     assert failed["test_miou"] is None
     assert set(failed) == set(fine)
-    assert fine["status"] == "ok"
     assert "the loss became nan" in capsys.readouterr().out
     assert "the loss became nan" in (output / "report.html").read_text()
 
