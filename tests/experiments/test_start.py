@@ -1,11 +1,14 @@
 """Training that starts from finished runs, scores at listed steps, and scores at other resolutions and conditions."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
 import pytest
+import report_folder
 import segmentation_models_pytorch as smp
 import torch
+from report_folder import row
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
@@ -17,9 +20,10 @@ from experiments.compare_decoders import main
 from experiments.data import Split
 from experiments.evaluation.corruptions import corrupted
 from experiments.execution import runs
+from experiments.execution.runs import find_source
 from experiments.records.counts import counts_of, miou, unpack
 from experiments.records.options import Corruption, DataOptions
-from experiments.records.results import Row, read_rows
+from experiments.records.results import Row, read_rows, run_of
 from experiments.reporting.rows import source_of
 from experiments.training.models import Segmenter
 from experiments.training.weights import load_weights
@@ -74,6 +78,18 @@ def test_runs_start_from_finished_ones_at_another_stride(tmp_path: Path, capsys:
         assert main([*COMMON, *arguments, "--start", str(source), "--output", str(tmp_path / "no")]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+def test_of_several_runs_whose_weights_fit_the_same_one_is_begun_with(tmp_path: Path) -> None:
+    made = [row("Unet", output_stride=stride) for stride in (32, 16)] + [row("Unet", 1, output_stride=16)]
+    report_folder.folder(tmp_path, made)
+    for source in made:
+        (tmp_path / "runs" / source["run"] / "last.pt").touch()
+        assert find_source(tmp_path, run_of(source)).row == source
+    assert find_source(tmp_path, replace(run_of(made[2]), output_stride=8)).row == made[2]
+    both = f"whose weights fit swinx_n-inline-Unet-os8-seed0, got {made[0]['run']}, {made[1]['run']}"
+    with pytest.raises(ValueError, match=both):
+        find_source(tmp_path, replace(run_of(made[0]), output_stride=8))
 
 
 def test_runs_that_cannot_exist_need_no_start(tmp_path: Path) -> None:
