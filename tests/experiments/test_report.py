@@ -273,6 +273,19 @@ def test_missing_counts_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert content.table.set_index("label")["low"].isna().to_dict() == {"Unet": False, "FPN": True}
 
 
+def test_steps_that_only_some_seeds_have_are_not_compared(tmp_path: Path) -> None:
+    """As of two folders that were evaluated at other steps."""
+    folders = [
+        folder(tmp_path / f"{seed}", [row("Unet", seed, 30.0 + step, step=step) for step in steps])
+        for seed, steps in enumerate(((5, 10, 20), (10, 15, 20)))
+    ]
+    steps = gather(read(folders)).steps
+    assert [(one.label, len(one.results), score.models) for one, score in steps] == [
+        ("Unet · step 10", 2, 2),
+        ("Unet · step 20", 2, 2),
+    ]
+
+
 def test_groups_are_scored_apart(tmp_path: Path) -> None:
     """Drive a has IoU 1/3 and 3/7 of its two classes; drive b 1/3 and 3/5 with one seed, 1/3 and 1/7 with the other."""
     rows = [row("Unet", 0), row("Unet", 1)]
