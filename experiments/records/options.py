@@ -97,7 +97,7 @@ class Recipe:
     freeze: Literal["nothing", "encoder"] = "nothing"
     """what keeps the weights that it starts from"""
     validate_every: Annotated[int | None, unset("INT")] = None
-    """steps between validations (default: five of them)"""
+    """steps between validations; the last step is one too (default: five, at the steps nearest to fifths of --steps)"""
 
     def __post_init__(self) -> None:
         names, inf = get_args(Loss), math.inf

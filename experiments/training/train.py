@@ -133,14 +133,15 @@ def fit(
 
     if history.steps == 0 and 0 in settings.evaluate_at:
         agreed(evaluate, learner.average, 0)
-    interval = recipe.validate_every or max(1, settings.steps // 5)
+    last, every = settings.steps, recipe.validate_every
+    validated = {round(last * k / 5) for k in range(1, 6)} if every is None else {*range(every, last, every), last}
     stream = _stream(batches, settings, history.steps * recipe.accumulate, device)
     unread: list[Tensor] = []
     since = saved = time.perf_counter()
     for step in range(history.steps + 1, settings.steps + 1):
         rate = recipe.learning_rate * learning_rate_factor((step - 1) / settings.steps, recipe.warmup)
         unread.append(learner.step(islice(stream, recipe.accumulate), rate, step - 1))
-        validating, evaluating = step == settings.steps or step % interval == 0, step in settings.evaluate_at
+        validating, evaluating = step in validated, step in settings.evaluate_at
         if validating or evaluating or len(unread) >= (READ_EVERY if device.type == "cuda" else 1):
             history.read(unread)
         now = time.perf_counter()

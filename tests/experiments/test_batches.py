@@ -1,6 +1,8 @@
 """Batches: augmentation that keeps masks on their pixels, and an order that depends on seed and number alone."""
 
+import pytest
 import torch
+from scipy.stats import kstest, uniform
 from torchvision import tv_tensors
 from toy import IGNORE, color_coded
 
@@ -90,3 +92,42 @@ def test_crops_are_pieces_of_the_images() -> None:
             found.add(position)
     assert {y for y, _ in found} == set(range(9))
     assert {x for _, x in found} == set(range(11))
+
+
+def test_the_area_of_crops_is_uniform_and_half_of_them_are_mirrored() -> None:
+    size, zoom = (800, 1000), (1.25, 2.5)
+    image = tv_tensors.Image(torch.empty(3, 1000, 1200, dtype=torch.uint8))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        drawn = [ScaleCrop(*size, zoom).make_params([image]) for _ in range(500)]
+        areas = [params["height"] * params["width"] / (800 * 1000) for params in drawn]
+        assert kstest(areas, uniform(0.16, 0.64 - 0.16).cdf).pvalue > 0.05
+        ramp = torch.arange(0, 240, 3, dtype=torch.uint8).expand(3, 80, 80)
+        for zoomed, factor in (((1.0, 1.0), 1), ((2.0, 2.0), 2)):
+            augment, mirrored = augmentation((80, 80), zoomed, 0.0), 0
+            for _ in range(200):
+                found = augment(tv_tensors.Image(ramp)).int()[0, 0]
+                mirrored += int(found[0] > found[-1])
+                assert found.max() - found.min() == pytest.approx(237 / factor, abs=6)
+            assert 80 <= mirrored <= 120
+
+
+def test_brightness_contrast_and_saturation_vary_as_far_as_asked() -> None:
+    """By how each changes dark grey, light grey and a colour: the mean, the difference of greys, and that of channels.
+
+    None of them changes what is read off for those before it.
+    """
+    rows = torch.tensor([[80, 80, 80], [180, 180, 180], [180, 130, 80]], dtype=torch.uint8)
+    image = rows.T.reshape(3, 3, 1).expand(3, 3, 8)
+    grey = torch.tensor([0.2989, 0.587, 0.114], dtype=torch.float64)
+    augment, found = augmentation((3, 8), (1.0, 1.0), 0.2), []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for _ in range(150):
+            dark, light, color = augment(tv_tensors.Image(image))[..., 0].T.double()
+            brightness = torch.stack([dark, light, color]).mv(grey).mean() / rows.double().mv(grey).mean()
+            difference = (light - dark)[0]
+            found.append([brightness, difference / 100 / brightness, (color[0] - color[2]) / difference])
+    for factors in torch.tensor(found).T:
+        assert factors.min() == pytest.approx(0.8, abs=0.03)
+        assert factors.max() == pytest.approx(1.2, abs=0.03)

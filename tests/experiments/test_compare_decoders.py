@@ -1,9 +1,12 @@
 """The command as a user runs it: two steps per run, refusals, continuation, interruption."""
 
+import errno
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,9 +16,10 @@ from toy import FAST, ONE
 from experiments.compare_decoders import main
 from experiments.data import SegmentationData
 from experiments.evaluation.cost import flops
-from experiments.execution import comparison, runs
+from experiments.execution import comparison, launch, prepare, runs
 from experiments.records.counts import counts_of, miou, unpack
-from experiments.records.options import EXECUTION, Inference, Recipe, Scoring, Settings
+from experiments.records.grid import Run
+from experiments.records.options import EXECUTION, Inference, RayResources, Recipe, Scoring, Settings
 from experiments.records.results import RESULT_FIELDS, read_rows
 from experiments.reporting.pages import FILES
 from experiments.training.models import Segmenter
@@ -125,7 +129,7 @@ def test_a_first_run_interrupted_does_not_block_its_folder(tmp_path: Path, monke
     assert main([*ONE, "--output", str(output)]) == 0
 
 
-def test_a_diverged_run_has_a_row_and_the_grid_goes_on(
+def test_a_diverged_run_keeps_its_rows_and_the_grid_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     original = Segmenter.forward
@@ -136,14 +140,20 @@ def test_a_diverged_run_has_a_row_and_the_grid_goes_on(
 
     monkeypatch.setattr(Segmenter, "forward", breaks)
     output = tmp_path / "out"
-    assert main([*FAST, "--output", str(output)]) == 1
-    failed, fine = read_rows(output / "results.jsonl")
+    command = [*FAST, "--evaluate-at", "0", "2", "--accumulate", "2", "--output", str(output)]
+    assert main(command) == 1
+    rows = read_rows(output / "results.jsonl")
+    kept = [(row["decoder"], row["step"], row["status"], row["images_seen"]) for row in rows]
+    of_failed = [("FPN", 0, "ok", None), ("FPN", None, "diverged", None)]
+    assert kept == [*of_failed, ("Unet", 0, "ok", None), ("Unet", 2, "ok", 2 * 2 * 2)]
+    _, failed, _, fine = rows
     assert (failed["status"], failed["error"]) == ("diverged", "the loss became nan at step 1, training stopped")
     assert failed["test_miou"] is None
     assert set(failed) == set(fine)
-    assert fine["status"] == "ok"
     assert "the loss became nan" in capsys.readouterr().out
     assert "the loss became nan" in (output / "report.html").read_text()
+    # The exit status is about the runs that were asked for, finished before or not.
+    assert [main([*command, "--decoders", decoder]) for decoder in ("Unet", "FPN")] == [0, 1]
 
 
 def test_mixed_precision(tmp_path: Path) -> None:
@@ -207,15 +217,46 @@ def test_a_report_that_fails_on_the_way_does_not_end_the_grid(
         main([*FAST, "--output", str(output)])
 
 
-def test_a_full_disk_ends_with_a_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("module", "name", "code"),
+    [
+        *((runs, "fit", code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)),
+        (comparison, "append_rows", errno.ENOSPC),
+    ],
+)
+def test_a_disk_that_takes_no_more_ends_the_grid_with_a_sentence(
+    module: ModuleType,
+    name: str,
+    code: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    calls = []
 
-    monkeypatch.setattr(comparison, "append_rows", full)
-    assert main([*ONE, "--output", str(tmp_path / "out")]) == 2
-    assert "No space left on device; what is finished is kept" in capsys.readouterr().err
+    def full(first: object, *_: object, **__: object) -> None:
+        calls.append(first)
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(module, name, full)
+    assert main([*FAST, "--output", str(tmp_path / "out")]) == 2
+    assert len(calls) == 1
+    assert f"{os.strerror(code)}; what is finished is kept" in capsys.readouterr().err
+
+
+def test_ray_makes_the_runs_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def on_ray(todo: Sequence[Run], origin: object, collect: object, fail: Any, **how: Any) -> None:
+        asked.extend((run.decoder, how["resources"], how["output"]) for run in todo)
+        fail(todo[0], RuntimeError("it died elsewhere"))
+
+    monkeypatch.setattr(launch, "run_on_ray", on_ray)
+    monkeypatch.setattr(prepare, "check_ray", lambda resources, device: None)
+    monkeypatch.setattr(runs, "fit", lambda *_, **__: pytest.fail("must train elsewhere"))
+    output = tmp_path / "out"
+    assert main([*FAST, "--launcher", "ray", "--ray.cpus", "2", "--output", str(output)]) == 1
+    assert asked == [(decoder, RayResources(cpus=2), output) for decoder in ("FPN", "Unet")]
 
 
 def test_rows_hold_what_settings_compare(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sets import labels, load_set, picture, write_pair, write_set
 
-from experiments.data import load
+from experiments.data import groups_id, load
 from experiments.records.options import DataOptions
 
 
@@ -28,6 +28,14 @@ def test_a_pattern(tree: Path) -> None:
     assert data.test.groups == ("d", "p1", "p1", "p2")
     with pytest.raises(ValueError, match="--groups must give each test image a group; none for 1 of 4: d"):
         load_set(tree, groups=r"^(p\d)")
+
+
+def test_other_groups_have_another_digest(tree: Path) -> None:
+    """By which one folder refuses rows of both; groups that are found in another way are the same."""
+    assert groups_id(load_set(tree)) is None
+    first, same, other = (groups_id(load_set(tree, groups=rule)) for rule in (r"^(p\d|d)", r"^(p.|.)", "^(.)"))
+    assert first == same
+    assert len({None, first, other}) == 3
 
 
 def test_a_table(tree: Path) -> None:

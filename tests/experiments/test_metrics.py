@@ -25,7 +25,7 @@ from experiments.evaluation.boundary import BANDS, boundary_f1
 from experiments.evaluation.corruptions import corrupted
 from experiments.evaluation.inference import probabilities
 from experiments.evaluation.metrics import BINS, calibration_gaps, evaluate, miou
-from experiments.records.options import PLAIN, Inference
+from experiments.records.options import PLAIN, Corruption, Inference
 
 IGNORE = 255
 COMMON: dict[str, Any] = {"device": torch.device("cpu"), "precision": "32"}
@@ -224,7 +224,10 @@ def test_predictions_that_are_not_finite_are_refused_unless_they_are_ignored() -
     assert score(Broken(3), good, 3).miou == miou(Broken(3), good, set_of(good, 3), batch_size=2, **COMMON) == 100
 
 
-def test_scores_at_the_resolution_of_the_files() -> None:
+@pytest.mark.parametrize(
+    ("inference", "corruption"), [(PLAIN, None), (Inference((7, 5), flip=True, scales=(1, 0.5)), None), (PLAIN, "jpeg")]
+)
+def test_scores_at_the_resolution_of_the_files(inference: Inference, corruption: Corruption | None) -> None:
     """Probabilities are resized as Pillow resizes them, without the padding; each image has its own size."""
     split, model = pictures(3, 4), Noisy(4)
     shown = ((11, 13), (7, 13), (11, 9))
@@ -233,9 +236,10 @@ def test_scores_at_the_resolution_of_the_files() -> None:
     native = tuple(torch.randint(0, 4, size, generator=generator).to(torch.uint8) for size in sizes)
     native[1][3:9] = IGNORE
     split = replace(split, native_masks=native, shown=shown)
-    found = score(model, split, 4, native=True)
-    with torch.inference_mode():
-        scores = model(split.images).softmax(1)
+    how = {"inference": inference, "corruption": corruption}
+    found = score(model, split, 4, native=True, **how)
+    images = split.images if corruption is None else torch.stack([corrupted(x, corruption, 0) for x in split.images])
+    scores = probabilities(model, images, inference, precision="32")
     metric = MulticlassCalibrationError(4, n_bins=BINS, ignore_index=IGNORE)
     for i, ((height, width), size) in enumerate(zip(shown, sizes, strict=True)):
         whole = scores[i, :, :height, :width].numpy()
@@ -249,7 +253,7 @@ def test_scores_at_the_resolution_of_the_files() -> None:
     assert found.ece == pytest.approx(100 * metric.compute().item(), rel=1e-5)
     # Masks that were never resized are at their own resolution already.
     plain = pictures(3, 4)
-    assert score(model, plain, 4, native=True).miou == score(model, plain, 4).miou
+    assert score(model, plain, 4, native=True, **how).miou == score(model, plain, 4, **how).miou
 
 
 def test_corruptions_are_those_of_the_paper() -> None:

@@ -147,6 +147,11 @@ def test_pictures_that_would_fill_the_memory(
     assert main(arguments(tmp_path, "--native")) == 1
     assert "b.png needs 0.0 GB as the model sees it, 640x960: too much here" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out" / "masks").iterdir()] == ["a.png"]
+    # What counts is the largest view: 8 bytes for each of 3 classes and 128 x 192 pixels.
+    for lack in (1, 0):
+        monkeypatch.setattr(prediction, "available_memory", lambda lack=lack: 8 * 3 * 128 * 192 - lack)
+        assert main(arguments(tmp_path, "--native", "--scales", "1", "2", output=f"{lack}")) == 1
+        assert (tmp_path / f"{lack}" / "masks" / "a.png").exists() == (lack == 0)
 
 
 def test_a_picture_that_takes_all_memory_of_the_gpu_leaves_the_others(
@@ -201,6 +206,11 @@ def test_another_prediction_is_refused(
     contents = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert main(arguments(tmp_path, "--flip", "--scales", "1", "2")) == 2
     assert "(flip False there, True now; scales [1.0] there, [1.0, 2.0] now)" in capsys.readouterr().err
+    assert main(arguments(tmp_path, "--precision", "bf16")) == 2
+    assert "(precision 32 there, bf16 now)" in capsys.readouterr().err
+    assert main(arguments(tmp_path, "--size", "64", "96", output="sized")) == 0
+    assert main(arguments(tmp_path, "--size", "64", "64", output="sized")) == 2
+    assert "(size [64, 96] there, [64, 64] now)" in capsys.readouterr().err
     (tmp_path / "w.pt").write_bytes(b"trained for longer")
     assert main(arguments(tmp_path)) == 2
     assert "which holds another prediction (weights" in capsys.readouterr().err

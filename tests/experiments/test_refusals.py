@@ -114,7 +114,6 @@ def test_foreign_folders_and_files_are_refused(tmp_path: Path, capsys: pytest.Ca
             ["--weights", "imagenet"],
             "--weights must be left out for swinx_n, which has no pretrained weights, got imagenet",
         ),
-        (["--decoders", "PAN", "--size", "128", "128", "--tile", "32", "32"], "none of these runs can exist"),
         (
             ["--encoders", "swinx_n", "resnet18", "--layer-decay", "0.9"],
             "--layer-decay must be 1 for resnet18, which is not swinx's, got 0.9",
@@ -137,6 +136,35 @@ def test_bad_input_is_refused_before_work(
     assert message in error
     assert "the same command continues" not in error
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "met"),
+    [
+        ([], None),
+        (["--tile", "32", "64"], "32x64"),
+        (["--crop", "64", "96"], "64x96"),
+        (["--scales", "1", "0.5"], "64x64"),
+        (["--scales", "0.5", "2", "--tile", "128", "128"], "64x64"),
+    ],
+)
+def test_every_size_that_a_model_meets_must_suit_it(
+    arguments: list[str],
+    met: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PAN needs 128 pixels a side, which the images have: it is refused for crops, tiles and scales."""
+
+    def accepted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "make_scenes", lambda **_: toy_data(128))
+    monkeypatch.setattr(runs, "fit", accepted)
+    assert main([*ONE, "--decoders", "PAN", *arguments, "--output", str(tmp_path / "out")]) == (2 if met else 130)
+    if met:
+        assert f"needs image sides of at least 128 pixels, got {met}" in capsys.readouterr().err
 
 
 def test_runs_that_cannot_exist_have_rows_and_the_others_run(

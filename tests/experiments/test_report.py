@@ -273,6 +273,19 @@ def test_missing_counts_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert content.table.set_index("label")["low"].isna().to_dict() == {"Unet": False, "FPN": True}
 
 
+def test_steps_that_only_some_seeds_have_are_not_compared(tmp_path: Path) -> None:
+    """As of two folders that were evaluated at other steps."""
+    folders = [
+        folder(tmp_path / f"{seed}", [row("Unet", seed, 30.0 + step, step=step) for step in steps])
+        for seed, steps in enumerate(((5, 10, 20), (10, 15, 20)))
+    ]
+    steps = gather(read(folders)).steps
+    assert [(one.label, len(one.results), score.models) for one, score in steps] == [
+        ("Unet · step 10", 2, 2),
+        ("Unet · step 20", 2, 2),
+    ]
+
+
 def test_groups_are_scored_apart(tmp_path: Path) -> None:
     """Drive a has IoU 1/3 and 3/7 of its two classes; drive b 1/3 and 3/5 with one seed, 1/3 and 1/7 with the other."""
     rows = [row("Unet", 0), row("Unet", 1)]
@@ -289,10 +302,28 @@ def test_groups_are_scored_apart(tmp_path: Path) -> None:
     assert list(table) == ["a (15 images)", "b (9 images)"]
     expected = [(1 / 3 + 3 / 7) / 2, (1 / 3 + (3 / 5 + 1 / 7) / 2) / 2]
     assert table.to_numpy().tolist() == [pytest.approx([100 * value for value in expected])]
-    many = [replace(counts, groups=tuple(f"{i % 9}" for i in range(24))) for counts in found]
-    assert tables.groups(gather(read([folder(tmp_path / "many", rows, many)]))).empty
     alone = [replace(counts, groups=counts.names) for counts in found]
     assert tables.groups(gather(read([folder(tmp_path / "alone", rows, alone)]))).empty
+
+
+@pytest.mark.parametrize("count", [2, 8, 9])
+def test_groups_that_a_table_has_room_for_are_in_the_report(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "_figures", lambda _: [])
+    rows = [row("Unet"), row("FPN", test=40.0)]
+    groups = tuple(f"drive {i % count}" for i in range(24))
+    output = folder(tmp_path, rows, [replace(image_counts(one), groups=groups) for one in rows])
+    pages.write_report(output)
+    written = {kind: (output / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md", "tex")}
+    assert f"24 test images in {count} groups." in written["html"]
+    assert f"24 test images in {count} groups." in written["md"]
+    table = tables.groups(gather(read([output])))
+    assert table.shape == ((2, count) if count < 9 else (0, 0))
+    for kind, cell in (("html", r"<td[^>]*>{}</td>\s*"), ("md", r"\| +{} +"), ("tex", " & {}")):
+        assert ("Test mIoU by group of images, percent" in written[kind]) == (count < 9)
+        for line in table.values.tolist():
+            assert re.search("".join(cell.format(f"{value:.1f}") for value in line), written[kind])
 
 
 def test_one_configuration_has_no_lead_and_notes_of_the_data_come_first(tmp_path: Path) -> None:

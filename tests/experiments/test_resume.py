@@ -53,7 +53,7 @@ def train(
     cut: int | None = None,
     **changes: Any,
 ) -> tuple[nn.Module, Training]:
-    """cut raises after that many steps of this call. changes: functions that fit takes, and fields of Settings.
+    """cut raises after that many steps of this call. changes: what fit takes, and fields of Settings.
 
     A network is the same each time. 9 steps by default.
     """
@@ -68,11 +68,11 @@ def train(
         if taken == cut:
             raise CutOffError
 
-    functions: dict[str, Any] = {"validate": checksum, "evaluate": lambda *_: None}
-    functions |= {name: changes.pop(name) for name in functions if name in changes}
+    arguments: dict[str, Any] = {"seed": 4, "validate": checksum, "evaluate": lambda *_: None}
+    arguments |= {name: changes.pop(name) for name in arguments if name in changes}
     settings = toy_settings(recipe, **{"steps": 9} | changes)
-    common: dict[str, Any] = {"seed": 4, "folder": folder, "device": torch.device("cpu"), "on_step": on_step}
-    return model, fit(model, objective(data, recipe), data, settings, **common, **functions)
+    common: dict[str, Any] = {"folder": folder, "device": torch.device("cpu"), "on_step": on_step}
+    return model, fit(model, objective(data, recipe), data, settings, **common, **arguments)
 
 
 def swin() -> nn.Module:
@@ -97,6 +97,55 @@ def test_a_run_cut_off_at_any_step_ends_with_the_same_bits(
             assert getattr(training, field) == getattr(expected, field), field
         for (name, one), two in zip(whole.state_dict().items(), model.state_dict().values(), strict=True):
             assert torch.equal(one, two), name
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "expected"),
+    [
+        (1, None, [1]),
+        (3, None, [1, 2, 3]),
+        (5, None, [1, 2, 3, 4, 5]),
+        (9, None, [2, 4, 5, 7, 9]),
+        (10, None, [2, 4, 6, 8, 10]),
+        (13, None, [3, 5, 8, 10, 13]),
+        (9, 4, [4, 8, 9]),
+        (8, 4, [4, 8]),
+        (5, 7, [5]),
+    ],
+)
+def test_validations_are_at_fifths_unless_their_distance_is_given(
+    tmp_path: Path, steps: int, every: int | None, expected: list[int]
+) -> None:
+    _, training = train(toy_data(32), tmp_path, Recipe(validate_every=every), steps=steps)
+    assert [step for step, _ in training.validations] == expected
+
+
+def test_a_checkpoint_is_written_when_the_last_one_is_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any validation, too; what follows it is that of a run that was left alone."""
+    recipe, data = Recipe(validate_every=9), toy_data(32)
+    _, expected = train(data, tmp_path / "whole", recipe)
+    for seconds, kept in ((60.0, []), (0.0, expected.losses[:2])):
+        monkeypatch.setattr("experiments.training.train.CHECKPOINT_SECONDS", seconds)
+        with pytest.raises(CutOffError):
+            train(data, tmp_path / "cut", recipe, cut=3)
+        path = tmp_path / "cut" / "training.ckpt"
+        assert (torch.load(path, weights_only=True)["history"]["losses"] if path.exists() else []) == kept
+    _, resumed = train(data, tmp_path / "cut", recipe)
+    assert (resumed.losses, resumed.validations) == (expected.losses, expected.validations)
+
+
+def test_each_batch_has_a_seed_of_its_own_for_the_randomness_of_the_model(tmp_path: Path) -> None:
+    """Over batches of a step, steps and seeds of a run."""
+    seen: list[int] = []
+
+    class Seeded(Small):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(torch.initial_seed())
+            return super().forward(images)
+
+    for seed in (4, 5):
+        train(toy_data(32), tmp_path / str(seed), Recipe(accumulate=2), build=Seeded, steps=3, seed=seed)
+    assert len(seen) == len(set(seen)) == 2 * 3 * 2
 
 
 def test_each_listed_step_is_evaluated_before_its_checkpoint(

@@ -1,6 +1,7 @@
 """Significance: against scipy, statsmodels, closed forms and cases worked by hand."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy
 import pytest
@@ -210,9 +211,12 @@ def test_p_values_are_corrected_by_holm_among_what_was_tested() -> None:
     assert 0 < sum(rejected) < sum(effect.p < 0.05 for effect in tested if effect.p is not None)
     single = compare(made, pairs("ab")).effects[0]
     assert single.p == single.p_corrected == pytest.approx(tested[0].p)
-    assert single.smallest is not None
-    assert tested[0].smallest is not None
-    assert single.smallest < tested[0].smallest
+    assert None not in (single.low, single.high)
+    # All images differ alike, so that models alone count; four of the ten pairs, those with "one", are not tested.
+    error = (single.high - single.low) / 2 / stats.t.isf(0.05 / 2, single.df)
+    for effect, level in ((single, 0.05), (tested[0], 0.05 / 6)):
+        reach = stats.t.isf(level / 2, single.df) + stats.t.isf(0.4 / 2, single.df)
+        assert effect.smallest == pytest.approx(error * reach, rel=1e-4)
 
 
 def test_holm_on_a_case_worked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,6 +260,29 @@ def test_what_cannot_be_known_is_not_tested(held: tuple[str, str], images: int, 
     assert effect.significant is None
     if "share" not in reason:
         assert result.scores[0].interval is None or "of b" in reason
+
+
+@pytest.mark.parametrize(("images", "groups"), [(20, 20), (20, 2), (200, 2)])
+def test_as_few_images_and_groups_as_are_needed_are_tested(images: int, groups: int) -> None:
+    base, names = numpy.linspace(40, 60, images), [f"{i % groups}" for i in range(images)]
+    made = [
+        Configured(label, {f"{label}{i}": plain(base + shift + 0.1 * i, names) for i in range(3)})
+        for label, shift in (("a", HUGE), ("b", 0.0))
+    ]
+    effect = compare(made, pairs("ab"), resamples=200).effects[0]
+    assert (effect.reason, effect.significant) == ("", True)
+
+
+def test_resamples_of_groups_without_labels_are_left_out() -> None:
+    """Of four groups two have no pixel of any class: one resample in sixteen draws only these."""
+    hits, union = numpy.array([30.0, 60.0, 0.0, 0.0]), numpy.array([100.0, 100.0, 0.0, 0.0])
+    drawn = numpy.array(list(product(range(4), repeat=4)))
+    scores = miou(hits[drawn].sum(1)[:, None], union[drawn].sum(1)[:, None])
+    assert numpy.isnan(scores).mean() == 1 / 16
+    expected = numpy.nanvar(scores) * 4 / 3
+    shaped = (array.reshape(4, 1, 1) for array in (hits, union))
+    found = significance._over_images(*shaped, numpy.ones((1, 1)), 4.0, 20_000, 0)
+    assert found == pytest.approx(expected, rel=0.05)
 
 
 def test_a_copy_of_a_model_under_another_seed_is_no_second_model() -> None:

@@ -92,6 +92,15 @@ def test_extreme_images(tree: Path, fit: str, height: int, width: int) -> None:
     assert (data.test.masks != IGNORE).any() or fit != "pad" or height == width
 
 
+def test_the_short_side_is_the_median_over_the_pictures(tree: Path) -> None:
+    """Of 30 x 50, 40 x 50 and 10 x 50 pixels; without a size there is none."""
+    for name, height, width in (("e", 120, 150), ("f", 20, 100)):
+        write_pair(tree, 6, f"test/{name}.png", height, width)
+    data = one(tree, 60, 100, (40, 50), "pad")
+    assert (data.train.short_side, data.test.short_side) == (31, 30)
+    assert load_set(write_set(tree / "own")).test.short_side is None
+
+
 def test_several_sizes_need_size(tree: Path) -> None:
     write_pair(tree, 5, "test/d.png", 40, 30)
     write_pair(tree, 6, "val/e.png", 23, 30)

@@ -1,17 +1,31 @@
 """Training that starts from finished runs, scores at listed steps, and scores at other resolutions and conditions."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
 import pytest
+import report_folder
+import segmentation_models_pytorch as smp
 import torch
-from toy import ONE, save_folder, toy_data
+from report_folder import row
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics.classification import MulticlassJaccardIndex
+from toy import IGNORE, ONE, save_folder, toy_data
 
 from experiments import data
 from experiments.compare_decoders import main
+from experiments.data import Split
+from experiments.evaluation.corruptions import corrupted
+from experiments.execution import runs
+from experiments.execution.runs import find_source
 from experiments.records.counts import counts_of, miou, unpack
-from experiments.records.results import Row, read_rows
+from experiments.records.options import Corruption, DataOptions
+from experiments.records.results import Row, read_rows, run_of
 from experiments.reporting.rows import source_of
+from experiments.training.models import Segmenter
 from experiments.training.weights import load_weights
 
 SEGFORMER = "swinx_n-inline-Segformer-os32-seed0"
@@ -66,6 +80,18 @@ def test_runs_start_from_finished_ones_at_another_stride(tmp_path: Path, capsys:
     assert not (tmp_path / "no").exists()
 
 
+def test_of_several_runs_whose_weights_fit_the_same_one_is_begun_with(tmp_path: Path) -> None:
+    made = [row("Unet", output_stride=stride) for stride in (32, 16)] + [row("Unet", 1, output_stride=16)]
+    report_folder.folder(tmp_path, made)
+    for source in made:
+        (tmp_path / "runs" / source["run"] / "last.pt").touch()
+        assert find_source(tmp_path, run_of(source)).row == source
+    assert find_source(tmp_path, replace(run_of(made[2]), output_stride=8)).row == made[2]
+    both = f"whose weights fit swinx_n-inline-Unet-os8-seed0, got {made[0]['run']}, {made[1]['run']}"
+    with pytest.raises(ValueError, match=both):
+        find_source(tmp_path, replace(run_of(made[0]), output_stride=8))
+
+
 def test_runs_that_cannot_exist_need_no_start(tmp_path: Path) -> None:
     """PAN cannot take these images: it has no weights in the folder that is begun with."""
     both = [*ONE, "--decoders", "FPN", "PAN"]
@@ -83,26 +109,79 @@ def test_weights_of_other_data_are_no_start(
     assert "--start must be of the same data, toy (" in capsys.readouterr().err
 
 
+def by_hand(model: Segmenter, split: Split, *, flip: bool, native: bool, corruption: Corruption | None = None) -> float:
+    """Mean IoU in percent, with a measure of torchmetrics."""
+    images = split.images
+    if corruption is not None:
+        images = torch.stack([corrupted(image, corruption, number) for number, image in enumerate(images)])
+    masks = split.masks if split.native_masks is None or not native else torch.stack(split.native_masks)
+    with torch.inference_mode():
+        scores = model(images).softmax(1)
+        if flip:
+            scores = (scores + model(images.flip(-1)).softmax(1).flip(-1)) / 2
+    scores = functional.interpolate(scores, masks.shape[-2:], mode="bilinear")
+    return 100 * MulticlassJaccardIndex(3, ignore_index=IGNORE)(scores, masks.long()).item()
+
+
 def test_scores_at_native_resolution_and_under_corruptions(tmp_path: Path) -> None:
-    """Masks twice as large hold four times the pixels; their scores are kept, and those under noise beside them."""
-    save_folder(toy_data(128), tmp_path / "data")
-    folder = ["--data", "folder", "--root", str(tmp_path / "data"), "--classes", str(tmp_path / "data" / "classes.txt")]
-    common = [*ONE, *folder, "--size", "64", "64"]
-    assert main([*common, "--score-at", "native", "--corruptions", "contrast", "--output", str(tmp_path / "a")]) == 0
-    assert main([*common, "--output", str(tmp_path / "b")]) == 0
-    found = []
-    for name in ("a", "b"):
+    """Masks twice as large hold four times the pixels; all scores are of the averages over mirrors."""
+    root = tmp_path / "data"
+    save_folder(toy_data(128), root)
+    options = DataOptions(data="folder", root=root, classes=root / "classes.txt", size=(64, 64))
+    common = [*ONE, "--data", "folder", "--root", str(root), "--classes", str(root / "classes.txt"), "--flip"]
+    common += ["--size", "64", "64", "--corruptions", "contrast", "gaussian_noise"]
+    loaded, found = data.load(options, native=True), []
+    for name in ("native", "size"):
+        assert main([*common, "--score-at", name, "--output", str(tmp_path / name)]) == 0
         (row,) = rows(tmp_path / name)
-        counts = counts_of(unpack((tmp_path / name / "runs" / row["run"] / "step1.npz").read_bytes()))
+        folder = tmp_path / name / "runs" / row["run"]
+        counts = counts_of(unpack((folder / "step1.npz").read_bytes()))
         assert miou(counts.hits.sum(0), counts.union.sum(0)) == pytest.approx(row["test_miou"], abs=6e-4)
-        found.append((row, counts))
-    (native, of_native), (plain, of_plain) = found
+        model = load_weights(folder / "last.pt", "cpu").model
+        how = {"flip": True, "native": name == "native"}
+        expected = {kind: by_hand(model, loaded.test, corruption=kind, **how) for kind in row["corruption_miou"]}
+        assert list(expected) == ["contrast", "gaussian_noise"]
+        assert row["corruption_miou"] == pytest.approx(expected, abs=0.01)
+        assert row["test_miou"] == pytest.approx(by_hand(model, loaded.test, **how), abs=0.01)
+        validated = by_hand(model, loaded.val, flip=True, native=False)
+        assert row["val_miou"] == pytest.approx(validated, abs=0.01)
+        assert abs(by_hand(model, loaded.val, flip=False, native=False) - validated) > 0.1
+        assert row["score_at"] == name
+        found.append(counts)
+    of_native, of_size = found
     masks = toy_data(128).test.masks
-    expected = [[int((mask == k).sum()) for k in range(3)] for mask in masks]
+    sizes = [[int((mask == k).sum()) for k in range(3)] for mask in masks]
     order = [of_native.names.index(name) for name in sorted(of_native.names)]
-    numpy.testing.assert_array_equal(of_native.truth[order], numpy.array(expected))
-    assert of_plain.truth.sum() < of_native.truth.sum() / 3.5
-    assert list(native["corruption_miou"]) == ["contrast"]
-    assert 0 <= native["corruption_miou"]["contrast"] <= 100
-    assert plain["corruption_miou"] is None
-    assert (native["score_at"], plain["score_at"]) == ("native", "size")
+    numpy.testing.assert_array_equal(of_native.truth[order], numpy.array(sizes))
+    assert of_size.truth.sum() < of_native.truth.sum() / 3.5
+
+
+def begun(monkeypatch: pytest.MonkeyPatch, output: Path, *arguments: str) -> dict[int, dict[str, Tensor]]:
+    """By its seed, the weights that each run begins with."""
+    found: dict[int, dict[str, Tensor]] = {}
+
+    def stop(model: Segmenter, *rest: object, seed: int, **how: object) -> None:
+        found[seed] = model.model.state_dict()
+        raise RuntimeError
+
+    monkeypatch.setattr(runs, "fit", stop)
+    assert main([*ONE, *arguments, "--output", str(output)]) == 1
+    return found
+
+
+def test_seeds_draw_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = begun(monkeypatch, tmp_path / "out", "--seeds", "0", "7")
+    assert list(found) == [0, 7]
+    for name, tensor in found[0].items():
+        if tensor.dim() > 1:
+            assert not torch.equal(tensor, found[7][name]), name
+
+
+def test_pretrained_weights_are_begun_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = smp.encoders.get_encoder("swinx_n").state_dict()
+    save_file(state, tmp_path / "model.safetensors")
+    settings = {"local": {"repo_id": "any", "revision": "any"}}
+    monkeypatch.setitem(smp.encoders.encoders["swinx_n"], "pretrained_settings", settings)
+    monkeypatch.setattr(smp.encoders, "hf_hub_download", lambda repo_id, *, filename, revision: tmp_path / filename)
+    (found,) = begun(monkeypatch, tmp_path / "out", "--weights", "local").values()
+    assert all(torch.equal(found[f"encoder.{name}"], tensor) for name, tensor in state.items())

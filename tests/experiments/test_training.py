@@ -17,7 +17,7 @@ from experiments.execution.runs import curves
 from experiments.records.grid import Run
 from experiments.records.options import Recipe, Settings
 from experiments.training.batches import Batches, augmentation
-from experiments.training.losses import Objective, objective
+from experiments.training.losses import Objective, class_weights, objective
 from experiments.training.models import Segmenter, build_model
 from experiments.training.optim import Learner, learning_rate_factor, update_average
 from experiments.training.train import DivergedError, Processes, Training, fit, processes
@@ -53,6 +53,8 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert factors[5] == pytest.approx(1)
     assert factors[5:] == sorted(factors[5:], reverse=True)
     assert factors[-1] == pytest.approx(0, abs=1e-9)
+    decay = [learning_rate_factor(0.05 + 0.95 * share, 0.05) for share in (1 / 4, 1 / 3, 1 / 2)]
+    assert decay == pytest.approx([(1 + 0.5**0.5) / 2, 3 / 4, 1 / 2]), "a cosine"
 
 
 @pytest.mark.parametrize("decay", [0.999, 0.4, 0.0])
@@ -94,25 +96,72 @@ def test_training_learns_repeats_itself_and_leaves_no_other_files(
     assert torch.equal(before.masks, toy.train.masks)
 
 
-def test_one_step_is_adamw_on_the_clipped_gradient(toy: SegmentationData, tmp_path: Path) -> None:
-    """Written out from Loshchilov and Hutter 2019: after one step the moments cancel but for eps."""
+def test_steps_are_adamw_on_the_clipped_gradient(toy: SegmentationData, tmp_path: Path) -> None:
+    """Written out from Loshchilov and Hutter 2019: the second step shows how fast moments forget."""
     torch.manual_seed(0)
     model = Pixelwise()
-    start = copy.deepcopy(model)
-    recipe = Recipe(learning_rate=0.01, weight_decay=0.3, gradient_clip=1e-3, class_weighting="none", accumulate=2)
-    run(model, toy, toy_settings(recipe, steps=1), tmp_path)
+    twin = copy.deepcopy(model)
+    recipe = Recipe(("ce",), "none", 0.01, 0.3, ema_decay=0.0, gradient_clip=1e-3, accumulate=2)
+    run(model, toy, toy_settings(recipe, steps=2), tmp_path)
     batches = Batches(toy.train, 2, 0, augmentation((64, 64), (1.0, 2.0), 0.3))
-    for images, masks in (batches[0], batches[1]):
-        loss = nn.functional.cross_entropy(start(images), masks.long(), ignore_index=toy.ignore_index)
-        (loss / 2).backward()
-    parameters = list(start.parameters())
-    norm = torch.stack([parameter.grad.norm() for parameter in parameters]).norm()
-    assert norm > 1e-3
-    rate = 0.01 * learning_rate_factor(0.0, recipe.warmup)
-    for parameter, trained, decay in zip(parameters, model.parameters(), (0.3, 0.0), strict=True):
-        gradient = parameter.grad * 1e-3 / norm
-        expected = parameter * (1 - rate * decay) - rate * gradient / (gradient.abs() + 1e-8)
-        torch.testing.assert_close(trained, expected)
+    parameters = list(twin.parameters())
+    moments = [(torch.zeros_like(parameter), torch.zeros_like(parameter)) for parameter in parameters]
+    for step in (1, 2):
+        twin.zero_grad()
+        for images, masks in (batches[2 * step - 2], batches[2 * step - 1]):
+            loss = nn.functional.cross_entropy(twin(images), masks.long(), ignore_index=toy.ignore_index)
+            (loss / 2).backward()
+        norm = torch.stack([parameter.grad.norm() for parameter in parameters]).norm()
+        assert norm > 1e-3
+        rate = 0.01 * learning_rate_factor((step - 1) / 2, recipe.warmup)
+        for parameter, (first, second), decay in zip(parameters, moments, (0.3, 0.0), strict=True):
+            gradient = parameter.grad * 1e-3 / norm
+            first.lerp_(gradient, 1 - 0.9)
+            second.lerp_(gradient**2, 1 - 0.999)
+            change = first / (1 - 0.9**step) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+            parameter.data = parameter.data * (1 - rate * decay) - rate * change
+    for expected, trained in zip(parameters, model.parameters(), strict=True):
+        torch.testing.assert_close(trained, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_forward_pass_of_training_has_the_precision_of_the_settings(
+    toy: SegmentationData, tmp_path: Path, precision: str, kind: torch.dtype
+) -> None:
+    model, seen = Pixelwise(), []
+    model.register_forward_hook(lambda module, inputs, logits: seen.append((logits.dtype, module.head.weight.dtype)))
+    run(model, toy, toy_settings(precision=precision), tmp_path)
+    assert seen == [(kind, torch.float32)]
+
+
+@pytest.mark.parametrize(("losses", "weighting"), [(("ce",), "sqrt"), (("ce", "dice"), "none")])
+def test_options_of_the_recipe_reach_training(
+    toy: SegmentationData, tmp_path: Path, losses: Any, weighting: Any
+) -> None:
+    """Batches by crop, zoom and colour; the first loss; the rate of a warmup; and no average at the end."""
+    seen: list[Tensor] = []
+    path: list[Tensor] = []
+
+    class Seeing(Pixelwise):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(images)
+            return super().forward(images)
+
+    torch.manual_seed(0)
+    model = Seeing()
+    start = copy.deepcopy(model)
+    augmented = {"crop": (32, 48), "zoom": (1.5, 3.0), "color": 0.1}
+    recipe = Recipe(losses, weighting, 0.1, 0.0, warmup=0.5, ema_decay=0.0, **augmented)
+    on_step = lambda *_: path.append(model.head.weight.detach().clone())  # noqa: E731
+    training = run(model, toy, toy_settings(recipe, steps=3), tmp_path, on_step=on_step)
+    batches = Batches(toy.train, 2, 0, augmentation(*augmented.values()))
+    assert [images.tolist() for images in seen] == [batches[number][0].tolist() for number in range(3)]
+    weights = class_weights(toy.train.masks, 3, toy.ignore_index, weighting)
+    expected = Objective(losses, weights, toy.ignore_index)(start(batches[0][0]), batches[0][1])
+    assert training.losses[0] == pytest.approx(expected.item(), rel=1e-5)
+    moved = (path[0] - start.head.weight).abs()  # of AdamW's first step, without weight decay, the rate
+    assert moved.flatten().tolist() == pytest.approx([0.1 * 0.001 / 0.501] * 9, rel=1e-2)
+    assert torch.equal(model.head.weight, path[-1])
 
 
 def test_layer_decay_of_the_recipe_holds_at_every_step(toy: SegmentationData) -> None:
@@ -204,6 +253,14 @@ def test_a_loss_out_of_bounds_stops_the_run_by_name(
 
     with pytest.raises(DivergedError, match=message):
         run(Breaks(), toy, toy_settings(steps=9), tmp_path)
+
+
+@pytest.mark.parametrize(("first", "bound"), [(0.2, 100.0), (3.0, 300.0)])
+def test_a_loss_is_out_of_bounds_from_100_times_the_first_one_or_1(first: float, bound: float) -> None:
+    training = Training([first])
+    training.read([torch.tensor(0.99 * bound)])
+    with pytest.raises(DivergedError, match="at step 3, stopped"):
+        training.read([torch.tensor(1.01 * bound)])
 
 
 def test_ctrl_c_comes_out_as_such(toy: SegmentationData, tmp_path: Path) -> None:
