@@ -63,7 +63,8 @@ def on_differences(content: Content) -> str:
     kind = "Planned contrasts" if content.planned else "All pairs, as an exploration (plan few with --contrasts)"
     shown = len(shown_effects(content))
     some = f"; the table has {shown} of {len(effects)}, differences.csv all" if shown < len(effects) else ""
-    grouped = f" in {comparison.groups} group{'s' * (comparison.groups > 1)}" if comparison.groups < comparison.images else ""
+    groups = "1 group" if comparison.groups == 1 else f"{comparison.groups} groups"
+    grouped = f" in {groups}" if comparison.groups < comparison.images else ""
     text = f"{kind}{some}. Corrected by Holm's method; {comparison.images} test images{grouped}."
     if untested := [effect for effect in effects if effect.significant is None]:
         text += f" {len(untested)} of {len(effects)} not tested, such as {untested[0].name}: {untested[0].reason}."
