@@ -2,6 +2,8 @@
 
 import functools
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +226,7 @@ def test_an_unknown_field_is_refused_with_the_choices() -> None:
         ({"embed_dim": -96}, "embed_dim must be an integer of at least 2, got -96"),
         ({"num_heads": (5, 6, 12, 24)}, "num_heads must divide the channels of each stage: stage 1 has 96 channels"),
         ({"drop_path_rate": 1.0}, "drop_path_rate must be at least 0 and below 1, got 1.0"),
+        ({"drop_path_rate": -0.5}, "drop_path_rate must be at least 0 and below 1, got -0.5"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -277,3 +280,16 @@ def test_smp_says_which_weights_an_encoder_has() -> None:
         smp.encoders.get_encoder("swinx_t", weights="nonsense")
     with pytest.raises(KeyError, match=r"`imagenet` for encoder `swinx_n`.*options are: \[\]"):
         smp.Unet("swinx_n")
+
+
+def test_importing_swinx_brings_no_optional_package() -> None:
+    """Beyond what smp itself imports; torch may bring Triton along."""
+    program = (
+        "import sys, segmentation_models_pytorch; before = set(sys.modules); import swinx;"
+        "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    added = set(result.stdout.split())
+    assert "swinx" in added
+    optional = {"triton", "lightning", "matplotlib", "pandas", "torchmetrics", "tyro", "rich", "pytest", "experiments"}
+    assert not added & optional

@@ -220,7 +220,12 @@ def test_what_could_not_be_opened_is_not_saved(tmp_path: Path) -> None:
         swinx.save_pretrained(str(tmp_path / "none"), model)
     refused_saving(smp.Unet("resnet18", encoder_weights=None), "model must contain one SwinXEncoder, got 0", tmp_path)
     refused_saving(model, "class_names must be 5 names, one of each class, got 2", tmp_path, class_names=["a", "b"])
+    for names in ([*NAMES[1:], ""], "abcde"):
+        refused_saving(model, "class_names must be a list of names, got ", tmp_path, class_names=names)
     refused_saving(model, "preprocessing mean must be 3 numbers", tmp_path, preprocessing=PIXELS)
+    for key, length in (("mean", 3), ("std", 3), ("input_range", 2)):
+        unknown = IMAGENET | {key: [1.0] * (length - 1) + [float("nan")]}
+        refused_saving(model, f"preprocessing {key} must be {length} numbers", tmp_path, preprocessing=unknown)
     activated = build("Unet", 32, activation=nn.Sigmoid)
     refused_saving(activated, "as smp builds it from its options, got another segmentation_head.2.activation", tmp_path)
     model.config["encoder_name"] = "resnet18"
