@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+COMMITS = {"main": COMMIT, "v2": COMMIT[::-1]}
 TESTS = Path(__file__).parent
 
 
@@ -25,12 +26,12 @@ class Hub:
     requests: list[tuple[str, str]] = field(default_factory=list)
     endpoint: str = ""
 
-    def add(self, repository: str, name: str, content: bytes) -> None:
-        self.files[f"/{repository}/resolve/main/{name}"] = content
+    def add(self, repository: str, name: str, content: bytes, revision: str = "main") -> None:
+        self.files[f"/{repository}/resolve/{revision}/{name}"] = content
 
     def asked(self) -> set[str]:
         """Paths, by the name of the branch."""
-        return {path.replace(f"/resolve/{COMMIT}/", "/resolve/main/") for _, path in self.requests}
+        return {_by_branch(path)[0] for _, path in self.requests}
 
     @contextlib.contextmanager
     def serve(self) -> Iterator[None]:
@@ -57,12 +58,13 @@ class Hub:
 
             def answer(self) -> bytes:
                 hub.requests.append((self.command, self.path))
-                content = hub.files.get(self.path.replace(f"/resolve/{COMMIT}/", "/resolve/main/"))
+                path, commit = _by_branch(self.path)
+                content = hub.files.get(path)
                 self.send_response(404 if content is None else 200)
                 self.send_header("Content-Length", str(len(content or b"")))
                 if content is not None:
                     self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-                    self.send_header("X-Repo-Commit", COMMIT)
+                    self.send_header("X-Repo-Commit", commit)
                 self.end_headers()
                 return content or b""
 
@@ -70,6 +72,15 @@ class Hub:
                 pass
 
         return Handler
+
+
+def _by_branch(path: str) -> tuple[str, str]:
+    """A path by the name of the branch, and the commit there."""
+    for branch, commit in COMMITS.items():
+        path = path.replace(f"/resolve/{commit}/", f"/resolve/{branch}/")
+        if f"/resolve/{branch}/" in path:
+            return path, commit
+    return path, COMMIT
 
 
 def run(code: str, *arguments: str, cwd: Path, endpoint: str) -> subprocess.CompletedProcess[str]:

@@ -241,6 +241,11 @@ MODIFICATIONS: dict[str, Callable[[Any], Any]] = {
     "norm over the whole grid": _norm_over_the_grid,
     "weight of another type": _tensor_subclass,
 }
+# Those of Swin V2: of the part that it alone has, and of one that stands elsewhere than in V1.
+MODIFICATIONS_V2: dict[str, Callable[[Any], Any]] = {
+    "hook in the position MLP": _hook("attn.cpb_mlp.1"),
+    "wrapped norm": MODIFICATIONS["wrapped norm"],
+}
 
 
 @contextlib.contextmanager
@@ -259,12 +264,14 @@ def global_hook(before: bool) -> Iterator[None]:
         handle.remove()
 
 
-def encoder() -> swinx.SwinXEncoder:
-    """A small one in float64 without stochastic depth, with large biases of projections and positions."""
+def encoder(version: Any = "v1") -> swinx.SwinXEncoder:
+    """A small one in float64 without stochastic depth, with large biases, and norms that let every branch through."""
     torch.manual_seed(0)
-    config = swinx.SwinConfig(32, (1, 2, 1, 1), (1, 2, 4, 8), 7, 0.0, stem="shared")
+    config = swinx.SwinConfig(32, (1, 2, 1, 1), (1, 2, 4, 8), 7, 0.0, stem="shared", version=version)
     made = swinx.SwinXEncoder(config, depth=3).double().eval()
     for name, parameter in made.named_parameters():
-        if name.endswith(("bias_table", "qkv.bias")):
+        if name.endswith(("bias_table", "qkv.bias", "q_bias", "v_bias", "cpb_mlp.0.weight")):
             nn.init.normal_(parameter)
+        if version == "v2" and name.endswith(("norm1.weight", "norm2.weight")):  # which begin at zero
+            nn.init.ones_(parameter)
     return made

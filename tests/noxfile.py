@@ -63,6 +63,15 @@ def newest(session: nox.Session) -> None:
     session.run("pytest", *session.posargs)
 
 
+@nox.session(python="3.12")
+def consumers(session: nox.Session) -> None:
+    """The libraries that build models by name, whose tests every other session skips."""
+    session.chdir(ROOT)
+    session.install("-e", ".", "torchgeo", "terratorch", "torchseg", "lightning", *RUNNERS)
+    session.run("python", "-c", "import torchgeo.trainers, terratorch, torchseg, lightning.pytorch")
+    session.run("pytest", *session.posargs, "tests/test_consumers.py")
+
+
 @nox.session(python="3.11")
 def wheel(session: nox.Session) -> None:
     """The wheel in a clean environment, by those tests that need no checkout, run away from it."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import swinx
 from swinx import windows
-from swinx.attention import api, backends
+from swinx.attention import api, backends, reference
 from swinx.attention.contract import MAX_DILATION
 from swinx.attention.triton import first_use, records, support
 from swinx.config import VARIANTS
@@ -139,6 +139,18 @@ def test_low_precision_error_stays_within_twice_that_of_the_reference(dtype: tor
     band = torch.finfo(dtype).eps * exact.abs().max()
     assert errors["sdpa"] <= 2 * errors["reference"] + band
     assert errors["reference"] <= 32 * band  # inputs rounded once, products of a few dozen terms
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_softmax_of_the_reference_is_not_in_low_precision(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, 2, 35, 16, generator=generator).to(dtype) for _ in range(3))
+    bias, visible = 8 * torch.randn(2, 35, 35, generator=generator), torch.rand(3, 35, 35, generator=generator) < 0.7
+    scores = torch.matmul(q * 0.25, k.transpose(-2, -1)).double() + bias.double()
+    probabilities = scores.masked_fill(~visible[:, None], float("-inf")).softmax(-1)
+    error = (reference.attention(q, k, v, bias, visible, 0.25).double() - probabilities @ v.double()).abs()
+    # Probabilities and their sum are rounded once each, by half an eps at most; very small ones by more.
+    assert (error <= torch.finfo(dtype).eps * (probabilities @ v.double().abs()) + 1e-5).all()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from layouts import EMBED, fresh, official, ours
+from safetensors.torch import save_file
 from test_checkpoints_whole import KEY, refused
 from torch import nn
 
@@ -162,6 +163,14 @@ def test_options_that_the_user_allowed_stay_allowed(tmp_path: Path) -> None:
         assert entry in torch.serialization.get_safe_globals()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: swinx.load_checkpoint(fresh(), tmp_path / "weights.pth"), range(12)))
+
+
+@pytest.mark.parametrize("name", ["WEIGHTS.SAFETENSORS", "weights.Safetensors"])
+def test_capitals_in_a_suffix_mean_the_same(name: str, tmp_path: Path) -> None:
+    encoder = fresh()
+    save_file(ours(), tmp_path / name)
+    swinx.load_checkpoint(encoder, tmp_path / name)
+    assert all(torch.equal(encoder.state_dict()[key], value) for key, value in ours().items())
 
 
 def test_a_loaded_encoder_does_not_depend_on_its_file(tmp_path: Path) -> None:

@@ -241,6 +241,12 @@ def test_a_compiled_part_loads_its_own_dictionary_and_a_plain_one(place: str) ->
     assert all(torch.equal(plain.state_dict()[key], value) for key, value in ours().items())
 
 
+def test_names_of_checkpoint_wrappers_are_left_out() -> None:
+    name, encoder = "layers.1.blocks.1.", fresh()
+    encoder.load_state_dict({k.replace(name, f"{name}_checkpoint_wrapped_module."): v for k, v in ours().items()})
+    assert all(torch.equal(encoder.state_dict()[key], value) for key, value in ours().items())
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_modified_encoder_loads_its_own_dictionary() -> None:
     def pruned(encoder: SwinXEncoder) -> nn.Module:

@@ -32,17 +32,24 @@ import swinx
 from swinx.__main__ import main
 from swinx.checkpoint_tools import convert_checkpoint, inspect_checkpoint
 
-NAMES = {
-    "official classification": "official, classification",
-    "official segmentation": "official, segmentation",
-    "official segmentation, wrapped": "official, segmentation",
-    "timm": "timm",
-    "timm, training with averages": "timm",
-    "DeiT, training with averages": "timm",
-    "smp tu-swin": "timm's features, as in smp's tu-swin",
-    "mmseg": "mmsegmentation",
-    "MoBY": "official, MoBY or SimMIM",
-    "SimMIM": "official, MoBY or SimMIM",
+# How each layout is called, and the wrapper and the prefix under which it has the encoder.
+FOUND = {
+    "official classification": ("official, classification", "model", ""),
+    "official segmentation": ("official, segmentation", "", ""),
+    "official segmentation, wrapped": ("official, segmentation", "state_dict", "backbone."),
+    "timm": ("timm", "", ""),
+    "timm, training with averages": ("timm", "state_dict_ema", "module."),
+    "DeiT, training with averages": ("timm", "model_ema", ""),
+    "smp tu-swin": ("timm's features, as in smp's tu-swin", "", "encoder.model."),
+    "mmseg": ("mmsegmentation", "state_dict", "backbone."),
+    "MoBY": ("official, MoBY or SimMIM", "model", "encoder."),
+    "SimMIM": ("official, MoBY or SimMIM", "model", "encoder."),
+    "ours": ("swinx", "", ""),
+    "ours in an smp model": ("swinx", "", "encoder."),
+    "ours, data parallel": ("swinx", "state_dict", "module.encoder."),
+    "ours, Lightning around a wrapper": ("swinx", "state_dict", "model.model.encoder."),
+    "ours, compiled, data parallel": ("swinx", "", "_orig_mod.module.encoder."),
+    "ours, Lightning, compiled": ("swinx", "state_dict", "model._orig_mod.encoder."),
 }
 TIMM = {**backbone(), **prefixed("norm.", last_norm())}
 
@@ -63,7 +70,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_every_layout_is_recognised(name: str, tmp_path: Path) -> None:
     content, levels = LAYOUTS[name]
     found = inspect_checkpoint(saved(tmp_path / "file.pth", content()))
-    assert found.layout == NAMES.get(name, "swinx")
+    assert (found.layout, found.wrapper, found.prefix) == FOUND[name]
     assert (found.version, found.embed_dim, found.depths, found.num_heads) == ("v1", EMBED, DEPTHS, HEADS)
     assert found.windows == ((WINDOW, WINDOW),) * 4
     assert (found.stem, found.in_channels) == ("shared", 3)
@@ -88,13 +95,35 @@ def test_heads_elsewhere_are_no_classifier(tmp_path: Path) -> None:
         assert inspect_checkpoint(file).classes == 1000
 
 
+def inspected(path: Path, capsys: Any) -> dict[str, str]:
+    """What is printed, by the word at the beginning of each line."""
+    assert main(["inspect", str(path)]) == 0
+    return dict(re.split(r"\s{2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+
+
+def test_places_and_windows_are_printed(tmp_path: Path, capsys: Any) -> None:
+    wrapped = saved(tmp_path / "mmseg.pth", LAYOUTS["mmseg"][0]())
+    assert inspected(wrapped, capsys)["layout"] == "mmsegmentation, under 'state_dict' and 'backbone.'"
+    within = saved(tmp_path / "smp.pth", LAYOUTS["ours in an smp model"][0]())
+    assert inspected(within, capsys)["layout"] == "swinx, under 'encoder.'"
+    weights = random_swin_v2_state_dict(EMBED, DEPTHS, HEADS, torch.Generator().manual_seed(1), dtype=torch.float32)
+    for windows, said in (
+        ({}, "unknown"),
+        (dict.fromkeys(range(4), (8, 16)), "8x16"),
+        ({0: (8, 16), 1: (5, 5), 3: (3, 2)}, "8x16-5-unknown-3x2"),
+    ):
+        tables = {
+            f"layers.{stage}.blocks.0.attn.relative_coords_table": torch.zeros(1, 2 * wh - 1, 2 * ww - 1, 2)
+            for stage, (wh, ww) in windows.items()
+        }
+        assert inspected(saved(tmp_path / "v2.pth", weights | tables), capsys)["window"] == said
+
+
 def test_a_file_of_timm_s_own_model_fits_the_encoder_of_its_sizes(tmp_path: Path, capsys: Any) -> None:
     model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=11)
     path = saved(tmp_path / "weights.safetensors", model.state_dict())
     assert inspect_checkpoint(path).fits == {"swinx_t": True, "swinx_s3_t": False}
-    assert main(["inspect", str(path)]) == 0
-    said = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert said == {
+    assert inspected(path, capsys) == {
         "layout": "timm",
         "architecture": "Swin V1, embed_dim 96, depths 2-2-6-2, num_heads 3-6-12-24",
         "window": "7",

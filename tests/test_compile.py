@@ -21,9 +21,14 @@ SMALL = SwinConfig(16, (2, 1, 1, 1), (1, 2, 4, 8), 7, 0.0, stem="shared")
 SIZES = [(2, 96, 128), (3, 67, 101), (5, 96, 64)]  # the first is traced; the others differ in everything
 
 
-def encoder(stem: str = "shared", output_stride: int = 32, depth: int = 5) -> swinx.SwinXEncoder:
+def encoder(stem: str = "shared", output_stride: int = 32, depth: int = 5, version: str = "v1") -> swinx.SwinXEncoder:
     torch.manual_seed(0)
-    return swinx.SwinXEncoder(replace(SMALL, stem=stem), output_stride=output_stride, depth=depth).eval()
+    config = replace(SMALL, stem=stem, version=version)
+    made = swinx.SwinXEncoder(config, output_stride=output_stride, depth=depth).eval()
+    for name, parameter in made.named_parameters():
+        if name.endswith(("norm1.weight", "norm2.weight")):  # which begin at zero in v2
+            nn.init.ones_(parameter)
+    return made
 
 
 def images() -> list[Tensor]:
@@ -44,11 +49,15 @@ def _fresh_compiler() -> None:
 
 # A stem is done with when the first stage begins, so the others need no dilation; at 8 periods are 1, 1, 2 and 4.
 @pytest.mark.parametrize(
-    ("stem", "output_stride", "depth"), [("branch", 8, 5), ("shared", 32, 2), ("inline", 32, 2), ("none", 32, 2)]
-)
+    ("stem", "output_stride", "depth", "version"),
+    [
+        ("branch", 8, 5, "v1"), ("shared", 32, 2, "v1"), ("inline", 32, 2, "v1"), ("none", 32, 2, "v1"),
+        ("shared", 32, 2, "v2"),
+    ],
+)  # fmt: skip
 @torch.no_grad()
-def test_one_graph_serves_every_image_size(stem: str, output_stride: int, depth: int) -> None:
-    model, counter = encoder(stem, output_stride, depth), CompileCounter()
+def test_one_graph_serves_every_image_size(stem: str, output_stride: int, depth: int, version: str) -> None:
+    model, counter = encoder(stem, output_stride, depth, version), CompileCounter()
     compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
     for image in images():
         assert_same(compiled(image), model(image))
@@ -90,10 +99,15 @@ def test_the_operation_alone_compiles_at_a_fixed_size(impl: str) -> None:
 
 
 @DYNAMIC_EXPORT
-@pytest.mark.parametrize(("stem", "output_stride", "depth"), [("shared", 8, 5), ("inline", 32, 2), ("branch", 32, 2)])
+@pytest.mark.parametrize(
+    ("stem", "output_stride", "depth", "version"),
+    [("shared", 8, 5, "v1"), ("inline", 32, 2, "v1"), ("branch", 32, 2, "v1"), ("shared", 32, 2, "v2")],
+)
 @torch.no_grad()
-def test_strict_export_with_dynamic_batch_height_and_width(stem: str, output_stride: int, depth: int) -> None:
-    model = encoder(stem, output_stride, depth)
+def test_strict_export_with_dynamic_batch_height_and_width(
+    stem: str, output_stride: int, depth: int, version: str
+) -> None:
+    model = encoder(stem, output_stride, depth, version)
     dynamic = {"x": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
     program = torch.export.export(model, (images()[0],), dynamic_shapes=dynamic, strict=True)
     assert not [node for node in program.graph.nodes if "swinx" in str(node.target)]  # runs without swinx
@@ -132,7 +146,8 @@ def test_a_trace_made_with_gradients_passes_its_check_and_has_gradients(
 @torch.no_grad()
 def test_a_whole_smp_model_compiles_and_exports() -> None:
     torch.manual_seed(0)
-    model = smp.DeepLabV3Plus("swinx_n", encoder_weights=None, classes=5).eval()
+    swinx.register_encoder("for_test_compile", base="swinx_n", depths=(1, 2, 1, 1))
+    model = smp.DeepLabV3Plus("for_test_compile", encoder_weights=None, classes=5).eval()
     image = torch.randn(2, 3, 96, 128)
     expected = model(image)
     strict = not older("torch", "2.11")  # torch 2.8 refuses numbers read from tensors of fixed value

@@ -119,4 +119,7 @@ def test_stages_to_freeze_are_checked() -> None:
             encoder.freeze_stages(stages)
     assert all(parameter.requires_grad for parameter in encoder.parameters())
     encoder.freeze_stages(0)
-    assert {name.split(".")[0] for name, p in encoder.named_parameters() if not p.requires_grad} == {"patch_embed"}
+    for channels in (3, 5):
+        encoder.set_in_channels(channels)  # makes new weights
+        learning = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+        assert learning == {name for name, _ in encoder.named_parameters() if not name.startswith("patch_embed.")}

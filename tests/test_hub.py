@@ -51,7 +51,7 @@ for name, weights, arguments in cases:
     image = torch.randn(1, arguments.get("in_channels", 3), 64, 96, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         results.append({"state": model.encoder.state_dict(), "image": image, "levels": model.encoder(image)})
-results.append({"state": swinx.from_pretrained("someone/model").state_dict()})
+results.append({"state": swinx.from_pretrained("someone/model", revision="v2").state_dict()})
 torch.save(results, out)
 """
 OFFLINE = "import os\nos.environ['HF_HUB_OFFLINE'] = '1'\n"
@@ -76,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def published() -> nn.Module:
-    """The model that the hub has as someone/model."""
+    """The model that the hub has as branch v2 of someone/model."""
     return smp.Unet("swinx_n", encoder_weights=None, decoder_channels=[4] * 5)
 
 
@@ -90,7 +90,7 @@ def downloaded(folder: Path, published: nn.Module) -> tuple[Hub, list[dict[str, 
         hub.add(repository, "model.safetensors", save(served(tag)))
     swinx.save_pretrained(published, folder / "saved")
     for name in ("config.json", "model.safetensors"):
-        hub.add("someone/model", name, (folder / "saved" / name).read_bytes())
+        hub.add("someone/model", name, (folder / "saved" / name).read_bytes(), "v2")
     with hub.serve():
         done = run(WORKER, json.dumps(CASES), str(folder / "results.pt"), cwd=folder, endpoint=hub.endpoint)
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ from typing import Any
 import modifications
 import pytest
 import torch
-from modifications import MODIFICATIONS
+from modifications import MODIFICATIONS, MODIFICATIONS_V2
 from releases import older
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounter
 import swinx
 from swinx import plans
 from swinx.config import VARIANTS
+from swinx.layers import Mlp, SwinBlock, WindowAttention
 
 
 @pytest.fixture
@@ -92,17 +93,25 @@ def assert_same(got: list[Tensor], expected: list[Tensor], tolerance: float = 1e
 @pytest.mark.usefixtures("small_slices")
 @pytest.mark.filterwarnings("ignore")  # of torch about its own deprecated parts, which people use
 @pytest.mark.parametrize(
-    ("name", "mode"),
-    [*(("as made", mode) for mode in MORE_MODES), *((name, mode) for name in MODIFICATIONS for mode in MODES)],
+    ("version", "name", "mode"),
+    [
+        (version, name, mode)
+        for version, names in (("v1", MODIFICATIONS), ("v2", MODIFICATIONS_V2))
+        for name in ("as made", *names)
+        for mode in (MORE_MODES if name == "as made" else MODES)
+    ],
 )
-def test_every_modification_acts_alike_in_every_mode(name: str, mode: str) -> None:
+def test_every_modification_acts_alike_in_every_mode(version: str, name: str, mode: str) -> None:
     if (mode, name) in UNKNOWN:
         pytest.skip("not a thing of this mode")
     # Compilers get the modified stage alone, on the grid that it has in the encoder: theirs is most of the time.
     staged = name != "as made" and mode != "evaluated"
     shape = (3, 16, 24, 32) if staged else (3, 3, 61, 93)
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    encoder, plain = MODIFICATIONS.get(name, lambda encoder: encoder)(modifications.encoder()), modifications.encoder()
+    encoder, plain = modifications.encoder(version), modifications.encoder(version)
+    if staged and name != "shared MLP":  # the first of its two blocks is modified
+        del encoder.layers[1].blocks[1], plain.layers[1].blocks[1]
+    encoder = {"as made": lambda encoder: encoder, **MODIFICATIONS, **MODIFICATIONS_V2}[name](encoder)
     model, plain = (encoder.layers[1], plain.layers[1]) if staged else (encoder, plain)
     torch.manual_seed(7)
     expected = whole(model, x)
@@ -127,10 +136,38 @@ def test_global_hooks_act_alike_in_every_mode(before: bool) -> None:
     assert_same(evaluated(encoder, x), plain)
 
 
-@pytest.mark.parametrize("name", [name for name in MODIFICATIONS if "frozen" not in name])
+@pytest.mark.usefixtures("small_slices")
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        (Mlp, "forward"), (Mlp, "__call__"), (nn.LayerNorm, "forward"), (WindowAttention, "project"),
+        (SwinBlock, "_add"),
+    ],
+)  # fmt: skip
+def test_a_method_replaced_on_a_class_acts_alike_in_every_mode(
+    kind: type[nn.Module], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(3, 3, 61, 93, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    encoder = modifications.encoder()
+    plain, original = whole(encoder, x), getattr(kind, method)
+
+    def by_the_largest(module: nn.Module, *arguments: Any) -> Tensor:
+        result = original(module, *arguments)
+        return result + result.abs() * result.amax().cos()
+
+    monkeypatch.setattr(kind, method, by_the_largest, raising=False)
+    patched = whole(encoder, x)
+    assert_same(evaluated(encoder, x), patched)
+    assert (plain[-1] - patched[-1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [*(("v1", name) for name in MODIFICATIONS if "frozen" not in name), *(("v2", name) for name in MODIFICATIONS_V2)],
+)
 @pytest.mark.filterwarnings("ignore")
-def test_every_learned_part_of_a_modification_gets_a_gradient(name: str) -> None:
-    encoder = MODIFICATIONS[name](modifications.encoder()).train()
+def test_every_learned_part_of_a_modification_gets_a_gradient(version: str, name: str) -> None:
+    encoder = (MODIFICATIONS | MODIFICATIONS_V2)[name](modifications.encoder(version)).train()
     for _ in range(2):  # what is computed from a weight must be computed anew for each step
         encoder.zero_grad()
         sum(level.square().mean() for level in encoder(torch.randn(3, 3, 61, 93, dtype=torch.float64))[1:]).backward()
@@ -248,7 +285,9 @@ def test_hooks_see_whole_grids(encoder: swinx.SwinXEncoder) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_dynamic_quantisation_gives_the_same_with_and_without_gradients(encoder: swinx.SwinXEncoder) -> None:
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_dynamic_quantisation_gives_the_same_with_and_without_gradients(version: str) -> None:
+    encoder = modifications.encoder(version).float()
     quantised = torch.ao.quantization.quantize_dynamic(encoder, {nn.Linear}, dtype=torch.qint8)
     x = torch.randn(2, 3, 61, 93)
     exact = whole(encoder, x)

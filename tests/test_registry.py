@@ -2,7 +2,8 @@
 
 import functools
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,36 @@ from segmentation_models_pytorch.encoders import encoders
 import swinx
 from swinx import SwinConfig, SwinXEncoder
 
-PUBLISHED = ["swinx_n", "swinx_t", "swinx_s", "swinx_b", "swinx_b_w12", "swinx_l", "swinx_l_w12"]
+# Name: the model of timm that has the weights, and the rate of stochastic depth.
+PUBLISHED: dict[str, tuple[str, float]] = {
+    "swinx_n": ("", 0.05),
+    "swinx_t": ("swin_tiny_patch4_window7_224", 0.2),
+    "swinx_s": ("swin_small_patch4_window7_224", 0.3),
+    "swinx_b": ("swin_base_patch4_window7_224", 0.3),
+    "swinx_b_w12": ("swin_base_patch4_window12_384", 0.3),
+    "swinx_l": ("swin_large_patch4_window7_224", 0.3),
+    "swinx_l_w12": ("swin_large_patch4_window12_384", 0.3),
+    "swinx_s3_t": ("swin_s3_tiny_224", 0.2),
+    "swinx_s3_s": ("swin_s3_small_224", 0.3),
+    "swinx_s3_b": ("swin_s3_base_224", 0.3),
+    "swinx_v2_n": ("", 0.05),
+    "swinx_v2_t": ("swinv2_tiny_window8_256", 0.2),
+    "swinx_v2_s": ("swinv2_small_window8_256", 0.3),
+    "swinx_v2_b": ("swinv2_base_window8_256", 0.3),
+    "swinx_v2_t_w16": ("swinv2_tiny_window16_256", 0.2),
+    "swinx_v2_s_w16": ("swinv2_small_window16_256", 0.3),
+    "swinx_v2_b_w16": ("swinv2_base_window16_256", 0.3),
+    "swinx_v2_b_w12": ("swinv2_base_window12_192", 0.3),
+    "swinx_v2_l_w12": ("swinv2_large_window12_192", 0.3),
+    "swinx_v2_b_w12to16": ("swinv2_base_window12to16_192to256", 0.3),
+    "swinx_v2_b_w12to24": ("swinv2_base_window12to24_192to384", 0.3),
+    "swinx_v2_l_w12to16": ("swinv2_large_window12to16_192to256", 0.3),
+    "swinx_v2_l_w12to24": ("swinv2_large_window12to24_192to384", 0.3),
+}
+WITH_WEIGHTS = [name for name, (architecture, _) in PUBLISHED.items() if architecture]
 FIELDS = (
     "embed_dim, depths, num_heads, window_size, drop_path_rate, stem, version, pretrained_window_size, output_stride"
 )
-
-
-@pytest.fixture(autouse=True)
-def published_names_alone() -> Iterator[None]:
-    others = {name: encoders.pop(name) for name in swinx.list_encoders() if name not in PUBLISHED}
-    yield
-    encoders.update(others)
 
 
 def tags(name: str) -> dict[str, dict[str, str]]:
@@ -44,39 +64,35 @@ def timm_cfg(name: str, tag: str) -> Any:
 
 
 def test_the_published_names_are_listed_and_known_to_smp() -> None:
-    assert swinx.list_encoders() == PUBLISHED
+    assert swinx.list_encoders() == list(PUBLISHED)
     assert set(PUBLISHED) <= set(smp.encoders.get_encoder_names())
+    assert {name: config(name).drop_path_rate for name in PUBLISHED} == {name: r for name, (_, r) in PUBLISHED.items()}
 
 
-def test_every_variant_with_weights_has_smp_s_default_tag() -> None:
-    for name in PUBLISHED:
-        assert list(tags(name)) == ([] if name == "swinx_n" else ["imagenet", "in22k", "in22k_ft_in1k"])
-
-
-def test_every_tag_names_the_repository_that_timm_publishes() -> None:
-    for name in PUBLISHED:
-        for tag, settings in tags(name).items():
-            assert dict(settings) == {"repo_id": settings["repo_id"], "revision": "main"}
-            assert settings["repo_id"] == timm_cfg(name, tag).hf_hub_id
-            published = settings["repo_id"].rpartition(".")[2]
-            if tag != "imagenet":
-                assert published == f"ms_{tag}"
-            else:  # the large ones were never trained on ImageNet-1k alone
-                assert published == ("ms_in22k_ft_in1k" if "_l" in name else "ms_in1k")
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_set_of_weights_that_timm_publishes_has_its_tag_and_one_is_smp_s_default(name: str) -> None:
+    architecture = PUBLISHED[name][0]
+    wanted = {full.rpartition(".")[2].removeprefix("ms_"): full for full in timm.list_pretrained(f"{architecture}.*")}
+    # The default are those trained on ImageNet-1k, alone if there are such, or else at last.
+    if default := wanted.pop("in1k", None) or wanted.get("in22k_ft_in1k") or wanted.get("in22k"):
+        wanted["imagenet"] = default
+    assert {tag: dict(settings) for tag, settings in tags(name).items()} == {
+        tag: {"repo_id": timm.get_pretrained_cfg(full).hf_hub_id, "revision": "main"} for tag, full in wanted.items()
+    }
 
 
 def test_every_swin_that_timm_publishes_can_be_had() -> None:
     offered = {settings["repo_id"].removeprefix("timm/") for name in PUBLISHED for settings in tags(name).values()}
-    assert offered == set(timm.list_pretrained("swin_*_patch4_window*"))
+    theirs = {name for pattern in ("swin_*", "swinv2_*_window*") for name in timm.list_pretrained(pattern)}
+    assert offered == theirs
 
 
-@pytest.mark.parametrize("name", PUBLISHED[1:])
+@pytest.mark.parametrize("name", [name for name in WITH_WEIGHTS if "_s3_" not in name and "_v2_" not in name])
 def test_a_variant_has_the_architecture_of_its_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    architecture = tags(name)["imagenet"]["repo_id"].removeprefix("timm/").rpartition(".")[0]
     # Old timm reads rates of stochastic depth from a tensor, which must not be on the meta device.
     monkeypatch.setattr(torch, "linspace", functools.partial(torch.linspace, device="cpu"))
     with torch.device("meta"):
-        model = timm.create_model(architecture)
+        model = timm.create_model(PUBLISHED[name][0])
     built = config(name)
     assert built.embed_dim == model.embed_dim
     assert list(built.depths) == [len(stage.blocks) for stage in model.layers]
@@ -115,7 +131,9 @@ def test_weights_stay_where_they_fit(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"embed_dim": 48}, {"depths": (1, 1, 1, 1)}, {"num_heads": (2, 4, 8, 16)}], ids=lambda c: next(iter(c))
+    "changes",
+    [{"embed_dim": 48}, {"depths": (1, 1, 1, 1)}, {"num_heads": (2, 4, 8, 16)}, {"version": "v2"}],
+    ids=lambda c: next(iter(c)),
 )
 def test_weights_go_where_they_cannot_fit(changes: dict[str, Any]) -> None:
     swinx.register_encoder("variant", base="swinx_t", **changes)
@@ -208,6 +226,7 @@ def test_an_unknown_field_is_refused_with_the_choices() -> None:
         ({"embed_dim": -96}, "embed_dim must be an integer of at least 2, got -96"),
         ({"num_heads": (5, 6, 12, 24)}, "num_heads must divide the channels of each stage: stage 1 has 96 channels"),
         ({"drop_path_rate": 1.0}, "drop_path_rate must be at least 0 and below 1, got 1.0"),
+        ({"drop_path_rate": -0.5}, "drop_path_rate must be at least 0 and below 1, got -0.5"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -215,7 +234,7 @@ def test_a_wrong_value_is_refused(changes: dict[str, Any], message: str) -> None
     refused(message, "mine", base="swinx_t", **changes)
 
 
-@pytest.mark.parametrize("name", PUBLISHED[1:])
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
 def test_preprocessing_is_that_of_the_weights(name: str) -> None:
     """Against timm's own record of how each set of weights was trained."""
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -261,3 +280,16 @@ def test_smp_says_which_weights_an_encoder_has() -> None:
         smp.encoders.get_encoder("swinx_t", weights="nonsense")
     with pytest.raises(KeyError, match=r"`imagenet` for encoder `swinx_n`.*options are: \[\]"):
         smp.Unet("swinx_n")
+
+
+def test_importing_swinx_brings_no_optional_package() -> None:
+    """Beyond what smp itself imports; torch may bring Triton along."""
+    program = (
+        "import sys, segmentation_models_pytorch; before = set(sys.modules); import swinx;"
+        "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    added = set(result.stdout.split())
+    assert "swinx" in added
+    optional = {"triton", "lightning", "matplotlib", "pandas", "torchmetrics", "tyro", "rich", "pytest", "experiments"}
+    assert not added & optional

@@ -26,7 +26,8 @@ OPEN = """
 import sys, torch, swinx, segmentation_models_pytorch as smp
 results = []
 for source in sys.argv[1:]:
-    model = swinx.from_pretrained(source)
+    name, _, revision = source.partition("@")
+    model = swinx.from_pretrained(name, revision=revision) if revision else swinx.from_pretrained(name)
     encoder = model.encoder
     info = {"names": model.class_names, "pixels": model.preprocessing, "config": repr(encoder.config)}
     info["strides"] = [level.stride for level in encoder.feature_info]
@@ -59,18 +60,24 @@ def test_a_stranger_opens_a_variant_of_ones_own(tmp_path: Path) -> None:
     swinx.save_pretrained(model, tmp_path / "saved", class_names=NAMES, preprocessing=PIXELS)
     x = image(1, 4, 64, 72)
     torch.save(x, tmp_path / "image.pt")
+    wanted = [(output(model, x), NAMES)] * 2
+    model.segmentation_head[0].bias.data += 1
+    swinx.save_pretrained(model, tmp_path / "changed", class_names=NAMES[::-1], preprocessing=PIXELS)
+    wanted.append((output(model, x), NAMES[::-1]))
     hub = Hub({})
-    for path in (tmp_path / "saved").iterdir():
-        hub.add("someone/model", path.name, path.read_bytes())
+    for folder, revision in (("saved", "main"), ("changed", "v2")):
+        for path in (tmp_path / folder).iterdir():
+            hub.add("someone/model", path.name, path.read_bytes(), revision)
     with hub.serve():
-        done = run(OPEN, "saved", "someone/model", cwd=tmp_path, endpoint=hub.endpoint)
-    for result in torch.load(tmp_path / "out.pt", weights_only=True):
-        assert torch.equal(result["output"], output(model, x))
+        done = run(OPEN, "saved", "someone/model", "someone/model@v2", cwd=tmp_path, endpoint=hub.endpoint)
+    for result, (logits, names) in zip(torch.load(tmp_path / "out.pt", weights_only=True), wanted, strict=True):
+        assert torch.equal(result["output"], logits)
         assert result["config"] == repr(model.encoder.config)
         assert result["strides"] == [1, 2, 4, 8, 8, 8]
-        assert (result["names"], result["pixels"]) == (tuple(NAMES), PIXELS)
+        assert (result["names"], result["pixels"]) == (tuple(names), PIXELS)
     asked = {path for path in hub.asked() if "someone" in path}
-    assert asked == {f"/someone/model/resolve/main/{name}" for name in ("config.json", "model.safetensors")}
+    files = ("config.json", "model.safetensors")
+    assert asked == {f"/someone/model/resolve/{revision}/{name}" for revision in ("main", "v2") for name in files}
     assert "404" in done.stderr, "what the hub answers to smp is smp's to say"
     assert "does not answer" not in done.stderr
 
@@ -98,9 +105,12 @@ def test_a_model_on_timm_s_name_and_a_shallow_one_open(tmp_path: Path) -> None:
     swinx.set_output_stride(model, 8)
     swinx.save_pretrained(model, tmp_path)
     withdraw("for_test_sharing_2")
-    opened, x = swinx.from_pretrained(tmp_path), image(2, 3, 64, 96)
-    for one, other in zip(output(model, x), output(opened, x), strict=True):
-        assert torch.equal(one, other)
+    x = image(2, 3, 64, 96)
+    for name in (None, "for_test_sharing_6"):
+        opened = swinx.from_pretrained(tmp_path, encoder_name=name)
+        for one, other in zip(output(model, x), output(opened, x), strict=True):
+            assert torch.equal(one, other)
+        swinx.register_encoder(name or "for_test_sharing_2", base="swinx_n", stem="shared")  # which is the same
 
 
 def test_what_is_opened_is_saved_anew_with_all_that_it_had(tmp_path: Path) -> None:
@@ -210,7 +220,12 @@ def test_what_could_not_be_opened_is_not_saved(tmp_path: Path) -> None:
         swinx.save_pretrained(str(tmp_path / "none"), model)
     refused_saving(smp.Unet("resnet18", encoder_weights=None), "model must contain one SwinXEncoder, got 0", tmp_path)
     refused_saving(model, "class_names must be 5 names, one of each class, got 2", tmp_path, class_names=["a", "b"])
+    for names in ([*NAMES[1:], ""], "abcde"):
+        refused_saving(model, "class_names must be a list of names, got ", tmp_path, class_names=names)
     refused_saving(model, "preprocessing mean must be 3 numbers", tmp_path, preprocessing=PIXELS)
+    for key, length in (("mean", 3), ("std", 3), ("input_range", 2)):
+        unknown = IMAGENET | {key: [1.0] * (length - 1) + [float("nan")]}
+        refused_saving(model, f"preprocessing {key} must be {length} numbers", tmp_path, preprocessing=unknown)
     activated = build("Unet", 32, activation=nn.Sigmoid)
     refused_saving(activated, "as smp builds it from its options, got another segmentation_head.2.activation", tmp_path)
     model.config["encoder_name"] = "resnet18"
@@ -349,7 +364,8 @@ def test_a_refused_file_leaves_no_name_behind(prefix: str, tmp_path: Path) -> No
     model = smp.FPN(f"{prefix}for_test_sharing_4", encoder_weights=None, encoder_depth=3, upsampling=1)
     swinx.save_pretrained(model, tmp_path)
     edited(tmp_path, classes=2)
-    with pytest.raises(ValueError, match=r"does not fit config\.json"):
+    message = r"does not fit config\.json in 2 entries: segmentation_head\.0\.bias: \(1,\) for \(2,\)"
+    with pytest.raises(ValueError, match=message):
         swinx.from_pretrained(tmp_path, encoder_name="for_test_sharing_5")
     assert "for_test_sharing_5" not in encoders
     assert not timm.is_model("for_test_sharing_5")

@@ -14,6 +14,7 @@ from hub_server import Hub, run
 from layouts import DEPTHS, EMBED, HEADS, LAYOUTS, WINDOW, backbone, by_smp, fresh, head, last_norm, official, prefixed
 from releases import needs
 from safetensors.torch import save, save_file
+from timm.models import group_parameters
 from timm.models._hub import save_for_hf
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
@@ -313,6 +314,17 @@ def test_reset_classifier(classifier: Any) -> None:
     torch.testing.assert_close(classifier(x), features.amax((1, 2)))
     classifier.reset_classifier(5)
     assert classifier(x).shape == (2, 5)
+    assert classifier.head_hidden_size == 8 * EMBED
+    classifier.reset_classifier(5, "catavgmax")
+    assert classifier.head_hidden_size == 16 * EMBED
+    pooled = torch.cat([features.mean((1, 2)), features.amax((1, 2))], 1)
+    torch.testing.assert_close(classifier(x), classifier.get_classifier()(pooled))
+
+
+def test_drop_rate_is_that_of_the_pooled_features() -> None:
+    classifier, ones = timm.create_model("swinx_n", drop_rate=0.75, **SMALL), torch.ones(2, 3, 5, 8 * EMBED)
+    assert classifier.eval().forward_head(ones, pre_logits=True).unique().tolist() == [1]
+    assert classifier.train().forward_head(ones, pre_logits=True).unique().tolist() == [0, 4]
 
 
 def test_the_branch_stem_has_no_classifier() -> None:
@@ -338,6 +350,12 @@ def test_timm_s_layer_decay_falls_from_block_to_block(classifier: Any) -> None:
     assert named["encoder.layers.2.blocks.2.attn.relative_position_bias_table"] == (0.25, 0.0)
     assert named["encoder.layers.0.blocks.0.attn.qkv.weight"] == (0.5 ** sum(DEPTHS), 0.1)
     assert {named[name][0] for name in named if ".patch_embed." in name} == {0.5 ** (sum(DEPTHS) + 1)}
+
+
+def test_coarse_groups_of_timm_are_the_stages(classifier: Any) -> None:
+    for name, group in group_parameters(classifier, classifier.group_matcher(coarse=True), reverse=True).items():
+        stage = re.match(r"encoder\.(?:layers|norms)\.(\d)", name)
+        assert group == (int(stage[1]) + 1 if stage else 0 if ".patch_embed." in name else 5), name
 
 
 def test_timm_s_training_pretrains_a_stem_that_segmentation_then_has(classifier: Any, tmp_path: Path) -> None:

@@ -291,6 +291,19 @@ def test_wide_addresses_give_what_narrow_ones_give(monkeypatch: pytest.MonkeyPat
         assert all(torch.equal(narrow[key], wide[key]) for key in narrow)
 
 
+def test_addresses_are_wide_where_an_image_of_qkv_or_of_its_gradient_spans_2_to_the_31() -> None:
+    def wide(side: int, row: int, column: int) -> bool:
+        """Of one image of side x side tokens with 48 channels, by strides of rows and columns."""
+        qkv = torch.empty_strided((1, side, side, 3, 1, 16), (0, row, column, 16, 16, 1), device="meta")
+        geometry = WindowGeometry(1, side, side, (4, 4), (0, 0), 1)
+        return launch._Call(qkv, torch.zeros(1, 16, 16, device="meta"), None, None, geometry).constants["WIDE"]
+
+    assert not wide(4096, 4096 * 48, 48)
+    assert wide(8192, 8192 * 48, 48)
+    assert wide(5, 2**29, 48), "few tokens, far apart in a larger tensor"
+    assert wide(8192, 0, 0), "one token, expanded: its gradient is not"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -47,14 +47,18 @@ def test_every_new_variant_that_was_published_is_compared() -> None:
     assert set(PUBLISHED) | {"swinx_v2_n"} == {name for name in VARIANTS if "_s3_" in name or "_v2_" in name}
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+# One of each set of windows; the next test compares the other sizes of all.
+@pytest.mark.parametrize(
+    "name", ["swinx_s3_t", "swinx_s3_s", *(name for name in PUBLISHED if "v2_t" in name or "v2_b_" in name)]
+)
 @torch.no_grad()
 def test_features_equal_timm_with_the_same_weights(name: str) -> None:
     timm_name, side = PUBLISHED[name]
+    sizes: dict[str, Any] = {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)}
     torch.manual_seed(0)
-    theirs = timm.create_model(timm_name, pretrained=False).eval()
+    theirs = timm.create_model(timm_name, pretrained=False, **sizes).eval()
     disturb(theirs)
-    ours = swinx.SwinXEncoder(VARIANTS[name]).eval()
+    ours = swinx.SwinXEncoder(replace(VARIANTS[name], **sizes)).eval()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(1, 3, side, side)
     _, tokens = ours.patch_embed(x)
@@ -79,18 +83,6 @@ def test_the_architecture_is_timms(name: str) -> None:
     if "12to" in name:  # timm does not clamp these to the grid at which they were trained; the weights were made by it
         units = [layer.blocks[0].attn.pretrained_window_size for layer in theirs.layers]
         assert [stage.pretrained_window_size for stage in ours.config.stages] == units
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_every_published_tag_names_a_repository_that_timm_knows(name: str) -> None:
-    known = {f"timm/{weights}" for weights in timm.list_pretrained(f"{PUBLISHED[name][0]}*")}
-    settings = swinx.registry.encoders[name]["pretrained_settings"]
-    assert "imagenet" in settings
-    assert {entry["repo_id"] for entry in settings.values()} <= known
-    for weights in {entry["repo_id"].removeprefix("timm/") for entry in settings.values()}:
-        published = timm.get_pretrained_cfg(weights)
-        function = swinx.get_preprocessing_fn(name, "imagenet").keywords
-        assert (tuple(function["mean"]), tuple(function["std"])) == (published.mean, published.std)
 
 
 @pytest.mark.parametrize("impl", ["reference", "sdpa", "auto"])

@@ -9,7 +9,7 @@ import torch
 from decoders import DECODERS, STRIDES, build, image
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 import swinx
 from swinx.models import DECODER_STRIDES
@@ -159,6 +159,20 @@ def test_an_encoder_alone_or_a_model_inside_another_is_found() -> None:
     model = nn.ModuleDict({"model": build("DeepLabV3", 16), "loss": nn.Identity()})
     swinx.set_output_stride(model, 8)
     assert masks(model["model"], image(1, 3, 64, 96)).shape[2:] == (64, 96)
+
+
+def test_an_encoder_in_distributed_data_parallel_is_found(tmp_path: Path) -> None:
+    model = build("DeepLabV3", 16)
+    distributed.init_process_group("gloo", init_method=(tmp_path / "store").as_uri(), rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(model)
+        swinx.set_output_stride(parallel, 8)
+        swinx.save_pretrained(parallel, tmp_path / "saved")
+    finally:
+        distributed.destroy_process_group()
+    assert model.encoder.output_stride == 8
+    assert swinx.from_pretrained(tmp_path / "saved").encoder.output_stride == 8
+    assert masks(model, image(1, 3, 64, 96)).shape[2:] == (64, 96)
 
 
 def test_an_encoder_that_was_dilated_by_itself_fits_its_decoder_again() -> None:
