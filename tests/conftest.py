@@ -1,5 +1,6 @@
 """Settings for all tests."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -21,9 +22,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU, slowly; to be set before they are imported
 
 
-@pytest.fixture(autouse=True)
-def no_names_left() -> Iterator[None]:
-    """What a test registers leaves the registries of smp and timm with it."""
+@contextlib.contextmanager
+def _names_withdrawn() -> Iterator[None]:
     from swinx.registry import list_encoders, withdraw
 
     before = set(list_encoders())
@@ -31,6 +31,20 @@ def no_names_left() -> Iterator[None]:
     for name in list_encoders():
         if name not in before:
             withdraw(name)
+
+
+@pytest.fixture(autouse=True)
+def no_names_left() -> Iterator[None]:
+    """What a test registers leaves the registries of smp and timm with it."""
+    with _names_withdrawn():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_names_left_by_a_module() -> Iterator[None]:
+    """So does what fixtures of a whole module register."""
+    with _names_withdrawn():
+        yield
 
 
 @pytest.fixture
