@@ -20,10 +20,6 @@ CONFIGS = {
     version: replace(VARIANTS["swinx_n"], **FIELDS, window_size=window, version=version)
     for version, window in (("v1", 7), ("v2", 8))
 }
-for _version, _config in CONFIGS.items():
-    swinx.register_encoder(
-        f"swinx_export_{_version}", base="swinx_n", **FIELDS, window_size=_config.window_size, version=_version
-    )
 
 Size = tuple[int, int, int]
 # (B, H, W); the first is traced. Stage 4 of the smallest ones has fewer tokens than a window.
@@ -39,7 +35,9 @@ def sizes(name: str) -> list[Size]:
 
 def build_model(name: str, stride: int, version: str, depth: int = 5) -> nn.Module:
     """A model whose every parameter counts: V2's blocks are made as identities."""
-    model = build(name, stride, depth, encoder=f"swinx_export_{version}").eval()
+    encoder = f"swinx_export_{version}"
+    swinx.register_encoder(encoder, base="swinx_n", **FIELDS, window_size=CONFIGS[version].window_size, version=version)
+    model = build(name, stride, depth, encoder=encoder).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
