@@ -4,7 +4,7 @@ import errno
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -77,14 +77,22 @@ def check_output(output: Path, known: Row, *, trained: bool = True) -> list[Row]
         raise ValueError(f"--output: {output} holds {what}, choose another folder")
     compared = {name: value for name, value in known.items() if name != "data"}  # a folder of data may have moved
     for there in (*begun, *rows):
-        if listing := differing(there, compared):
-            raise ValueError(f"--output: {output} was begun with other settings ({listing}), choose another folder")
+        check_settings(output, there, compared)
     if not rows and output.exists():
-        # A first run that was interrupted leaves files, and rows if any were torn.
-        foreign = sorted({path.name for path in output.iterdir() if not path.name.startswith(".")} - OWN)
-        if foreign:
-            raise ValueError(f"--output: {output} holds other files ({', '.join(foreign[:5])}), choose another folder")
+        check_foreign(output, OWN)  # a first run that was interrupted leaves files, and rows if any were torn
     return rows
+
+
+def check_settings(output: Path, there: Row, known: Row) -> None:
+    """Raise ValueError where a field of known has another value there, in what output was begun with."""
+    if listing := differing(there, known):
+        raise ValueError(f"--output: {output} was begun with other settings ({listing}), choose another folder")
+
+
+def check_foreign(output: Path, own: Set[str]) -> None:
+    """Raise ValueError where output, a folder, holds files that are neither hidden nor named in own."""
+    if foreign := sorted({path.name for path in output.iterdir() if not path.name.startswith(".")} - own):
+        raise ValueError(f"--output: {output} holds other files ({', '.join(foreign[:5])}), choose another folder")
 
 
 def runnable(

@@ -10,19 +10,17 @@ from rich.console import Console
 
 from experiments import data
 from experiments.data import SegmentationData
-from experiments.execution.comparison import progress, say
+from experiments.execution.comparison import SETTINGS, check_foreign, check_settings, progress, say
 from experiments.execution.prepare import check_against
 from experiments.pretraining.hidden_patches import HiddenPatches
 from experiments.pretraining.options import Options
 from experiments.records.files import locked, remove_torn, write_whole
 from experiments.records.grid import MOST_WINDOW, own_stem
 from experiments.records.options import Settings, choose_device
-from experiments.records.results import RESULTS, Row, append_rows, differing, now, provenance, read_rows
+from experiments.records.results import RESULTS, Row, append_rows, now, provenance, read_rows
 from experiments.training.models import encoder_name
 from experiments.training.train import CHECKPOINT, DivergedError, fit, processes
 from swinx.config import VARIANTS
-
-SETTINGS = "settings.json"
 
 
 def run(options: Options) -> int:
@@ -73,13 +71,10 @@ def _checked(options: Options) -> str:
 
 def _rows(output: Path, known: Row) -> list[Row]:
     """The rows that output holds. Raises ValueError where it was begun with other settings, or holds other files."""
-    if output.is_dir() and not (output / SETTINGS).exists():
-        if foreign := sorted(path.name for path in output.iterdir() if not path.name.startswith(".")):
-            raise ValueError(f"--output: {output} holds other files ({', '.join(foreign[:5])}), choose another folder")
+    if not (output / SETTINGS).exists():
+        check_foreign(output, set())
         return []
-    begun = json.loads((output / SETTINGS).read_text(encoding="utf-8"))
-    if listing := differing(begun, known):
-        raise ValueError(f"--output: {output} was begun with other settings ({listing}), choose another folder")
+    check_settings(output, json.loads((output / SETTINGS).read_text(encoding="utf-8")), known)
     return read_rows(output / RESULTS)
 
 
