@@ -110,10 +110,10 @@ def differences(content: Content) -> Frame:
     return frame.loc[:, (frame != MISSING).any()]
 
 
-def verdict(effect: Effect | None) -> str:
+def verdict(effect: Effect) -> str:
     """What may be said of an effect."""
-    if effect is None or effect.significant is None:
-        return f"not tested ({effect.reason if effect else 'no planned contrast'})"
+    if effect.significant is None:
+        return f"not tested ({effect.reason})"
     return "significant" if effect.significant else "not significant"
 
 

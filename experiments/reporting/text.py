@@ -7,9 +7,20 @@ from itertools import count, dropwhile, islice
 from experiments.records.results import BUDGET, RECIPE, Row
 from experiments.reporting.content import Content, Frame
 from experiments.reporting.rows import AXES, spelled
-from experiments.reporting.tables import number, shown_effects, verdict
+from experiments.reporting.tables import differences, number, ranking, shown_effects, verdict
 
 SEEDS = 3  # with fewer, only large differences are found
+# What columns of the ranking and of the differences mean.
+MEANINGS = {
+    "95 % interval": "Interval: over images and seeds.",
+    "groups": "Configurations that share a letter of groups are not significantly different.",
+    "boundary F %": "Boundary F: within 2 pixels.",
+    "GFLOPs": "GFLOPs: of one call on one image, two for each multiply-add.",
+    "latency ms": "Latency: of one call on one image. Other work on the machine changes it, in each row differently.",
+    "smallest to be found": "Smallest to be found: the true difference that would be found four times in five. None: "
+    "not even 100 points would be.",
+    "made of": "Made of: the pairs of configurations whose differences are averaged.",
+}
 
 
 def headline(content: Content) -> str:
@@ -17,14 +28,14 @@ def headline(content: Content) -> str:
     scored = content.table.dropna(subset="test_miou")
     if not len(scored):
         return "No configuration has finished with a score."
-    (best, *others), (miou, *less) = scored["label"], scored["test_miou"]
-    if not others:
-        return f"{best} reaches {number(miou)} % test mIoU."
-    effect = next((e for e in content.effects if set(e.contrast.weights) == {best, others[0]}), None)
-    # Of the table of differences, where it has it: scores of rows are rounded, and would be rounded twice.
-    lead = abs(effect.points) if effect else miou - less[0]
-    said = f"{best} reaches {number(miou)} % test mIoU, {number(lead)} points above {others[0]}"
-    if effect is None or effect.significant is None:
+    (best, *others), miou = scored["label"], scored["test_miou"].iloc[0]
+    effect = next((e for e in content.effects if others and set(e.contrast.weights) == {best, others[0]}), None)
+    said = f"{best} reaches {number(miou)} % test mIoU"
+    if effect is None:
+        return f"{said}."
+    # Points of the table of differences: scores of rows are rounded, and would be rounded twice.
+    said += f", {number(abs(effect.points))} points above {others[0]}"
+    if effect.significant is None:
         return f"{said}. Whether that is more than chance was {verdict(effect)}."
     return f"{said}: {verdict(effect)}."
 
@@ -40,19 +51,13 @@ def notes(content: Content) -> list[str]:
 
 
 def on_ranking(content: Content) -> str:
-    """What the columns of the ranking mean, and what could have been found."""
-    smallest = [min(effect.smallest, 100.0) for effect in content.effects if effect.smallest is not None]
-    ends = dict.fromkeys(number(end(smallest)) for end in (min, max) if smallest)
-    found = f"Smallest difference found four times in five: {' to '.join(ends)} points. " if ends else ""
-    lettered = (content.table["letters"] != "").any()
-    shared = "Configurations that share a letter of groups are not significantly different. " if lettered else ""
-    spread = "Means over seeds ± standard deviation. " if (content.table["seeds"] > 1).any() else ""
-    interval = "Interval: of test mIoU, over images and seeds. " if content.table["low"].notna().any() else ""
-    return (
-        f"{found}{spread}{interval}{shared}Boundary F: within 2 pixels. GFLOPs (two for each multiply-add) and "
-        "latency: one call on one image. Other work on the machine changes latencies, by another factor in each row. "
-        "More: summary.csv."
-    )
+    """What the columns of the ranking mean."""
+    spread = ["Means over seeds ± standard deviation."] if (content.table["seeds"] > 1).any() else []
+    return " ".join([*spread, *_meanings(ranking(content.table)), "More: summary.csv."])
+
+
+def _meanings(frame: Frame) -> list[str]:
+    return [meaning for column, meaning in MEANINGS.items() if column in frame]
 
 
 def on_differences(content: Content) -> str:
@@ -66,6 +71,7 @@ def on_differences(content: Content) -> str:
     groups = "1 group" if comparison.groups == 1 else f"{comparison.groups} groups"
     grouped = f" in {groups}" if comparison.groups < comparison.images else ""
     text = f"{kind}{some}. Corrected by Holm's method; {comparison.images} test images{grouped}."
+    text = " ".join([text, *_meanings(differences(content))])
     if untested := [effect for effect in effects if effect.significant is None]:
         text += f" {len(untested)} of {len(effects)} not tested, such as {untested[0].name}: {untested[0].reason}."
     return f"{text} To add seeds:" if more_seeds(content) else text
