@@ -62,8 +62,9 @@ def set_attention(model: nn.Module, impl: AttentionImpl) -> None:
 def set_output_stride(model: nn.Module, output_stride: int) -> None:
     """Change the output stride of a built model: its encoder, and what each decoder fixed when it was built.
 
-    Weights stay as they are. Masks keep their size: where the last level becomes twice as fine, DeepLabV3,
-    DeepLabV3Plus and PSPNet upsample by half (those built with upsampling=1 give masks of the size of their features).
+    Use it for a whole model, in place of its encoder's make_dilated. Weights stay as they are. Masks keep their size:
+    where the last level becomes twice as fine, DeepLabV3, DeepLabV3Plus and PSPNet upsample by half (those built with
+    upsampling=1 give masks of the size of their features).
     `swinx.save_pretrained` stores the stride. smp's own does so for decoders that take one as an option; a model with
     another decoder then opens with the stride that it was built with.
 
@@ -102,7 +103,7 @@ def set_output_stride(model: nn.Module, output_stride: int) -> None:
             rule = f"one of {', '.join(map(str, strides))}" if several else f"{strides[0]}, the only one it works at"
             raise ValueError(f"output_stride of {decoder.__name__} must be {rule}, got {output_stride}")
     upsamplings = [_upsampling(module, decoder) for module, decoder in zip(found, decoders, strict=True)]
-    before = encoder.feature_info[-1].stride
+    before = encoder.feature_info[-1]
     encoder.make_dilated(output_stride)
     after = encoder.feature_info[-1].stride
     for module, decoder, upsampling in zip(found, decoders, upsamplings, strict=True):
@@ -110,13 +111,19 @@ def set_output_stride(model: nn.Module, output_stride: int) -> None:
         if isinstance(module.encoder, TimmUniversalEncoder):
             module.encoder._output_stride = output_stride
         changed: dict[str, Any] = {"encoder_output_stride": output_stride}
+        options = getattr(module, "_hub_mixin_config", None) or {}  # what smp's save_pretrained stores
         if upsampling is not None:
             layer, factor = upsampling
             if decoder is DeepLabV3Plus:  # up to level 2, whatever stride the encoder was given by itself
                 layer.scale_factor = after / 4
             else:
-                layer.scale_factor = changed["upsampling"] = factor * after / before
-        options = getattr(module, "_hub_mixin_config", None) or {}  # what smp's save_pretrained stores
+                fits = before.stride
+                # A DeepLabV3 fits the stride of its options, also where the encoder was given another by itself, unless
+                # the factor was changed by hand.
+                built = options.get("encoder_output_stride")
+                if built and factor == (options["upsampling"] or min(built, 2**encoder._depth)):
+                    fits = min(built, before.stride * before.period)
+                layer.scale_factor = changed["upsampling"] = factor * after / fits
         if "encoder_output_stride" in options:  # else the model opens with its first stride, and what fits that
             options.update({name: value for name, value in changed.items() if options.get(name) is not None})
 

@@ -186,6 +186,29 @@ def test_an_encoder_that_was_dilated_by_itself_fits_its_decoder_again() -> None:
     assert torch.equal(masks(model, x), before)
 
 
+@pytest.mark.parametrize("depth", [3, 4, 5])
+@pytest.mark.parametrize("upsampling", [None, 4])
+def test_a_deeplabv3_fits_again_after_its_encoder_was_dilated_by_itself(upsampling: int | None, depth: int) -> None:
+    model = smp.DeepLabV3(
+        "swinx_n", depth, encoder_weights=None, encoder_output_stride=16, upsampling=upsampling, classes=2
+    ).eval()
+    x = image(1, 3, 64, 96)
+    before = masks(model, x)
+    for by_itself, stride in ((8, 8), (32, 8), (8, 16)):
+        model.encoder.make_dilated(by_itself)
+        swinx.set_output_stride(model, stride)
+        assert masks(model, x).shape == before.shape
+    assert torch.equal(masks(model, x), before)
+
+
+def test_a_factor_that_was_changed_by_hand_fits_the_encoder_as_it_is() -> None:
+    model = smp.DeepLabV3("swinx_n", encoder_weights=None, encoder_output_stride=16).eval()
+    model.encoder.make_dilated(8)
+    model.segmentation_head[1].scale_factor = 8.0
+    swinx.set_output_stride(model, 16)
+    assert masks(model, image(1, 3, 64, 96)).shape[2:] == (64, 96)
+
+
 def test_masks_of_the_size_of_the_features_stay_so() -> None:
     model = smp.DeepLabV3("swinx_n", encoder_weights=None, encoder_output_stride=16, upsampling=1)
     swinx.set_output_stride(model, 8)
