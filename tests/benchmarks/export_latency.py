@@ -123,12 +123,19 @@ def largest_difference(call: Call, expected: list[Tensor], image: Tensor) -> flo
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line for each engine."""
+    row = rows[0]
     lines = [
         "# Latency of exported encoders",
         "",
-        f"{SIDE} x {SIDE} pixels, batch 1, float32, one thread: swinx_t of any size, timm's Swin-T of one.",
+        f"`swinx_t` exported with dynamic sizes, timm's Swin-T for {SIDE} × {SIDE} pixels only. Both are timed at that",
+        f"size, in turns: batch 1, float32, one thread. Medians of {row['rounds']} rounds, of the ratio also the",
+        "quartiles. *Made in*: CPU seconds of export and compilation.",
         "",
-        "| engine | swinx_t, ms | timm, ms | timm / swinx_t | swinx_t is made in, CPU s | timm, CPU s |",
+        f"{row['host']} ({row['cpu_capability']}), torch {row['torch']}, timm {row['timm']}, ONNX Runtime",
+        f"{row['onnxruntime']}, OpenVINO {row['openvino']}, commit {row['commit'][:9]}, {row['time'][:10]}:",
+        f"`{row['command']}`",
+        "",
+        "| engine | swinx_t, ms | timm, ms | timm / swinx_t | swinx_t made in, s | timm made in, s |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     by_key = {(row["model"], row["engine"]): row for row in rows}
