@@ -59,6 +59,7 @@ def test_files_are_what_the_model_says(tmp_path: Path, weights: Path, capsys: py
         overlay = read(tmp_path / "out" / "overlays" / f"{name}.png")
         assert np.abs(overlay - (image + np.asarray(COLORS)[ids.numpy()]) / 2).max() <= 0.5
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        ".lock",
         *KINDS,
         "classes.json",
         "prediction.json",

@@ -15,6 +15,8 @@ from PIL import Image
 from experiments.predict import main
 from experiments.prediction import pictures as pictures_of
 from experiments.prediction import prediction
+from experiments.records import files
+from experiments.records.files import locked
 from experiments.records.grid import Run
 
 
@@ -215,6 +217,44 @@ def test_another_prediction_is_refused(
     assert main(arguments(tmp_path)) == 2
     assert "which holds another prediction (weights" in capsys.readouterr().err
     assert contents == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+def test_results_of_other_pictures_are_not_taken_for_these(
+    tmp_path: Path, pixelwise: Pixelwise, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cameras give the same names in every folder; a damaged picture takes no other one's results with it."""
+    fill(tmp_path / "in", {"IMG_1.png": (64, 96), "IMG_2.png": (64, 96)})
+    fill(tmp_path / "in2", {"IMG_1.png": (40, 60)})
+    (tmp_path / "in2" / "IMG_2.png").write_text("damaged")
+    (tmp_path / "link").symlink_to("in")
+    assert main(arguments(tmp_path)) == 0
+    contents = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.png")}
+    capsys.readouterr()
+    for images in ("in2", "in2/IMG_1.png"):
+        assert main(arguments(tmp_path, images=images)) == 2
+        there = f"(images {tmp_path}/in there, {tmp_path}/in2 now)"
+        assert there in capsys.readouterr().err
+    for images in ("in/IMG_1.png", "link", "in"):
+        assert main(arguments(tmp_path, images=images)) == 0
+        assert "0 predicted, " in capsys.readouterr().out
+    assert all(path.read_bytes() == content for path, content in contents.items())
+
+
+def test_a_folder_has_one_writer_and_what_a_killed_one_left_goes(
+    tmp_path: Path, pixelwise: Pixelwise, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "in", {"a.png": (64, 96)})
+    assert main(arguments(tmp_path)) == 0
+    (tmp_path / "out" / "masks" / "a.png").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", lambda *_: None)  # where a kill would leave things
+        assert main(arguments(tmp_path)) == 0
+    assert len([path for path in (tmp_path / "out").rglob(".*") if path.name != ".lock"]) == 5
+    with locked(tmp_path / "out"):
+        assert main(arguments(tmp_path)) == 2
+    assert f"--output: another run is writing into {tmp_path / 'out'}" in capsys.readouterr().err
+    assert main(arguments(tmp_path)) == 0
+    assert [path.name for path in (tmp_path / "out").rglob(".*")] == [".lock"]
 
 
 def test_foreign_outputs_are_refused(tmp_path: Path, pixelwise: Pixelwise, capsys: pytest.CaptureFixture[str]) -> None:
