@@ -154,8 +154,8 @@ class Inference:
 
 
 PLAIN = Inference()
-# How work is done, not what is done: fields of Settings that are free to change when a grid goes on.
-EXECUTION = ("workers",)
+# Fields of Settings that are free to change when a grid goes on: how work is done, and files that other seeds have.
+EXECUTION = ("workers", "weights_ids")
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,8 @@ class Settings:
     data_id is a digest of the pixels and masks. height and width are those of the images in memory. evaluate_at
     lists steps after which the test split is scored as well. start: the folder whose weights runs begin with, None for
     none. groups_id: a digest of what test images belong to, None where each stands for itself. workers, which changes
-    no result, is not part of rows.
+    no result, is not part of rows. Nor is weights_ids, each file of encoder weights with its digest: rows have the one
+    of their own run as weights_id.
     """
 
     data: str
@@ -315,6 +316,7 @@ class Settings:
     start: str | None = None
     groups_id: str | None = None
     workers: int = 0
+    weights_ids: tuple[tuple[str, str], ...] = ()
 
     def as_row(self) -> dict[str, Any]:
         """The fields by name, flat, as JSON gives them back: recipe, inference and scoring are spread out."""

@@ -152,6 +152,9 @@ def test_all_bad_pairs_are_reported_at_once(tree: Path) -> None:
     picture(0).save(tree / "images/train/l.png")
     png(tree / "masks/train/l.png", np.full((H, W), 2), bits=4)
     Image.fromarray(np.zeros((H, W), np.uint16)).save(tree / "masks/train/i.png")
+    for name, kind in (("m", "JPEG"), ("n", "TIFF")):  # no suffix tells
+        write_pair(tree, 5, f"train/{name}.png")
+        labels(5).save(tree / f"masks/train/{name}.png", kind, **({"compression": "jpeg"} if kind == "TIFF" else {}))
     expected = {
         "images/train/a.png": "has a mask with ids 3, 254; allowed are 0 to 2 and 255 (ignored)",
         "images/train/b.jpg": "cannot be read: image file is truncated",
@@ -162,6 +165,8 @@ def test_all_bad_pairs_are_reported_at_once(tree: Path) -> None:
         "images/train/i.png": "has a mask that must have 8 bits a channel, is mode I;16",
         "images/train/k.png": "must have 8 bits a channel, is RGB;16B",
         "images/train/l.png": "has a mask that must have 8 bits a pixel, is L;4: Pillow spreads its values",
+        "images/train/m.png": "has a mask that must not be JPEG, which changes ids",
+        "images/train/n.png": "has a mask that must not be JPEG, which changes ids",
         "images/val/c.png": "is not an image (JPEG, PNG, ",
         "images/test/d.png": "must have 8 bits a channel, is mode I;16",
     }

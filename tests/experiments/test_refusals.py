@@ -82,6 +82,10 @@ def test_foreign_folders_and_files_are_refused(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "rows" / "results.jsonl").write_text('{"kind": "attention"}\n')
     assert main([*ONE, "--output", str(tmp_path / "rows")]) == 2
     assert "holds rows of kind 'attention'" in capsys.readouterr().err
+    for content, said in (("{", "not JSON"), ("[]", "expected a JSON object of settings")):
+        (tmp_path / "notes" / "settings.json").write_text(content)
+        assert main([*ONE, "--output", str(tmp_path / "notes")]) == 2
+        assert f"settings.json: {said}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
