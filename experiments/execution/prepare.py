@@ -110,6 +110,8 @@ def _check_encoders(options: CompareOptions) -> None:
                 f"one of {tags} for {encoder}" if tags else f"left out for {encoder}, which has no pretrained weights"
             )
             raise ValueError(f"--weights must be {rule}, got {recipe.weights}")
+        if tagged and entry is None and recipe.weights != "imagenet":  # smp takes any tag for timm's own weights
+            raise ValueError(f"--weights must be imagenet for {encoder}, got {recipe.weights}")
         if recipe.layer_decay != 1 and own_stem(encoder.removeprefix("tu-").split(".")[0]) is None:
             raise ValueError(f"--layer-decay must be 1 for {encoder}, which is not swinx's, got {recipe.layer_decay}")
 

@@ -28,7 +28,7 @@ from experiments.prediction.options import Options
 from experiments.records.files import digest, locked, remove_torn, write_whole
 from experiments.records.grid import size_rule
 from experiments.records.messages import IncompleteError, printable, shortened
-from experiments.records.options import Inference, Size, choose_device
+from experiments.records.options import PLAIN, Inference, Size, check, choose_device
 from experiments.records.results import Row, differing, provenance
 from experiments.training.weights import Trained, load_weights
 
@@ -108,6 +108,8 @@ def prepare(options: Options) -> Job:
     short_side = None if options.native or options.size else options.short_side or trained.short_side
     tile = options.inference.tile or trained.crop or (whole if options.native else None)
     inference = replace(options.inference, tile=tile)
+    tiled = tile is not None or inference.overlap == PLAIN.overlap
+    check(inference, {"overlap": (tiled, "left out where pictures are not seen by tiles")})
     images = options.images.parent if options.images.is_file() else options.images
     record = {"weights": digest(options.weights), "images": str(images.resolve()), "short_side": short_side}
     record |= {"size": options.size, "precision": options.precision, **asdict(inference)}

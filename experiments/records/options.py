@@ -228,6 +228,10 @@ class Common:
     contrasts: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
     """planned comparisons such as exact-dense@os8, or a file of them (default: all pairs, as an exploration)"""
 
+    def __post_init__(self) -> None:
+        tiled = self.inference.tile is not None or self.inference.overlap == PLAIN.overlap
+        check(self.inference, {"overlap": (tiled, "left out without --tile")})
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(Common):
@@ -254,6 +258,7 @@ class CompareOptions(Common):
     """folder for results and report"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at = self.evaluate_at
         different = len(set(at)) == len(at) and all(0 <= step <= self.steps for step in at)
         rules = {
@@ -265,9 +270,16 @@ class CompareOptions(Common):
             "ray": (self.launcher == "ray" or self.ray == RayResources(), "left out without --launcher ray"),
         }
         check(self, rules)
-        trained = self.recipe.weights is not None or self.start is not None
-        frozen = self.recipe.freeze != "nothing"
-        check(self.recipe, {"freeze": (trained or not frozen, "left out without --weights or --start")})
+        # Not in Recipe, which rows of earlier versions must fit as well.
+        recipe, trained = self.recipe, self.recipe.weights is not None or self.start is not None
+        weighted = "ce" in recipe.losses or recipe.class_weighting == Recipe.class_weighting
+        frozen = recipe.freeze != "nothing"
+        rules = {
+            "class_weighting": (weighted, "left out where --losses has no ce"),
+            "freeze": (trained or not frozen, "left out without --weights or --start"),
+            "layer_decay": (recipe.layer_decay == 1 or not frozen, "left out with --freeze encoder"),
+        }
+        check(recipe, rules)
 
 
 @dataclass(frozen=True, kw_only=True)

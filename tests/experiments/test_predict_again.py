@@ -284,6 +284,7 @@ def test_foreign_outputs_are_refused(tmp_path: Path, pixelwise: Pixelwise, capsy
         (["--size", "5", "-1"], "--size must be height and width of at least 1, got 5 -1"),
         (["--native", "--short-side", "5"], "--short-side and --native exclude each other"),
         (["--native", "--size", "5", "5", "--short-side", "5"], "--short-side and --size and --native exclude each"),
+        (["--overlap", "0.25"], "--overlap must be left out where pictures are not seen by tiles, got 0.25"),
         (["--precision", "16"], "--precision 16 needs --device cuda; bf16 works on the CPU"),
     ],
 )
