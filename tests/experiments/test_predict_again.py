@@ -15,8 +15,6 @@ from PIL import Image
 from experiments.predict import main
 from experiments.prediction import pictures as pictures_of
 from experiments.prediction import prediction
-from experiments.records import files
-from experiments.records.files import locked
 from experiments.records.grid import Run
 
 
@@ -238,23 +236,6 @@ def test_results_of_other_pictures_are_not_taken_for_these(
         assert main(arguments(tmp_path, images=images)) == 0
         assert "0 predicted, " in capsys.readouterr().out
     assert all(path.read_bytes() == content for path, content in contents.items())
-
-
-def test_a_folder_has_one_writer_and_what_a_killed_one_left_goes(
-    tmp_path: Path, pixelwise: Pixelwise, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fill(tmp_path / "in", {"a.png": (64, 96)})
-    assert main(arguments(tmp_path)) == 0
-    (tmp_path / "out" / "masks" / "a.png").unlink()
-    with monkeypatch.context() as patch:
-        patch.setattr(files.os, "replace", lambda *_: None)  # where a kill would leave things
-        assert main(arguments(tmp_path)) == 0
-    assert len([path for path in (tmp_path / "out").rglob(".*") if path.name != ".lock"]) == 5
-    with locked(tmp_path / "out"):
-        assert main(arguments(tmp_path)) == 2
-    assert f"--output: another run is writing into {tmp_path / 'out'}" in capsys.readouterr().err
-    assert main(arguments(tmp_path)) == 0
-    assert [path.name for path in (tmp_path / "out").rglob(".*")] == [".lock"]
 
 
 def test_foreign_outputs_are_refused(tmp_path: Path, pixelwise: Pixelwise, capsys: pytest.CaptureFixture[str]) -> None:
