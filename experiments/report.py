@@ -9,6 +9,7 @@ that repeats the one after training is left out.
 """
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Annotated
 
 import tyro
 
+from experiments.records.files import TEMPORARY
 from experiments.records.messages import ended
 from experiments.records.options import unset
 
@@ -41,13 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def rebuild(options: Options) -> int:
-    """Read rows, choose, write them and their report; returns 0, or raises ValueError or OSError for bad input."""
+    """Read rows, choose, write them and their report; returns 0, or raises ValueError or OSError for bad input.
+
+    The output is there whole or not at all.
+    """
     # Not above: --help need not wait for torch.
     from dataclasses import replace
 
+    from experiments.reporting import pages
     from experiments.reporting.content import gather
     from experiments.reporting.load import read, write_merged
-    from experiments.reporting.pages import render
     from experiments.reporting.rows import condition
 
     results = read(options.results)
@@ -60,8 +65,12 @@ def rebuild(options: Options) -> int:
         raise ValueError(f"--output must be a new folder, got {options.output}, which exists")
     if left := len(chosen) - len(content.results.items):
         print(f"left out: {left} rows of models that other rows evaluate in the same way")
-    write_merged(content.results, options.output)
-    render(content, options.output)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.output.parent, prefix=TEMPORARY) as temporary:
+        made = Path(temporary, "report")
+        write_merged(content.results, made)
+        pages.render(content, made)
+        made.rename(options.output)
     print(f"report: {options.output / 'report.html'}")
     return 0
 

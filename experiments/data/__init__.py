@@ -2,6 +2,8 @@
 
 import hashlib
 
+from torch import Tensor
+
 from experiments.data.dataset import SegmentationData, Split
 from experiments.data.folder import CAMVID, find_pairs, labels_of
 from experiments.data.groups import camvid_group, finder, with_groups
@@ -49,8 +51,22 @@ def load(options: DataOptions, *, native: bool = False) -> SegmentationData:
     found = find_pet(root) if options.data == "pet" else find_pairs(root)
     train, val, test = read_splits(root, found, labels, options.size, options.fit, native)
     left_out = tuple(map(printable, shortened(found.left_out)))
+    repeated = [_repeated(train, other, which) for other, which in ((test, "test"), (val, "validation"))]
+    labels = labels._replace(note="; ".join(filter(None, (labels.note, *repeated))))
     data = SegmentationData(printable(name), train, val, test, *labels, left_out)
     return data if find is None else with_groups(data, find)
+
+
+def _repeated(train: Split, other: Split, which: str) -> str:
+    """What a reader must know of images that two splits have in common; empty where there are none."""
+    seen = {_digest(image) for image in train.images}
+    count = sum(_digest(image) in seen for image in other.images)
+    said = f"{count} of {len(other.names)} {which} images are also in the training split, pixel for pixel"
+    return f"{said}, so that scores on them say little" if count else ""
+
+
+def _digest(image: Tensor) -> bytes:
+    return hashlib.sha256(image.contiguous().numpy().data).digest()
 
 
 def _check(options: DataOptions, native: bool) -> None:
@@ -63,6 +79,8 @@ def _check(options: DataOptions, native: bool) -> None:
     if options.size is not None and min(options.size) < least:
         got = f"{options.size[0]} {options.size[1]} with --data {options.data}"
         raise ValueError(f"--size must be height and width of at least {least}, got {got}")
+    if options.fit != DataOptions.fit and options.size is None:
+        raise ValueError(f"--fit must be left out without --size, got {options.fit}")
     if native and options.fit == "crop":
         raise ValueError("--score-at native needs the whole images: --fit pad or stretch, got --fit crop")
 

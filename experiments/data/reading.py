@@ -141,13 +141,16 @@ def _read_pair(pair: Pair, values: Mapping[int, int]) -> tuple[Image.Image, Imag
     """RGB image and mask of class ids.
 
     Raises:
-        ImageError: what read_image refuses; masks of several channels or with other values; unequal sizes.
+        ImageError: what read_image refuses; masks that are JPEG, of several channels or with other values; unequal
+            sizes.
     """
     image = read_image(pair.image)
     try:
         mask = read_image(pair.mask, mode=None)
     except ImageError as error:
         raise ImageError(f"has a mask that {error}") from error
+    if mask.format == "JPEG" or mask.info.get("compression") in ("jpeg", "tiff_jpeg"):
+        raise ImageError("has a mask that must not be JPEG, which changes ids")
     if image.size != mask.size:
         image = read_image(pair.image, upright=True)
     if image.size != mask.size:

@@ -18,7 +18,7 @@ from experiments.records.files import locked, remove_torn, write_whole
 from experiments.records.grid import NotApplicable, Run
 from experiments.records.messages import IncompleteError, ended
 from experiments.records.options import Settings
-from experiments.records.results import RESULTS, Row, append_rows, differing, provenance, read_rows
+from experiments.records.results import RESULTS, Row, append_rows, differing, provenance, read_rows, replace_rows
 from experiments.reporting.examples import save_examples
 from experiments.reporting.pages import write_report
 from experiments.reporting.tables import number
@@ -57,11 +57,11 @@ def command(work: Callable[[Console], tuple[Iterable[Run], list[Row]]], output: 
     return ended(complete, begun=output / SETTINGS, quiet=console.quiet)
 
 
-def check_output(output: Path, known: Row, *, trained: bool = True) -> list[Row]:
+def check_output(output: Path, settings: Settings, *, trained: bool = True) -> list[Row]:
     """The rows that output holds already; none for a new folder.
 
-    known: Settings.as_row. trained: whether runs are trained, or trained weights re-evaluated. Raises ValueError where
-    output is not a folder, was begun with other settings or the other way of these two, or holds files that are not of
+    trained: whether runs are trained, or trained weights re-evaluated. Raises ValueError where output is not a folder,
+    was begun with other settings, other files of weights or the other way of these two, or holds files that are not of
     a comparison.
     """
     if output.exists() and not output.is_dir():
@@ -70,17 +70,35 @@ def check_output(output: Path, known: Row, *, trained: bool = True) -> list[Row]
     for row in rows:
         if row.get("kind") != "segmentation":
             raise ValueError(f"--output: {output} holds rows of kind {row.get('kind')!r}, choose another folder")
-    begun = [json.loads((output / SETTINGS).read_text(encoding="utf-8"))] if (output / SETTINGS).exists() else []
+    begun = read_settings(output)
+    earlier = [begun] if begun else []
     ran = [row for row in rows if row["status"] != "not applicable"]
-    if any(there.get("trained", True) is not trained for there in (*ran, *begun)):
+    if any(there.get("trained", True) is not trained for there in (*ran, *earlier)):
         what = "evaluations of runs trained elsewhere" if trained else "runs that were trained"
         raise ValueError(f"--output: {output} holds {what}, choose another folder")
-    compared = {name: value for name, value in known.items() if name != "data"}  # a folder of data may have moved
-    for there in (*begun, *rows):
+    # A folder of data may have moved.
+    compared = {name: value for name, value in settings.as_row().items() if name != "data"}
+    for there in (*earlier, *rows):
         check_settings(output, there, compared)
+    for file, now in settings.weights_ids:
+        if (old := begun.get("weights_ids", {}).get(file, now)) != now:
+            what = f"{file} is not the file that {output} was begun with (SHA-256 {old} there, {now} now)"
+            raise ValueError(f"--weights: {what}, choose another folder")
     if not rows and output.exists():
         check_foreign(output, OWN)  # a first run that was interrupted leaves files, and rows if any were torn
     return rows
+
+
+def read_settings(output: Path) -> Row:
+    """What output was begun with; empty where it was not begun. Raises ValueError where the file is damaged."""
+    path = output / SETTINGS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(found, dict) or not isinstance(found.get("weights_ids", {}), dict):
+        raise ValueError(f"{path}: expected a JSON object of settings")
+    return found
 
 
 def check_settings(output: Path, there: Row, known: Row) -> None:
@@ -130,11 +148,11 @@ def make(
 ) -> list[Row]:
     """Make the rows of every run that output has none for, and keep the report up to date; returns all rows.
 
-    missing: runs that cannot exist; each gets a row that says why. launch: what makes the runs, by default one after
-    another in this process. sources: trained weights that are evaluated as each run, here and instead of training.
-    contrasts: those planned, for the report. A run's files are in place before its rows, and these are appended at
-    once: an interruption at any moment loses what a run did since its last checkpoint, where it trains, and nothing
-    else.
+    missing: runs that cannot exist; each gets a row that says why. Such a row of an earlier command goes where it holds
+    no longer, and its run is made. launch: what makes the runs, by default one after another in this process. sources:
+    trained weights that are evaluated as each run, here and instead of training. contrasts: those planned, for the
+    report. A run's files are in place before its rows, and these are appended at once: an interruption at any moment
+    loses what a run did since its last checkpoint, where it trains, and nothing else.
 
     Raises:
         IncompleteError: after all others have finished, where runs ended in an error.
@@ -146,14 +164,23 @@ def make(
     # not have their device, and they name their own.
     origin = provenance(torch.device(settings.device if launch is None else "cpu"))
     with locked(output) if first else nullcontext():
-        rows = check_output(output, settings.as_row(), trained=sources is None)
+        rows = check_output(output, settings, trained=sources is None)
+        # Rows of runs that were found not applicable before, and are not now, or by another rule.
+        rules = {run.id: None for run in runs} | {absent.run.id: absent.rule for absent in missing}
+        old = [
+            row["status"] == "not applicable" and rules.get(row["run"], row["error"]) != row["error"] for row in rows
+        ]
+        rows = [row for row, is_old in zip(rows, old, strict=True) if not is_old]
         done = {row["run"] for row in rows}
         todo = [run for run in runs if run.id not in done]
         if first:
             remove_torn(output)
             begun = settings.as_row() | ({} if sources is None else {"trained": False})
+            begun["weights_ids"] = read_settings(output).get("weights_ids", {}) | dict(settings.weights_ids)
             write_whole(output / SETTINGS, json.dumps(begun, indent=1))
             save_examples(output, data)
+            if any(old):
+                replace_rows(output / RESULTS, rows)
             for run in runs:
                 if run.id in done:
                     finish(run.id, output)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from experiments.data import SegmentationData
-from experiments.records.files import locked
+from experiments.records.files import TEMPORARY, locked
 from experiments.records.grid import Run
 from experiments.records.options import RayResources, Settings
 from experiments.records.results import Row, machine
@@ -78,7 +78,7 @@ def run_on_ray(
         ray.util.deregister_serializer(torch.Tensor)
         limits = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_retries": resources.retries}
         task = ray.remote(**limits)(_task)
-        with tempfile.NamedTemporaryFile(dir=output, prefix=".ray.") as token:
+        with tempfile.NamedTemporaryFile(dir=output, prefix=TEMPORARY) as token:
             for run in todo:
                 reference = task.remote(execute, run, stored, settings, Path(token.name).resolve(), origin)
                 running[reference] = run

@@ -15,6 +15,7 @@ from experiments.data import SegmentationData, Split
 from experiments.execution import comparison
 from experiments.execution.launch import check_ray
 from experiments.execution.runs import find_source
+from experiments.records.files import digest
 from experiments.records.grid import NotApplicable, Run, grid, own_stem
 from experiments.records.options import CompareOptions, Recipe, Settings, check_precision, choose_device
 from experiments.records.results import run_of, runs_in
@@ -45,12 +46,12 @@ def prepare(
     height, width = loaded.train.images.shape[-2:]
     same = ("steps", "batch_size", "precision", "inference", "scoring", "workers")
     shared: dict[str, Any] = {name: getattr(options, name) for name in same}
-    shared["recipe"] = _check_weights(options.recipe, runs)
+    shared["recipe"], shared["weights_ids"] = _check_weights(options.recipe, runs)
     shared["start"] = options.start and str(options.start.resolve())  # machines of Ray work elsewhere
     shared["evaluate_at"] = tuple(sorted(options.evaluate_at))
     shared |= {"device": device, "groups_id": data.groups_id(loaded)}
     settings = Settings(loaded.name, data.data_id(loaded), height, width, **shared)
-    rows = comparison.check_output(options.output, settings.as_row())
+    rows = comparison.check_output(options.output, settings)
     check_against(options.recipe.crop, options.batch_size, loaded.train)
     class_weights(loaded.train.masks, len(loaded.class_names), loaded.ignore_index)  # refuses masks of a single class
     # Sizes that models meet: in training, and with each scale and tile of evaluation.
@@ -109,29 +110,37 @@ def _check_encoders(options: CompareOptions) -> None:
                 f"one of {tags} for {encoder}" if tags else f"left out for {encoder}, which has no pretrained weights"
             )
             raise ValueError(f"--weights must be {rule}, got {recipe.weights}")
+        if tagged and entry is None and recipe.weights != "imagenet":  # smp takes any tag for timm's own weights
+            raise ValueError(f"--weights must be imagenet for {encoder}, got {recipe.weights}")
         if recipe.layer_decay != 1 and own_stem(encoder.removeprefix("tu-").split(".")[0]) is None:
             raise ValueError(f"--layer-decay must be 1 for {encoder}, which is not swinx's, got {recipe.layer_decay}")
 
 
-def _check_weights(recipe: Recipe, runs: list[Run]) -> Recipe:
-    """The recipe, with --weights by its whole path where it is a file; every run's file must fit its encoder.
+def _check_weights(recipe: Recipe, runs: list[Run]) -> tuple[Recipe, tuple[tuple[str, str], ...]]:
+    """The recipe, with --weights by its whole path where it is a file, and Settings.weights_ids; every run's file must
+    fit its encoder.
 
     Raises:
         ValueError, FileNotFoundError: a file is missing or unreadable or does not fit, or an encoder is not swinx's.
     """
     if recipe.weights is None or isinstance(encoder_weights(recipe.weights, 0), str):
-        return recipe
+        return recipe, ()
+    # Machines of Ray work elsewhere.
+    recipe = replace(recipe, weights=str(Path(recipe.weights).resolve()))
+    ids: dict[str, str] = {}
     for encoder, stem, window, seed in dict.fromkeys((run.encoder, run.stem, run.window, run.seed) for run in runs):
         if stem is None:
             raise ValueError(
                 f"--weights must be a tag of smp's for {encoder}, which is not swinx's, got {recipe.weights}"
             )
         built = smp.encoders.get_encoder(encoder_name(encoder, stem, window), weights=None)
+        file = Path(str(encoder_weights(recipe.weights, seed)))
         try:
-            swinx.load_checkpoint(built, encoder_weights(recipe.weights, seed))
+            swinx.load_checkpoint(built, file)
+            ids[str(file)] = digest(file)
         except (ValueError, OSError) as error:
             raise type(error)(f"--weights: {error}") from error
-    return replace(recipe, weights=str(Path(recipe.weights).resolve()))  # machines of Ray work elsewhere
+    return recipe, tuple(ids.items())
 
 
 def check_against(crop: tuple[int, int] | None, batch_size: int, split: Split) -> None:

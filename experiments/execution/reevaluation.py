@@ -42,7 +42,7 @@ def prepare(
             f"{settings.width} with data_id {settings.data_id}, got {loaded.name} at {height}x{width} with {digest}"
         )
     settings = replace(settings, groups_id=data.groups_id(loaded))
-    begun = comparison.check_output(options.output, settings.as_row(), trained=False)
+    begun = comparison.check_output(options.output, settings, trained=False)
     _check_begun(begun, sources, options.output)
     sizes = options.inference.sizes(settings.height, settings.width)
     runs, missing = comparison.runnable(list(sources), missing, sizes, len(loaded.class_names), console)

@@ -13,7 +13,7 @@ import torch
 from experiments.data import SegmentationData
 from experiments.evaluation import cost, metrics
 from experiments.records.counts import Arrays, ImageCounts, pack
-from experiments.records.files import plain_file, write_whole
+from experiments.records.files import digest, plain_file, write_whole
 from experiments.records.grid import NotApplicable, Run
 from experiments.records.options import PLAIN, Settings
 from experiments.records.results import RESULT_FIELDS, Row, now, run_of, runs_in
@@ -104,6 +104,7 @@ def execute(
     common["precision"] = settings.precision
     head = {**_head(run, settings, origin), "threads": torch.get_num_threads(), "world_size": together.world}
     head |= {"source": begun and begun.summary} | ({"trained": False} if trained else {})
+    head["weights_id"] = trained.row.get("weights_id") if trained else _weights_id(run, settings)
     results: Row = {"status": "ok", "error": None, **dict.fromkeys(RESULT_FIELDS)}
     step, known, fitted, drawn = trained and trained.row["step"], None, {}, {}
     try:
@@ -126,6 +127,17 @@ def execute(
         return []
     head["time"] = now()  # one for all rows: it tells this training from others
     return [*_earlier(folder, head, settings), {**head, "step": step, **results}]
+
+
+def _weights_id(run: Run, settings: Settings) -> str | None:
+    """The digest of the file of encoder weights that run begins with; raises ValueError where that is a new one."""
+    file = encoder_weights(settings.recipe.weights, run.seed)
+    if not isinstance(file, Path):
+        return None
+    found = digest(file)
+    if dict(settings.weights_ids).get(str(file), found) != found:
+        raise ValueError(f"--weights: {file} has changed since the command began")
+    return found
 
 
 def _initial(run: Run, source: Source | None, data: SegmentationData, settings: Settings) -> Segmenter:
@@ -190,7 +202,7 @@ def finish(run_id: str, output: Path) -> None:
 
 def not_applicable_row(missing: NotApplicable, settings: Settings, origin: Row) -> Row:
     """The row of a run that cannot exist: status "not applicable", the rule as error, no results."""
-    unknown = {"threads": None, "world_size": None, "source": None, "step": None}
+    unknown = {"threads": None, "world_size": None, "source": None, "weights_id": None, "step": None}
     status = {"status": "not applicable", "error": missing.rule}
     return {**_head(missing.run, settings, origin), **unknown, **status, **dict.fromkeys(RESULT_FIELDS)}
 

@@ -9,7 +9,6 @@ prediction.json        what predicted, and where the results come from
 Shapes: h w pixels of what the model sees of a picture.
 """
 
-import hashlib
 import json
 import os
 import sys
@@ -26,10 +25,10 @@ from experiments.data.reading import available_memory
 from experiments.evaluation.inference import probabilities
 from experiments.prediction import pictures
 from experiments.prediction.options import Options
-from experiments.records.files import write_whole
+from experiments.records.files import digest, locked, remove_torn, write_whole
 from experiments.records.grid import size_rule
 from experiments.records.messages import IncompleteError, printable, shortened
-from experiments.records.options import Inference, Size, choose_device
+from experiments.records.options import PLAIN, Inference, Size, check, choose_device
 from experiments.records.results import Row, differing, provenance
 from experiments.training.weights import Trained, load_weights
 
@@ -41,7 +40,8 @@ MOST_ENLARGED = 2**24
 @dataclass(frozen=True)
 class Job:
     """What is to be done. short_side: pictures are scaled to it; None where options say another way. found: all, by
-    name; todo: those of them that are not finished. record: what decides the pixels of a result."""
+    name; todo: those of them that are not finished. record: what decides the pixels of a result, and the folder that
+    the pictures are in."""
 
     options: Options
     device: torch.device
@@ -76,12 +76,15 @@ def run(options: Options) -> int:
     job = prepare(options)
     names, colors = job.trained.class_names, job.trained.colors
     classes = [{"id": i, "name": name, "color": colors[i]} for i, name in enumerate(names)]
-    write_whole(options.output / RECORD, json.dumps(job.record | provenance(job.device), indent=1) + "\n")
-    write_whole(options.output / CLASSES, json.dumps(classes, indent=1) + "\n")
     trained = f"{job.trained.run.id}, trained on {job.trained.data} at {job.trained.height}x{job.trained.width}"
     ways = ", ".join(f"{name} {value}" for name, value in job.record.items() if value)
-    print(printable(f"{trained}, sees {len(job.todo)} pictures: {ways}"), flush=True)
-    problems = predict(job)
+    with locked(options.output):
+        check_output(options.output, job.record)  # once more: another command may have been quicker
+        remove_torn(options.output)
+        write_whole(options.output / RECORD, json.dumps(job.record | provenance(job.device), indent=1) + "\n")
+        write_whole(options.output / CLASSES, json.dumps(classes, indent=1) + "\n")
+        print(printable(f"{trained}, sees {len(job.todo)} pictures: {ways}"), flush=True)
+        problems = predict(job)
     before = f", {len(job.found) - len(job.todo)} finished before" if len(job.todo) < len(job.found) else ""
     print(printable(f"{len(job.todo) - len(problems)} predicted{before}: {options.output}"))
     if problems:
@@ -105,10 +108,11 @@ def prepare(options: Options) -> Job:
     short_side = None if options.native or options.size else options.short_side or trained.short_side
     tile = options.inference.tile or trained.crop or (whole if options.native else None)
     inference = replace(options.inference, tile=tile)
-    with options.weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
-    record = {"weights": digest, "short_side": short_side, "size": options.size, "precision": options.precision}
-    record |= asdict(inference)
+    tiled = tile is not None or inference.overlap == PLAIN.overlap
+    check(inference, {"overlap": (tiled, "left out where pictures are not seen by tiles")})
+    images = options.images.parent if options.images.is_file() else options.images
+    record = {"weights": digest(options.weights), "images": str(images.resolve()), "short_side": short_side}
+    record |= {"size": options.size, "precision": options.precision, **asdict(inference)}
     check_output(options.output, record)
     todo = {name: path for name, path in found.items() if not finished(options.output, name, path)}
     return Job(options, device, trained, inference, short_side, found, todo, record)

@@ -53,6 +53,7 @@ class Options:
             "batch_size": (self.batch_size >= 1, "at least 1"),
         }
         check(self, rules)
+        check(self.data, {"groups": (self.data.groups is None, "left out: no test image is scored")})
         self.recipe()
 
     def recipe(self) -> Recipe:

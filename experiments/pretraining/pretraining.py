@@ -10,7 +10,7 @@ from rich.console import Console
 
 from experiments import data
 from experiments.data import SegmentationData
-from experiments.execution.comparison import SETTINGS, check_foreign, check_settings, progress, say
+from experiments.execution.comparison import SETTINGS, check_foreign, check_settings, progress, read_settings, say
 from experiments.execution.prepare import check_against
 from experiments.pretraining.hidden_patches import HiddenPatches
 from experiments.pretraining.options import Options
@@ -71,10 +71,10 @@ def _checked(options: Options) -> str:
 
 def _rows(output: Path, known: Row) -> list[Row]:
     """The rows that output holds. Raises ValueError where it was begun with other settings, or holds other files."""
-    if not (output / SETTINGS).exists():
+    if not (begun := read_settings(output)):
         check_foreign(output, set())
         return []
-    check_settings(output, json.loads((output / SETTINGS).read_text(encoding="utf-8")), known)
+    check_settings(output, begun, known)
     return read_rows(output / RESULTS)
 
 

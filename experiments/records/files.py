@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 import tempfile
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# Names of temporary files begin with it and end in eight characters of tempfile's.
+TEMPORARY = ".swinx-"
 # What a run or a file beside it may be called: no separators, no leading dot, no control characters.
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
 
@@ -20,7 +23,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     A link at path is replaced, not followed. Text is UTF-8.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
@@ -35,10 +38,18 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def remove_torn(folder: Path) -> None:
-    """Remove the temporary files, below folder, of writers that were killed inside write_whole."""
-    for path in folder.rglob(".*"):
-        if re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name) and path.is_file():
-            path.unlink()
+    """Remove the temporary files, below folder, of writers that were killed. Hidden folders are left alone."""
+    for at, inside, names in os.walk(folder):
+        inside[:] = [name for name in inside if not name.startswith(".")]
+        for name in names:
+            if re.fullmatch(re.escape(TEMPORARY) + "[a-z0-9_]{8}", name):
+                Path(at, name).unlink()
+
+
+def digest(path: Path) -> str:
+    """What tells the content of a file from that of others: the first 12 characters of its SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def plain_file(path: Path, within: Path) -> bool:

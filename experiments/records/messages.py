@@ -19,6 +19,10 @@ def ended(work: Callable[[], int], *, begun: Path | None = None, quiet: bool = F
     begun: a file that is there once there is something that the same command continues. quiet: another process says
     why.
     """
+
+    def there(words: str) -> str:
+        return words if begun is not None and os.path.exists(begun) else ""
+
     status = 2
     try:
         return work()
@@ -27,10 +31,9 @@ def ended(work: Callable[[], int], *, begun: Path | None = None, quiet: bool = F
     except (ValueError, ImportError) as error:
         message = f"error: {error}"
     except OSError as error:
-        kept = "; what is finished is kept, and the same command continues after it"
-        message = f"error: {error}{kept if begun is not None and os.path.exists(begun) else ''}"
+        message = f"error: {error}{there('; what is finished is kept, and the same command continues after it')}"
     except KeyboardInterrupt:
-        status, message = 130, "interrupted; the same command continues where it stopped"
+        status, message = 130, f"interrupted{there('; the same command continues where it stopped')}"
     if not quiet:
         print("\n".join(map(printable, message.split("\n"))), file=sys.stderr)
     return status

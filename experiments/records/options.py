@@ -154,8 +154,8 @@ class Inference:
 
 
 PLAIN = Inference()
-# How work is done, not what is done: fields of Settings that are free to change when a grid goes on.
-EXECUTION = ("workers",)
+# Fields of Settings that are free to change when a grid goes on: how work is done, and files that other seeds have.
+EXECUTION = ("workers", "weights_ids")
 
 
 @dataclass(frozen=True)
@@ -228,6 +228,10 @@ class Common:
     contrasts: Annotated[tuple[str, ...], unset("[NAME ...]")] = ()
     """planned comparisons such as exact-dense@os8, or a file of them (default: all pairs, as an exploration)"""
 
+    def __post_init__(self) -> None:
+        tiled = self.inference.tile is not None or self.inference.overlap == PLAIN.overlap
+        check(self.inference, {"overlap": (tiled, "left out without --tile")})
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(Common):
@@ -254,6 +258,7 @@ class CompareOptions(Common):
     """folder for results and report"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at = self.evaluate_at
         different = len(set(at)) == len(at) and all(0 <= step <= self.steps for step in at)
         rules = {
@@ -265,9 +270,16 @@ class CompareOptions(Common):
             "ray": (self.launcher == "ray" or self.ray == RayResources(), "left out without --launcher ray"),
         }
         check(self, rules)
-        trained = self.recipe.weights is not None or self.start is not None
-        frozen = self.recipe.freeze != "nothing"
-        check(self.recipe, {"freeze": (trained or not frozen, "left out without --weights or --start")})
+        # Not in Recipe, which rows of earlier versions must fit as well.
+        recipe, trained = self.recipe, self.recipe.weights is not None or self.start is not None
+        weighted = "ce" in recipe.losses or recipe.class_weighting == Recipe.class_weighting
+        frozen = recipe.freeze != "nothing"
+        rules = {
+            "class_weighting": (weighted, "left out where --losses has no ce"),
+            "freeze": (trained or not frozen, "left out without --weights or --start"),
+            "layer_decay": (recipe.layer_decay == 1 or not frozen, "left out with --freeze encoder"),
+        }
+        check(recipe, rules)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +309,8 @@ class Settings:
     data_id is a digest of the pixels and masks. height and width are those of the images in memory. evaluate_at
     lists steps after which the test split is scored as well. start: the folder whose weights runs begin with, None for
     none. groups_id: a digest of what test images belong to, None where each stands for itself. workers, which changes
-    no result, is not part of rows.
+    no result, is not part of rows. Nor is weights_ids, each file of encoder weights with its digest: rows have the one
+    of their own run as weights_id.
     """
 
     data: str
@@ -315,6 +328,7 @@ class Settings:
     start: str | None = None
     groups_id: str | None = None
     workers: int = 0
+    weights_ids: tuple[tuple[str, str], ...] = ()
 
     def as_row(self) -> dict[str, Any]:
         """The fields by name, flat, as JSON gives them back: recipe, inference and scoring are spread out."""

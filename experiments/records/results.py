@@ -25,7 +25,7 @@ import timm
 import torch
 
 import swinx
-from experiments.records.files import PLAIN_NAME
+from experiments.records.files import PLAIN_NAME, write_whole
 from experiments.records.grid import Run
 from experiments.records.options import Inference, Recipe
 
@@ -60,7 +60,7 @@ def append_rows(path: Path, rows: Sequence[Row]) -> None:
         ValueError: a value is not JSON, or not finite (write None instead).
         OSError: the lines could not be written whole; the file is as it was before.
     """
-    lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
+    lines = _lines(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
@@ -76,6 +76,15 @@ def append_rows(path: Path, rows: Sequence[Row]) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def replace_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows in the place of those of a file, all or none; errors as append_rows. One writer holds the folder."""
+    write_whole(path, _lines(rows))
+
+
+def _lines(rows: Sequence[Row]) -> bytes:
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
 
 
 def _drop_torn_line(descriptor: int) -> int:
@@ -173,6 +182,7 @@ def check_row(row: Row) -> None:
         value = row.get(name)
         good = value is None or (isinstance(value, dict) and all(map(_number, value.values())))
         _check(row, name, good, "an object of numbers, or null")
+    _check(row, "weights_id", isinstance(row.get("weights_id"), str | None), "text or null")
     source = row.get("source")
     while source is not None:
         good = isinstance(source, dict) and _is_plain(source.get("run"))

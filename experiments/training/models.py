@@ -134,6 +134,7 @@ def applicable(
     then the type and first line of their error.
 
     Raises:
+        OSError: memory or something else that the machine lacks, which says nothing of the run.
         Exception: what a model with an encoder of swinx's raises: all of them work, so that is a bug and no rule.
     """
     rules: dict[Run, str | None] = {}
@@ -152,11 +153,14 @@ def _failure(run: Run, height: int, width: int, classes: int) -> str | None:
         with torch.inference_mode():
             logits = Segmenter(build_model(run, classes)).eval()(images)
     except Exception as error:
+        lines = str(error).strip().splitlines() or ["no message"]
+        said = f"{type(error).__name__}: {lines[0]}"
+        # torch's allocator on the CPU has no type of its own.
+        if isinstance(error, MemoryError | OSError | torch.OutOfMemoryError) or "alloc_cpu" in str(error):
+            raise OSError(f"{run.id} could not be tried: {said}") from error
         if own_stem(run.encoder) is not None:
             raise
-        # Whatever the type: nothing in common is promised, and the words are kept for the reader.
-        lines = str(error).strip().splitlines() or ["no message"]
-        return f"{type(error).__name__}: {lines[0]}"
+        return said  # whatever the type: nothing in common is promised, and the words are kept for the reader
     if logits.shape[-2:] != (height, width):
         return f"logits have {logits.shape[-2]}x{logits.shape[-1]} pixels for images of {height}x{width}"
     return None

@@ -120,14 +120,14 @@ def _entries(content: Mapping[str, Any]) -> Mapping[str, Any]:
     if wrong := [name for name, kind in ENTRIES.items() if name not in content or not isinstance(content[name], kind)]:
         raise ValueError(f"lacks usable entries {', '.join(wrong)}, which the format {FORMAT} has")
     names, colors, crop = content["class_names"], content["colors"], content["crop"]
-    shades = [shade for color in colors for shade in color]
     sides = [content["height"], content["width"], content["short_side"], *(crop or ())]
     whole = all(type(side) is int and 1 <= side <= MOST_SIDE for side in sides)
+    texts = [name for name in names if isinstance(name, str)]
+    triples = [color for color in colors if isinstance(color, list) and list(map(type, color)) == [int, int, int]]
     rules = {
-        f"1 to {MOST_CLASSES} different class_names": 1 <= len(names) == len(set(map(str, names))) <= MOST_CLASSES,
-        f"{len(names) + 1} RGB colors of 0 to 255": {len(color) for color in colors} == {3}
-        and len(colors) == len(names) + 1
-        and set(shades) <= set(range(256)),
+        f"1 to {MOST_CLASSES} different class_names": 1 <= len(names) == len(set(texts)) <= MOST_CLASSES,
+        f"{len(names) + 1} RGB colors of 0 to 255": len(colors) == len(triples) == len(names) + 1
+        and all(0 <= shade <= 255 for color in triples for shade in color),
         f"an ignore_index of {len(names)} to 255": len(names) <= content["ignore_index"] <= 255,
         f"height, width and short_side of 1 to {MOST_SIDE} pixels and a crop of {LEAST_CROP} to {MOST_SIDE}": whole
         and (crop is None or (len(crop) == 2 and min(crop) >= LEAST_CROP)),
@@ -163,7 +163,7 @@ def _rebuild(entries: Mapping[str, Any], device: torch.device | str) -> Trained:
     return Trained(
         model=Segmenter(model).eval().to(device),
         run=run,
-        class_names=tuple(map(str, entries["class_names"])),
+        class_names=tuple(entries["class_names"]),
         colors=tuple((red, green, blue) for red, green, blue in entries["colors"]),
         crop=entries["crop"] and (entries["crop"][0], entries["crop"][1]),
         **same,

@@ -25,13 +25,23 @@ def test_write_whole_keeps_the_old_file_when_it_fails(tmp_path: Path, monkeypatc
 def test_temporary_files_of_killed_writers_are_removed_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = [tmp_path / ".lock", tmp_path / "a" / ".gitignore", tmp_path / "a" / "b.12345678", tmp_path / ".a.b"]
+    names = (
+        ".lock",
+        "a/.gitignore",
+        "a/b.12345678",
+        ".a.b",
+        ".env.template",
+        ".git/.foo.settings",
+        ".git/.swinx-12345678",
+    )
+    kept = [tmp_path / name for name in names]
     for path in kept:
         write_whole(path, "x")
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "replace", lambda *_: None)  # where a kill would leave things
         write_whole(tmp_path / "a" / "weights.pt", "y")
     assert len(list((tmp_path / "a").iterdir())) == 3
+    assert (tmp_path / ".git" / ".swinx-12345678").exists()
     remove_torn(tmp_path)
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
 

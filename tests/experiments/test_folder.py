@@ -47,6 +47,22 @@ def test_round_trip_and_what_is_left_out(tree: Path) -> None:
     ]
 
 
+def test_images_that_are_in_training_too_are_counted(tree: Path) -> None:
+    """Whatever their names, files and masks: what counts is what the model would see."""
+    assert load_set(tree).note == ""
+    for number, name in ((0, "test/x.png"), (0, "test/y.png"), (3, "val/x.png"), (7, "test/z.png")):
+        write_pair(tree, number, name)
+    labels(5).save(tree / "masks/test/y.png")
+    picture(0).save(tree / "images/test/y.bmp")
+    (tree / "images/test/y.png").unlink()
+    said = "of 4 test images are also in the training split, pixel for pixel, so that scores on them say little"
+    assert load_set(tree).note == f"2 {said}"
+    write_pair(tree, 9, "train/t.png")
+    picture(9).save(tree / "images/val/c.png")
+    both = load_set(tree).note
+    assert both == f"2 {said}; 1 of 2 validation images {said.split('images ')[1]}"
+
+
 def test_a_long_list_of_what_is_left_out_is_cut(tree: Path) -> None:
     for number in range(23):
         (tree / f"images/val/{number}.txt").touch()
@@ -152,6 +168,9 @@ def test_all_bad_pairs_are_reported_at_once(tree: Path) -> None:
     picture(0).save(tree / "images/train/l.png")
     png(tree / "masks/train/l.png", np.full((H, W), 2), bits=4)
     Image.fromarray(np.zeros((H, W), np.uint16)).save(tree / "masks/train/i.png")
+    for name, kind in (("m", "JPEG"), ("n", "TIFF")):  # no suffix tells
+        write_pair(tree, 5, f"train/{name}.png")
+        labels(5).save(tree / f"masks/train/{name}.png", kind, **({"compression": "jpeg"} if kind == "TIFF" else {}))
     expected = {
         "images/train/a.png": "has a mask with ids 3, 254; allowed are 0 to 2 and 255 (ignored)",
         "images/train/b.jpg": "cannot be read: image file is truncated",
@@ -162,6 +181,8 @@ def test_all_bad_pairs_are_reported_at_once(tree: Path) -> None:
         "images/train/i.png": "has a mask that must have 8 bits a channel, is mode I;16",
         "images/train/k.png": "must have 8 bits a channel, is RGB;16B",
         "images/train/l.png": "has a mask that must have 8 bits a pixel, is L;4: Pillow spreads its values",
+        "images/train/m.png": "has a mask that must not be JPEG, which changes ids",
+        "images/train/n.png": "has a mask that must not be JPEG, which changes ids",
         "images/val/c.png": "is not an image (JPEG, PNG, ",
         "images/test/d.png": "must have 8 bits a channel, is mode I;16",
     }
@@ -279,6 +300,7 @@ ROOT, CLASSES = {"root": Path("pictures")}, {"classes": Path("names.txt")}
         ({"data": "camvid"}, "--data camvid needs --root"),
         ({"data": "folder"} | ROOT, "--data folder needs --classes"),
         ({"data": "pet"} | ROOT, "--data pet needs --size H W"),
+        ({"data": "folder", "fit": "crop"} | ROOT | CLASSES, "--fit must be left out without --size, got crop"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, object], message: str) -> None:

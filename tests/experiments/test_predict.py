@@ -17,6 +17,8 @@ from experiments.data import SegmentationData
 from experiments.predict import main
 from experiments.prediction.options import Options
 from experiments.prediction.prediction import prepare
+from experiments.records import files
+from experiments.records.files import locked
 from experiments.records.options import DataOptions
 from experiments.training.models import Segmenter, build_model
 from experiments.training.weights import load_weights, save_weights
@@ -59,6 +61,7 @@ def test_files_are_what_the_model_says(tmp_path: Path, weights: Path, capsys: py
         overlay = read(tmp_path / "out" / "overlays" / f"{name}.png")
         assert np.abs(overlay - (image + np.asarray(COLORS)[ids.numpy()]) / 2).max() <= 0.5
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        ".lock",
         *KINDS,
         "classes.json",
         "prediction.json",
@@ -206,3 +209,20 @@ def test_pictures_lie_as_viewers_show_them(tmp_path: Path, pixelwise: Pixelwise)
     assert main(arguments(tmp_path)) == 0
     for kind in KINDS:
         assert (read(tmp_path / "out" / kind / "upright.png") == read(tmp_path / "out" / kind / "turned.png")).all()
+
+
+def test_a_folder_has_one_writer_and_what_a_killed_one_left_goes(
+    tmp_path: Path, pixelwise: Pixelwise, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "in", {"a.png": (64, 96)})
+    assert main(arguments(tmp_path)) == 0
+    (tmp_path / "out" / "masks" / "a.png").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", lambda *_: None)  # where a kill would leave things
+        assert main(arguments(tmp_path)) == 0
+    assert len([path for path in (tmp_path / "out").rglob(".*") if path.name != ".lock"]) == 5
+    with locked(tmp_path / "out"):
+        assert main(arguments(tmp_path)) == 2
+    assert f"--output: another run is writing into {tmp_path / 'out'}" in capsys.readouterr().err
+    assert main(arguments(tmp_path)) == 0
+    assert [path.name for path in (tmp_path / "out").rglob(".*")] == [".lock"]

@@ -217,6 +217,27 @@ def test_another_prediction_is_refused(
     assert contents == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
 
 
+def test_results_of_other_pictures_are_not_taken_for_these(
+    tmp_path: Path, pixelwise: Pixelwise, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cameras give the same names in every folder; a damaged picture takes no other one's results with it."""
+    fill(tmp_path / "in", {"IMG_1.png": (64, 96), "IMG_2.png": (64, 96)})
+    fill(tmp_path / "in2", {"IMG_1.png": (40, 60)})
+    (tmp_path / "in2" / "IMG_2.png").write_text("damaged")
+    (tmp_path / "link").symlink_to("in")
+    assert main(arguments(tmp_path)) == 0
+    contents = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.png")}
+    capsys.readouterr()
+    for images in ("in2", "in2/IMG_1.png"):
+        assert main(arguments(tmp_path, images=images)) == 2
+        there = f"(images {tmp_path}/in there, {tmp_path}/in2 now)"
+        assert there in capsys.readouterr().err
+    for images in ("in/IMG_1.png", "link", "in"):
+        assert main(arguments(tmp_path, images=images)) == 0
+        assert "0 predicted, " in capsys.readouterr().out
+    assert all(path.read_bytes() == content for path, content in contents.items())
+
+
 def test_foreign_outputs_are_refused(tmp_path: Path, pixelwise: Pixelwise, capsys: pytest.CaptureFixture[str]) -> None:
     fill(tmp_path / "in", {"a.png": (64, 96)})
     (tmp_path / "notes").mkdir()
@@ -244,6 +265,7 @@ def test_foreign_outputs_are_refused(tmp_path: Path, pixelwise: Pixelwise, capsy
         (["--size", "5", "-1"], "--size must be height and width of at least 1, got 5 -1"),
         (["--native", "--short-side", "5"], "--short-side and --native exclude each other"),
         (["--native", "--size", "5", "5", "--short-side", "5"], "--short-side and --size and --native exclude each"),
+        (["--overlap", "0.25"], "--overlap must be left out where pictures are not seen by tiles, got 0.25"),
         (["--precision", "16"], "--precision 16 needs --device cuda; bf16 works on the CPU"),
     ],
 )

@@ -18,6 +18,7 @@ from experiments.pretrain import main
 from experiments.pretraining import pretraining
 from experiments.pretraining.hidden_patches import PATCH, HiddenPatches
 from experiments.pretraining.options import Options
+from experiments.records.options import DataOptions
 from experiments.records.results import RESULTS, read_rows
 from experiments.training.models import Normalise
 from experiments.training.train import DivergedError
@@ -148,6 +149,7 @@ def test_what_cannot_be_pretrained_is_refused_by_name(
         ({"seeds": (1, 1)}, "--seeds must be one or more different numbers from 0, got 1 1"),
         ({"seeds": ()}, "--seeds must be one or more different numbers from 0, got none"),
         ({"steps": 0}, "--steps must be at least 1, got 0"),
+        ({"data": DataOptions(groups="(.)")}, "--groups must be left out: no test image is scored, got (.)"),
         ({"zoom": (2.0, 1.0)}, "--zoom must be two finite factors of at least 1, rising, got 2.0 1.0"),
     ],
 )

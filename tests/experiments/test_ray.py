@@ -207,7 +207,7 @@ def test_what_collecting_raises_ends_all_tasks_and_passes_through(
     monkeypatch.setattr(launch, "_connect", lambda *arguments: None)
 
     def collect(made: list[Row]) -> None:
-        assert [path.name[:5] for path in tmp_path.iterdir()] == [".ray."]
+        assert [path.name[:7] for path in tmp_path.iterdir()] == [".swinx-"]
         if rows:
             raise OSError(errno.ENOSPC, "No space left on device")
         rows.extend(made)
@@ -232,10 +232,10 @@ def test_what_collecting_raises_ends_all_tasks_and_passes_through(
 
 def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=rf"does not see {tmp_path}: Ray needs a folder that all its nodes"):
-        launch._task(lambda *arguments: [], KILLED, toy_data(), SETTINGS, tmp_path / ".ray.12345678", {})
+        launch._task(lambda *arguments: [], KILLED, toy_data(), SETTINGS, tmp_path / ".swinx-12345678", {})
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / ".ray.12345678").touch()
-    assert launch._task(lambda *arguments: [{"row": 1}], KILLED, toy_data(), SETTINGS, tmp_path / ".ray.12345678", {})
+    (tmp_path / ".swinx-12345678").touch()
+    assert launch._task(lambda *arguments: [{"row": 1}], KILLED, toy_data(), SETTINGS, tmp_path / ".swinx-12345678", {})
     remove_torn(tmp_path)  # as after a command that was killed
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 

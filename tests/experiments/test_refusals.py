@@ -82,6 +82,10 @@ def test_foreign_folders_and_files_are_refused(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "rows" / "results.jsonl").write_text('{"kind": "attention"}\n')
     assert main([*ONE, "--output", str(tmp_path / "rows")]) == 2
     assert "holds rows of kind 'attention'" in capsys.readouterr().err
+    for content, said in (("{", "not JSON"), ("[]", "expected a JSON object of settings")):
+        (tmp_path / "notes" / "settings.json").write_text(content)
+        assert main([*ONE, "--output", str(tmp_path / "notes")]) == 2
+        assert f"settings.json: {said}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -117,6 +121,10 @@ def test_foreign_folders_and_files_are_refused(tmp_path: Path, capsys: pytest.Ca
         (
             ["--encoders", "swinx_n", "resnet18", "--layer-decay", "0.9"],
             "--layer-decay must be 1 for resnet18, which is not swinx's, got 0.9",
+        ),
+        (
+            ["--encoders", "tu-resnet18", "--weights", "banana"],
+            "--weights must be imagenet for tu-resnet18, got banana",
         ),
         (["--decoders", "FPN", "--seeds"], "--seeds must be one or more, got none"),
         (["--windows", "0"], "window must be a whole number of 1 to 64"),
@@ -245,6 +253,15 @@ def test_cuda_is_refused_where_there_is_none(tmp_path: Path, capsys: pytest.Capt
         (["--output-strides", "4"], "invalid choice '4'"),
         (["--evaluate-at", "0", "251"], "--evaluate-at must be different steps from 0, at most 200, got 0 251"),
         (["--evaluate-at", "5", "5"], "--evaluate-at must be different steps from 0, at most 200, got 5 5"),
+        (
+            ["--losses", "dice", "lovasz", "--class-weighting", "none"],
+            "--class-weighting must be left out where --losses has no ce, got none",
+        ),
+        (["--overlap", "0.25"], "--overlap must be left out without --tile, got 0.25"),
+        (
+            ["--weights", "imagenet", "--freeze", "encoder", "--layer-decay", "0.9"],
+            "--layer-decay must be left out with --freeze encoder, got 0.9",
+        ),
         (["--freeze", "encoder"], "--freeze must be left out without --weights or --start, got encoder"),
     ],
 )

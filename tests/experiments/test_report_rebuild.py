@@ -50,6 +50,26 @@ def test_chosen_rows_make_a_report_of_their_own(two: list[str], tmp_path: Path) 
     assert "95 % interval" in (output / "report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (OSError("disk full"), 2)])
+def test_a_report_that_was_cut_off_can_be_made_again(
+    two: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    error: BaseException, status: int,
+) -> None:  # fmt: skip
+    def stop(*_: object) -> None:
+        raise error
+
+    arguments = [*two, "--output", str(tmp_path / "reports" / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(pages, "render", stop)
+        assert main(arguments) == status
+    assert "continues" not in capsys.readouterr().err
+    assert list((tmp_path / "reports").iterdir()) == []
+    assert main(arguments) == 0
+    assert [path.name for path in (tmp_path / "reports").iterdir()] == ["out"]
+    (tmp_path / "made").mkdir()
+    assert (tmp_path / "reports" / "out").stat().st_mode == (tmp_path / "made").stat().st_mode
+
+
 def test_committed_rows_alone_give_the_same_report(two: list[str], tmp_path: Path) -> None:
     """From folders, from their merged set, and from NAME.jsonl with NAME.npz elsewhere."""
     assert main([*two, "--output", str(tmp_path / "out")]) == 0
