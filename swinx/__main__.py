@@ -50,7 +50,7 @@ def _list(_: argparse.Namespace) -> list[str]:
 
 def _inspect(options: argparse.Namespace) -> list[str]:
     found: Inspection = inspect_checkpoint(options.file)
-    inside = " and ".join(repr(part) for part in (found.wrapper, found.prefix) if part)
+    inside = " and ".join(repr(part[:200]) for part in (found.wrapper, found.prefix) if part)
     sizes = f"embed_dim {found.embed_dim}, depths {_dashed(found.depths)}, num_heads {_dashed(found.num_heads)}"
     levels = ", ".join(map(str, found.level_norms)) or "none"
     stem = "shared or none" if found.stem == "shared" else found.stem

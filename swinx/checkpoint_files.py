@@ -4,6 +4,7 @@ torch's own reader, without pickles that run code, does the reading. What it wou
 asks for, the sizes that it claims, and how the records of a zip file lie.
 """
 
+import contextlib
 import os
 import pickle
 import re
@@ -11,7 +12,7 @@ import struct
 import threading
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,12 +20,22 @@ import torch
 from safetensors.torch import load_file
 
 # Official training files hold their options beside the weights. torch's reader fills plain dictionaries with them.
-_OPTIONS = [(OrderedDict, "argparse.Namespace"), (OrderedDict, "yacs.config.CfgNode")]
+_OPTIONS = ("argparse.Namespace", "yacs.config.CfgNode")
+# Those of mmengine hold curves and scores: numbers of numpy, and `HistoryBuffer`, which names its methods by getattr.
+# Nothing is made of them.
+_LEFT_OUT = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "__builtin__.getattr",
+    *("numpy.dtype", "numpy.ndarray"),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+)
 _CALLED = {
-    *("collections.OrderedDict", "torch.Size", "torch.device", "torch.nn.parameter.Parameter", "builtins.set"),
+    *("collections.OrderedDict", "torch.Size", "torch.device", "torch.nn.parameter.Parameter"),
+    *("__builtin__.set", "builtins.set"),
     *(f"torch._utils._rebuild_{kind}" for kind in ("parameter", "tensor", "tensor_v2", "sparse_tensor")),
     *("torch._utils._rebuild_meta_tensor_no_storage", "torch._utils._rebuild_nested_tensor", "_codecs.encode"),
-    *(name for _, name in _OPTIONS),
+    *_OPTIONS,
+    *_LEFT_OUT,
 }
 _NAMED = re.compile(r"^torch\.(storage\.|cuda\.)?(\w+Storage|(b?float|u?int|complex|bool|half|double|long|short)\w*)$")
 _NAMED_TOO = re.compile(r"^torch\.(strided|sparse_\w+|serialization\._get_layout)$")
@@ -64,7 +75,7 @@ def existing(path: str | Path, argument: str) -> Path:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a `.safetensors` file, or of a file that torch.save wrote, as plain containers on the CPU.
+    """The content of a safetensors file, or of a file that torch.save wrote, as plain containers on the CPU.
 
     Raises:
         ValueError: unreadable, of another kind, or in need of more than tensors and known options.
@@ -72,47 +83,60 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:  # whose errors name it, unlike those of safetensors
-            if path.suffix.lower() == ".safetensors":
+            begin = file.read(9)
+            # The length of its header, which is JSON. In the hub's cache such files have no suffix.
+            if path.suffix.lower() == ".safetensors" or begin[8:] == b"{":
                 return load_file(path)
-            zipped = file.read(4) == b"PK\3\4"  # as torch tells it
-            if zipped:
-                _check_zip(path, file)
-            else:
-                _check_legacy(file)
-        content = _load(path, zipped)
+            zipped = begin[:4] == b"PK\3\4"  # as torch tells it
+            names = _check_zip(path, file) if zipped else _check_legacy(file)
+        with _lock, _stand_ins(names):
+            # A memory map takes no memory for storages.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except (PermissionError, RefusedFileError):
         raise
     except Exception as error:  # a truncated file alone makes torch raise any of six types, an OSError among them
         raise RefusedFileError(f"is damaged or no checkpoint ({type(error).__name__}: {error})") from error
     if not isinstance(content, dict):
         raise RefusedFileError(f"must hold a state dict, got {type(content).__name__}")
-    return {key: _plain(value) for key, value in _plain(content).items()}
+    content = plain(content)
+    once = {id(value): plain(value) for value in content.values()}  # a file may name one value many times
+    return {key: once[id(value)] for key, value in content.items()}
 
 
-def _load(path: Path, zipped: bool) -> Any:
-    with _lock:
-        # torch's context forgets what it was given when it ends, so what the user has registered is left out.
-        new = [option for option in _OPTIONS if option not in torch.serialization.get_safe_globals()]
-        with torch.serialization.safe_globals(new):  # type: ignore[arg-type]  # takes pairs, and is typed without
-            # A memory map takes no memory for storages.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+@contextlib.contextmanager
+def _stand_ins(names: set[str]) -> Iterator[None]:
+    """Have torch's reader take stand-ins for what a pickle names and torch does not know."""
+    pairs: list[Any] = [(OrderedDict, name) for name in _OPTIONS if name in names]
+    # torch reads Python 2's names of modules as they are now.
+    pairs += [(_Anything, name.replace("__builtin__", "builtins")) for name in _LEFT_OUT if name in names]
+    if not pairs:
+        yield
+        return
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()  # what the user allowed is the real one, which may take memory
+    try:
+        with torch.serialization.safe_globals(pairs):
+            yield
+    finally:
+        torch.serialization.add_safe_globals(allowed)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A dictionary without the attributes that a file may have given it, all but torch's versions of modules."""
     if not isinstance(value, dict):
         return value
-    plain = OrderedDict((key, dict.__getitem__(value, key)) for key in dict.__iter__(value))
+    copy = OrderedDict((key, dict.__getitem__(value, key)) for key in dict.__iter__(value))
     versions = vars(value).get("_metadata") if hasattr(value, "__dict__") else None
     if isinstance(versions, Mapping) and all(isinstance(version, Mapping) for version in versions.values()):
-        plain._metadata = versions  # type: ignore[attr-defined]  # torch keeps it there
-    return plain
+        copy._metadata = versions  # type: ignore[attr-defined]  # torch keeps it there
+    return copy
 
 
-def _check_zip(path: Path, file: IO[bytes]) -> None:
-    """Refuse what readers of zip files read differently, and compressed records, which could be of any size.
+def _check_zip(path: Path, file: IO[bytes]) -> set[str]:
+    """What the pickles in a zip file ask for, by its names.
 
-    torch writes a directory of records, its 64-bit end, and its end, to the last byte of the file.
+    Refuses what readers of zip files read differently, and compressed records, which could be of any size. torch writes
+    a directory of records, its 64-bit end, and its end, to the last byte of the file.
     """
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
@@ -132,15 +156,22 @@ def _check_zip(path: Path, file: IO[bytes]) -> None:
     for record in records:
         if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
             raise RefusedFileError(f"must not hold compressed records, got {record.filename[:200]}")
+    names: set[str] = set()
     with zipfile.ZipFile(path) as archive:
         for record in records:
             if record.filename.endswith("/data.pkl"):
                 with archive.open(record) as content:
-                    _Scan(content).load()
+                    scan = _Scan(content)
+                    scan.load()
+                    names |= scan.names
+    return names
 
 
-def _check_legacy(file: IO[bytes]) -> None:
-    """Refuse a file in torch's format before 1.6 whose storages, of which torch takes the memory first, exceed it."""
+def _check_legacy(file: IO[bytes]) -> set[str]:
+    """What a file in torch's format before 1.6 asks for, by its names.
+
+    Refuses one whose storages, of which torch takes the memory first, exceed it.
+    """
     size = file.seek(0, 2)
     file.seek(0)
     scan = _Scan(file)
@@ -150,10 +181,13 @@ def _check_legacy(file: IO[bytes]) -> None:
         scan.load()
     if sum(scan.storages.values()) > size:
         raise RefusedFileError(f"is damaged or no checkpoint ({sum(scan.storages.values())} bytes in {size})")
+    return scan.names
 
 
 class _Scan(pickle.Unpickler):
-    """Walks through a pickle without importing or calling anything; storages holds the bytes of each, by its key.
+    """Walks through a pickle without importing or calling anything.
+
+    storages holds the bytes of each, by its key; names what the pickle asks for.
 
     Raises:
         RefusedFileError: it asks for something else than tensors and known options.
@@ -162,10 +196,12 @@ class _Scan(pickle.Unpickler):
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)
         self.storages: dict[Any, int] = {}
+        self.names: set[str] = set()
 
     def find_class(self, module: str, name: str) -> type:
         """A stand-in for what the pickle asks for."""
         path = f"{module}.{name}"
+        self.names.add(path)
         if path in _CALLED or _NAMED_TOO.match(path):
             return _Anything
         if _NAMED.match(path):

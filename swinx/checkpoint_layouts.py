@@ -12,9 +12,14 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from swinx.checkpoint_files import plain
+
 # Where a training file has averaged weights too, these: as timm's own loader does.
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-# In this order: data parallel, Lightning, torch.compile, then where the encoder is in a segmentation model.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net", "module")
+# What every encoder has: what its names begin with is what these begin with.
+_ANCHOR = re.compile(r"^(|.*?\.)patch_embed\.", re.DOTALL)
+# For files of several encoders, or of parts of one. In this order: data parallel, Lightning, torch.compile, then where
+# the encoder is in a segmentation model.
 _PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.model.", "encoder.")
 # Put around a module, each adds its name to the keys below it.
 WITHIN = re.compile(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module)\.")
@@ -57,36 +62,51 @@ class Entries(NamedTuple):
 
 def without_wrappers(weights: Mapping[str, Any]) -> dict[str, Any]:
     """Keys without the names of what was put around modules inside."""
-    plain: dict[str, Any] = {}
+    named: dict[str, Any] = {}
     for key, value in weights.items():
         name = WITHIN.sub("", key)
-        if name in plain:
+        if name in named:
             raise ValueError(f"the checkpoint holds {name[:200]} twice, with and without a wrapper's name in its key")
-        plain[name] = value
-    return plain
+        named[name] = value
+    return named
 
 
 def take_apart(state_dict: Mapping[str, Any]) -> Entries:
     """The entries of the backbone, without the wrappers and prefixes that training code puts around them.
 
     Raises:
-        ValueError: no tensors where they could be.
+        ValueError: no tensors where they could be, or several encoders with nothing to choose one by.
     """
     within = ""
     for wrapper in _WRAPPERS:
-        if isinstance(state_dict.get(wrapper), Mapping):
-            state_dict, within = state_dict[wrapper], wrapper
+        inner = plain(state_dict.get(wrapper))
+        if isinstance(inner, Mapping) and any(isinstance(value, (Tensor, Mapping)) for value in inner.values()):
+            state_dict, within = inner, wrapper
     entries = {key: value for key, value in state_dict.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not entries:
         keys = " or ".join(repr(wrapper) for wrapper in _WRAPPERS)
         begin = list(state_dict)[:5]
         raise ValueError(f"the checkpoint holds no tensors, bare or under {keys}: it begins with {begin}")
-    whole, backbone = "", entries
-    while found := [prefix for prefix in _PREFIXES if any(key.startswith(prefix) for key in backbone)]:
-        prefix = found[0]
-        backbone = {key.removeprefix(prefix): value for key, value in backbone.items() if key.startswith(prefix)}
+    prefix = _prefix(entries)
+    backbone = {key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
+    return Entries(within, prefix, entries, backbone)
+
+
+def _prefix(entries: Mapping[str, Any]) -> str:
+    """What the names of the encoder begin with: of several encoders, or parts of one, by the names that we know."""
+    found = sorted({match[1] for key in entries if (match := _ANCHOR.match(key))})
+    if len(found) == 1:
+        return found[0]
+    whole, keys = "", list(entries)
+    while prefix := next((prefix for prefix in _PREFIXES if any(key.startswith(prefix) for key in keys)), ""):
+        keys = [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
         whole += prefix
-    return Entries(within, whole, entries, backbone)
+    if found and whole not in found:
+        shown = ", ".join(repr(prefix[:200]) for prefix in found[:5])
+        raise ValueError(
+            f"the checkpoint holds {len(found)} encoders, under {shown}: save the state dict of the one that is meant"
+        )
+    return whole
 
 
 def counted_window(coordinates: Tensor) -> tuple[int | None, int | None]:

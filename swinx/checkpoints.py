@@ -47,11 +47,12 @@ _MAX_ENTRY = 2**24  # elements; the encoder's own largest entry may be larger
 def load_checkpoint(encoder: nn.Module, path: str | Path) -> None:
     """Load pretrained weights from a file into an encoder, in place.
 
-    Reads `.safetensors`, and `.pth` or `.pt` as plain tensors (never executing a pickle), in any of these layouts:
-    official classification, official segmentation (bare or under `backbone.`), timm, smp's `tu-swin`, mmsegmentation,
-    MoBY and SimMIM, ours, and whole smp models with our encoder, also out of data parallel, Lightning or compiled
-    training, and official and timm's training files with their optimiser and options; of a file that holds averaged
-    weights too (`state_dict_ema`, `model_ema`), these, as timm does. Bias tables of another window are resized
+    Reads safetensors, and what torch.save wrote as plain tensors (never executing a pickle), in any of these layouts:
+    official classification, official segmentation, timm, smp's `tu-swin`, mmsegmentation, MoBY and SimMIM, ours, and
+    whole models with our encoder, under whatever name a training gave it, also out of data parallel or compiled
+    training, and training files with their optimiser and options; of a file that holds averaged weights too
+    (`state_dict_ema`, `model_ema`), these, as timm does. A file of several encoders, such as a student and a teacher,
+    is refused unless it names one as smp, Lightning or data parallel do. Bias tables of another window are resized
     (bicubic) and kernels for another number of image channels adapted, each with a warning. An official file of Swin V2
     that counts offsets in other windows than the encoder is loaded with a warning; timm's files do not tell. The
     encoder is changed only if the whole checkpoint fits.

@@ -116,7 +116,7 @@ def changed(base: SwinConfig, changes: Mapping[str, Any]) -> SwinConfig:
     """A configuration with other values of some fields.
 
     A Swin V2 with another window keeps counting offsets in windows of its base, with which the weights were trained,
-    unless pretrained_window_size is among the changes.
+    unless pretrained_window_size is among the changes. A Swin V1 of it counts none.
 
     Raises:
         ValueError: an unknown field, or a value that SwinConfig refuses.
@@ -126,6 +126,8 @@ def changed(base: SwinConfig, changes: Mapping[str, Any]) -> SwinConfig:
         raise ValueError(f"changes must be among {', '.join(known)}, got {', '.join(unknown)}")
     if "window_size" in changes and changes.get("version", base.version) == base.version == "v2":
         changes = {"pretrained_window_size": base.pretrained_window_size or base.window_size} | dict(changes)
+    if changes.get("version") == "v1":
+        changes = {"pretrained_window_size": None} | dict(changes)
     return replace(base, **changes)
 
 

@@ -140,12 +140,15 @@ def check_config(config: SwinConfig) -> SwinConfig:
 def check_preprocessing(value: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `smp.encoders.preprocess_input`, for the number of image channels that the options say.
 
+    mean, std and input_range may be arrays, tensors, or lists of their numbers.
+
     Raises:
         ValueError: other keys, or values that it could not use.
     """
     keys = ("mean", "std", "input_space", "input_range")
     if not isinstance(value, Mapping) or set(value) != set(keys):
         raise ValueError(f"preprocessing must hold {', '.join(keys)}, got {shown(value)}")
+    value = {key: as_plain(entry) for key, entry in value.items()}
     channels = options.get("in_channels", 3)
     for key, length in (("mean", channels), ("std", channels), ("input_range", 2)):
         numbers = value[key]
@@ -155,7 +158,21 @@ def check_preprocessing(value: Any, options: Mapping[str, Any]) -> dict[str, Any
         raise ValueError(f"preprocessing std must be above 0, got {shown(value['std'])}")
     if value["input_space"] not in ("RGB", "BGR"):
         raise ValueError(f"preprocessing input_space must be RGB or BGR, got {shown(value['input_space'])}")
+    if value["input_range"][1] == 1 and max(value["mean"]) > 1:  # smp divides by 255 there and nowhere else
+        raise ValueError(
+            f"preprocessing mean must be at most 1 where input_range ends in 1, which scales images to it, got "
+            f"{shown(value['mean'])}: for statistics of images that are not scaled give their range, such as [0, 255]"
+        )
     return {key: list(value[key]) if key != "input_space" else value[key] for key in keys}
+
+
+def as_plain(value: Any) -> Any:
+    """Arrays, tensors and their numbers as numbers and lists of Python, in lists and mappings too."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: as_plain(entry) for key, entry in value.items()}
+    return [as_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def check_class_names(value: Any, classes: Any) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """What is done to whole models that hold a swinx encoder: attention, output stride, parameter groups."""
 
 import math
+from numbers import Real
 from typing import Any
 
 from segmentation_models_pytorch import (
@@ -171,9 +172,11 @@ def parameter_groups(
         ("layer_decay", layer_decay, 1.0, "above 0 and at most 1"),
         ("weight_decay", weight_decay, math.inf, "at least 0 and finite"),
     ):
-        number = isinstance(value, (int, float)) and value <= most and value < math.inf
+        number = isinstance(value, Real) and value <= most and value < math.inf
         if not number or value < 0 or (value == 0 and name != "weight_decay"):
             raise ValueError(f"{name} must be {rule}, got {shown(value)}")
+    # With numbers of numpy in it torch would not read a saved state of the optimiser.
+    learning_rate, layer_decay, weight_decay = float(learning_rate), float(layer_decay), float(weight_decay)
     encoders = encoders_in(model)
     if layer_decay < 1 and not encoders:
         raise ValueError(f"layer_decay below 1 needs a model with a SwinXEncoder, got {type(model).__name__}")

@@ -1,5 +1,6 @@
 """Entries of smp's encoder registry (and by them of timm's), their pretrained weights, and preprocessing."""
 
+import copy
 import functools
 import re
 from collections.abc import Callable
@@ -155,4 +156,4 @@ def get_preprocessing_fn(encoder_name: str, weights: str = "imagenet") -> Callab
         )
     if weights not in tags:
         raise ValueError(f"weights must be one of {', '.join(tags)} for {encoder_name}, got {shown(weights)}")
-    return functools.partial(preprocess_input, **IMAGENET)
+    return functools.partial(preprocess_input, **copy.deepcopy(IMAGENET))

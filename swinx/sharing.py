@@ -1,6 +1,7 @@
 """Save whole models for others, and open what others saved: smp's two files, and in config.json what smp leaves out."""
 
 import contextlib
+import json
 import os
 import re
 import tempfile
@@ -12,13 +13,13 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from safetensors import safe_open
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model, save_file
 from segmentation_models_pytorch.base import SegmentationModel
 from segmentation_models_pytorch.encoders import encoders
 from torch import nn
 
 from swinx import hub, model_files
-from swinx.config import VARIANTS, SwinConfig, changed
+from swinx.config import VARIANTS, SwinConfig, changed, shown
 from swinx.encoder import SwinXEncoder
 from swinx.model_files import ModelFile
 from swinx.models import DECODER_STRIDES, encoders_in, set_output_stride, unwrapped
@@ -62,17 +63,18 @@ def save_pretrained(
     Writes model.safetensors, config.json, and a model card README.md where there is none. They are smp's own, and smp's
     `from_pretrained` opens them where the encoder's name is registered. What smp leaves out goes into config.json: the
     options of the variant, the present output stride, preprocessing and class names. Upload the directory as it is.
+    Weights that the model has in two places are written twice, and are two when it is opened.
 
     Args:
         model: as smp builds it, trained or not.
         directory: made where it does not exist; its files of these names are replaced, each as a whole. What is cut
             short while they are replaced does not open.
         class_names: one of each class. None: those that the model was opened with, if any.
-        preprocessing: arguments of `smp.encoders.preprocess_input`: mean, std, input_space and input_range. None: those
-            that the model was opened with, or, of three image channels, that its pretrained weights were trained with,
-            if any.
+        preprocessing: arguments of `smp.encoders.preprocess_input`: mean, std, input_space and input_range, as lists,
+            arrays or tensors. None: those that the model was opened with, or, of three image channels, that its
+            pretrained weights were trained with, if any.
         repo_id: owner and name of the repository that the model card is for; None: the card names the directory.
-        metrics, dataset: for the card, as in smp's `save_pretrained`.
+        metrics, dataset: for the card, as in smp's `save_pretrained`; metrics may hold arrays and tensors.
 
     Raises:
         ValueError: no such model, a model that its options do not build, or a value outside these rules. Nothing is
@@ -110,6 +112,11 @@ def save_pretrained(
         class_names=None if names is None else model_files.check_class_names(names, options.get("classes", 1)),
     )
     _check_rebuilt(file, model)
+    try:
+        metrics = model_files.as_plain(metrics)
+        json.dumps(metrics)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"metrics must be what JSON can say ({error}), got {shown(metrics)}") from error
     source = repo_id or (directory.name if directory.is_absolute() else directory.as_posix())
     card = model.generate_model_card(metrics=metrics, dataset=dataset)  # type: ignore[operator]
     text, replaced = _SMP_SNIPPET.subn(lambda _: _snippet(source, file), str(card))
@@ -125,8 +132,8 @@ def from_pretrained(
 
     A variant that is not registered here is registered from the file. Nothing in the files is executed, they name no
     other file, and a model is built only after its sizes were found to be those of its weights. No pretrained weights
-    are downloaded. The model has `class_names` (a tuple) and `preprocessing` (arguments of
-    `smp.encoders.preprocess_input`), each None where the file has none.
+    are downloaded. The weights have torch's default dtype, whatever they were saved in. The model has `class_names` (a
+    tuple) and `preprocessing` (arguments of `smp.encoders.preprocess_input`), each None where the file has none.
 
     Args:
         source: a directory, or "owner/name" on the Hugging Face hub.
@@ -280,7 +287,9 @@ def _write(directory: Path, model: nn.Module, config: str, card: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as made:
         new = Path(made)
-        save_model(model, str(new / WEIGHTS))
+        # Copies: the format has no weights that share memory.
+        weights = {key: value.to("cpu", copy=True).contiguous() for key, value in model.state_dict().items()}
+        save_file(weights, new / WEIGHTS)
         (new / CARD).write_text(card)
         (new / CONFIG).write_text(config)
         (directory / CONFIG).unlink(missing_ok=True)

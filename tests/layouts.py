@@ -168,6 +168,23 @@ LAYOUTS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
     ),
     "ours, compiled, data parallel": (lambda: prefixed("_orig_mod.module.", ours_in_smp()), (0, 1, 2, 3)),
     "ours, Lightning, compiled": (lambda: {"state_dict": prefixed("model._orig_mod.", ours_in_smp())}, (0, 1, 2, 3)),
+    "ours, Lightning under another name": (lambda: {"state_dict": prefixed("net.", ours_in_smp())}, (0, 1, 2, 3)),
+    "ours, beside a teacher": (
+        lambda: {
+            "state_dict": {
+                **prefixed("model.", ours_in_smp()),
+                **prefixed("teacher.encoder.", {key: value + 1 for key, value in ours().items()}),
+            }
+        },
+        (0, 1, 2, 3),
+    ),
+    "ours, a student": (lambda: {"epoch": 3, "model_state_dict": prefixed("student.", ours())}, (0, 1, 2, 3)),
+    "ours, DeepSpeed": (lambda: {"module": prefixed("model.", ours_in_smp()), "optimizer": {}}, (0, 1, 2, 3)),
+    "timm, in a net": (lambda: {"net": timm(), "acc": 81.5, "epoch": 3}, (3,)),
+    "timm, training with empty averages": (
+        lambda: {"state_dict": timm(), "state_dict_ema": {}, "model_ema": {"decay": 0.99}},
+        (3,),
+    ),
 }
 
 

@@ -79,12 +79,37 @@ def test_another_family_is_refused_by_its_first_entries(name: str, tmp_path: Pat
 def test_a_dict_without_weights_is_refused(tmp_path: Path) -> None:
     refused(
         saved({"teacher": ours()}, tmp_path),
-        "or under 'state_dict_ema' or 'model_ema' or 'state_dict' or 'model'",
+        "'state_dict_ema' or 'model_ema' or 'state_dict' or 'model_state_dict' or 'model' or 'net' or 'module'",
         "teacher",
     )
     refused(saved({}, tmp_path), "no tensors")
     refused(saved({"model": {}}, tmp_path), "no tensors")
     refused(saved({0: torch.ones(3), "param_groups": []}, tmp_path), "no tensors", "[0, 'param_groups']")
+
+
+@pytest.mark.parametrize("places", [("student.backbone.", "teacher.backbone."), ("model.a.", "model.b.")])
+def test_several_encoders_with_nothing_to_choose_one_by_are_listed(places: tuple[str, str], tmp_path: Path) -> None:
+    weights = {place + key: value for place in places for key, value in ours().items()}
+    one, other = places
+    refused(saved({"state_dict": weights}, tmp_path), f"holds 2 encoders, under '{one}', '{other}'")
+
+
+class WithMethods:
+    """Pickles as an ordered dictionary of weights with attributes, as any file may hold one."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = dict.fromkeys(("items", "get", "values", "keys"), torch.Size)
+        return OrderedDict, (), state, None, iter(ours().items())
+
+
+@pytest.mark.parametrize("wrappers", [("state_dict",), ("state_dict", "model"), ("state_dict", "net", "module")])
+def test_methods_that_a_file_gives_its_dictionaries_are_not_called(wrappers: tuple[str, ...], tmp_path: Path) -> None:
+    content: Any = WithMethods()
+    for wrapper in reversed(wrappers):
+        content = {wrapper: content}
+    encoder = fresh()
+    swinx.load_checkpoint(encoder, saved(content, tmp_path))
+    assert all(torch.equal(encoder.state_dict()[key], value) for key, value in ours().items())
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,12 @@ FOUND = {
     "ours, Lightning around a wrapper": ("swinx", "state_dict", "model.model.encoder."),
     "ours, compiled, data parallel": ("swinx", "", "_orig_mod.module.encoder."),
     "ours, Lightning, compiled": ("swinx", "state_dict", "model._orig_mod.encoder."),
+    "ours, Lightning under another name": ("swinx", "state_dict", "net.encoder."),
+    "ours, beside a teacher": ("swinx", "state_dict", "model.encoder."),
+    "ours, a student": ("swinx", "model_state_dict", "student."),
+    "ours, DeepSpeed": ("swinx", "module", "model.encoder."),
+    "timm, in a net": ("timm", "net", ""),
+    "timm, training with empty averages": ("timm", "state_dict", ""),
 }
 TIMM = {**backbone(), **prefixed("norm.", last_norm())}
 

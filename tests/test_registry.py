@@ -142,6 +142,14 @@ def test_weights_go_where_they_cannot_fit(changes: dict[str, Any]) -> None:
         smp.encoders.get_encoder("variant", weights="imagenet")
 
 
+def test_a_first_version_of_a_second_one_counts_no_offsets() -> None:
+    swinx.register_encoder("first_version", base="swinx_v2_b_w12to24", version="v1")
+    made = config("first_version")
+    assert (made.version, made.window_size, made.pretrained_window_size) == ("v1", (24, 24, 24, 12), None)
+    message = "pretrained_window_size must be None for version 'v1', got 12"
+    refused(message, "mine", base="swinx_v2_b", version="v1", pretrained_window_size=12)
+
+
 def test_a_list_counts_as_a_tuple() -> None:
     swinx.register_encoder("variant", base="swinx_t", depths=[2, 2, 6, 2], window_size=[7, 7])
     assert config("variant").depths == (2, 2, 6, 2)
@@ -254,6 +262,14 @@ def test_preprocessing_is_smp_s_for_imagenet() -> None:
     result = swinx.get_preprocessing_fn("swinx_b")(pixels)
     assert np.array_equal(result, wanted)
     assert np.array_equal(pixels, np.random.default_rng(1).integers(0, 256, (4, 6, 3), dtype=np.uint8)), "not in place"
+
+
+def test_statistics_of_one_function_are_its_own() -> None:
+    preprocess = swinx.get_preprocessing_fn("swinx_t")
+    preprocess.keywords["mean"][0] = 99.0
+    preprocess.keywords["input_range"][1] = 255
+    kept = swinx.get_preprocessing_fn("swinx_b").keywords
+    assert (kept["mean"], kept["input_range"]) == ([0.485, 0.456, 0.406], [0, 1])
 
 
 def test_preprocessing_follows_a_variant_s_base() -> None:

@@ -134,24 +134,6 @@ def test_the_pretrained_weights_of_a_variant_stay_known(tmp_path: Path) -> None:
     assert opened.encoder.config.window_size == 8
 
 
-def test_preprocessing_of_pretrained_weights_is_saved(tmp_path: Path) -> None:
-    model = build("Unet", 32)
-    model.config["encoder_weights"] = "imagenet"  # what smp keeps after downloading
-    swinx.save_pretrained(model, tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["encoder_weights"] is None
-    assert swinx.from_pretrained(tmp_path).preprocessing == IMAGENET
-
-
-@pytest.mark.parametrize("channels", [1, 6])
-def test_statistics_of_three_channels_are_not_saved_for_others(channels: int, tmp_path: Path) -> None:
-    model, x = build("Unet", 32, in_channels=channels), image(1, channels, 64, 96)
-    model.config["encoder_weights"] = "imagenet"
-    swinx.save_pretrained(model, tmp_path)
-    opened = swinx.from_pretrained(tmp_path)
-    assert opened.preprocessing is None
-    assert torch.equal(output(opened, x), output(model, x))
-
-
 def test_smp_opens_our_files_and_we_open_smp_s(tmp_path: Path) -> None:
     model, x = own_model("DeepLabV3Plus", 8), image(1, 4, 64, 96)
     swinx.save_pretrained(model, tmp_path / "ours")

@@ -1,8 +1,10 @@
 """What is done to whole models: output stride after building, and parameter groups."""
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
@@ -327,6 +329,20 @@ def test_frozen_parameters_are_left_out_and_the_groups_train() -> None:
     optimiser = torch.optim.AdamW(swinx.parameter_groups(model, 1e-3, 0.9))
     model(image(2, 3, 64, 64)).square().mean().backward()
     optimiser.step()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16, Fraction])
+def test_numbers_of_other_kinds_are_rates(kind: Any, tmp_path: Path) -> None:
+    """And a saved state of the optimiser holds plain numbers, or torch would not read it."""
+    model = smp.Unet("swinx_n", encoder_weights=None)
+    groups = swinx.parameter_groups(model, kind(0.125), layer_decay=kind(0.5), weight_decay=kind(0.25))
+    plain = swinx.parameter_groups(model, 0.125, 0.5, 0.25)
+    assert [(g["lr"], g["weight_decay"]) for g in groups] == [(g["lr"], g["weight_decay"]) for g in plain]
+    torch.save(torch.optim.AdamW(groups).state_dict(), tmp_path / "optimiser.pth")
+    rates = {group["lr"] for group in torch.load(tmp_path / "optimiser.pth", weights_only=True)["param_groups"]}
+    assert rates == {0.125 * 0.5**steps for steps in range(10)}
+    with pytest.raises(ValueError, match="learning_rate must be above 0 and finite, got "):
+        swinx.parameter_groups(model, kind(-0.125))
 
 
 @pytest.mark.parametrize(
