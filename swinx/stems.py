@@ -150,7 +150,7 @@ def adapt_input_weight(weight: Tensor, in_channels: int) -> Tensor:
     """A pretrained kernel for another number of input channels, by smp's rule: (C, I, k, k) -> (C, in_channels, k, k).
 
     One channel takes the sum over the old ones; otherwise the old ones are repeated in turn and scaled by
-    I / in_channels, which keeps the mean response to images whose channels are alike.
+    I / in_channels, which keeps the response to images whose channels are alike if I divides in_channels.
     """
     old = weight.shape[1]
     if in_channels == 1:
