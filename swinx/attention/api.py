@@ -55,7 +55,7 @@ def window_attention(
             takes.
 
     Returns:
-        (B, H, W, h * D), dtype of qkv (for sdpa and triton under autocast that of autocast, which leaves float64
+        (B, H, W, h * D), dtype of qkv (under autocast that of autocast, which leaves float64 and empty inputs
         alone). Softmax runs in at least float32; sdpa follows torch.
 
     Raises:
