@@ -7,6 +7,7 @@ characters, so that each stays one line.
 """
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,11 +16,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.records.counts import MOST_BYTES, Arrays, ImageCounts, counts_of, pack, unpack
+import numpy
+
+from experiments.records.counts import MOST_BYTES, Arrays, ImageCounts, counts_of, miou, pack, unpack
 from experiments.records.files import plain_file, write_whole
 from experiments.records.results import RESULTS, Row, read_rows
 
 MOST_PICTURE_BYTES = 20 * 1024**2  # of one folder
+ROUNDING = 1e-3  # rows have three digits
 Pictures = dict[str, bytes]  # PNG files by name
 
 
@@ -95,10 +99,11 @@ def _read(path: Path) -> Results:
         arrays = together[str(number)] if merged else _arrays(own / f"step{row['step']}.npz", root)
         items.append(Result(one_line(row), arrays, _pictures(own, root)))
         try:
-            _ = items[-1].counts
+            _check_score(row, items[-1].counts)
             _check_curves(arrays)
         except ValueError as error:
-            raise ValueError(f"{path}, arrays of {row['run']} at step {row['step']}: {error}") from error
+            where = f"{file}, line {number + 1}: arrays of {row['run']} at step {row['step']}"
+            raise ValueError(f"{where}: {error}") from error
     if not items:
         raise ValueError(f"{path} holds no results: rows of kind segmentation are needed in {RESULTS} or NAME.jsonl")
     known = file.name == RESULTS and plain_file(root / "data.json", root)
@@ -115,6 +120,14 @@ def _arrays(path: Path, root: Path) -> Arrays:
         return unpack(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _check_score(row: Row, counts: ImageCounts | None) -> None:
+    """Refuse counts that are of another row: where rows were left out, or their order was changed."""
+    found = float(miou(counts.hits.sum(0), counts.union.sum(0))) if counts else math.nan
+    there = math.nan if row["test_miou"] is None else row["test_miou"]
+    if counts and not numpy.isclose(found, there, rtol=0, atol=ROUNDING, equal_nan=True):
+        raise ValueError(f"their test_miou is {found:.3f}, that of the row {there}: they are not of this row")
 
 
 def _check_curves(arrays: Arrays) -> None:

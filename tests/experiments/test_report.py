@@ -10,7 +10,7 @@ import numpy
 import pandas
 import pytest
 import tyro
-from report_folder import CLASSES, COMMAND, again, folder, image_counts, row
+from report_folder import CLASSES, COMMAND, PIXELS, again, folder, image_counts, row
 
 from experiments.records.counts import ImageCounts
 from experiments.records.grid import Run
@@ -88,9 +88,9 @@ def test_every_setting_is_looked_at() -> None:
 
 
 def flat(iou: list[float], images: int = 24) -> ImageCounts:
-    """Counts of images that are all alike: IoU = hits / (2000 - hits) by class, in percent."""
-    hits = numpy.array([[round(2000 * x / (100 + x)) for x in iou]] * images)
-    truth = numpy.full_like(hits, 1000)
+    """Counts of images that are all alike: IoU = hits / (2 PIXELS - hits) by class, in percent."""
+    hits = numpy.array([[round(2 * PIXELS * x / (100 + x)) for x in iou]] * images)
+    truth = numpy.full_like(hits, PIXELS)
     names = tuple(map(str, range(images)))
     return ImageCounts(names, names, CLASSES[: len(iou)], hits, truth, truth.copy())
 
@@ -154,10 +154,9 @@ def test_three_seeds_find_what_is_far_apart(tmp_path: Path) -> None:
     assert (table["high"] > table["low"]).all()
     first = content.effects[0]
     assert first.name == "Unet - FPN"
-    assert f"{first.points:.1f}" != "20.0", "what the scores of rows, which are rounded, would say"
-    assert text.headline(content) == (
-        f"Unet reaches 70.1 % test mIoU, {first.points:.1f} points above FPN: significant."
-    )
+    assert text.headline(content) == "Unet reaches 70.1 % test mIoU, 20.0 points above FPN: significant."
+    other = replace(content, effects=[replace(first, points=12.34)])
+    assert "12.3 points above FPN" in text.headline(other), "of the effect: scores of rows are rounded"
 
 
 def test_captions_explain_the_columns_that_are_there_and_no_others(tmp_path: Path) -> None:
@@ -301,12 +300,12 @@ def test_groups_are_scored_apart(tmp_path: Path) -> None:
     rows = [row("Unet", 0), row("Unet", 1)]
     drives = ("a/0",) * 12 + ("a/1",) * 3 + ("b/0",) * 9
     found = []
-    for one, hits_of_b in zip(rows, (750, 250), strict=True):
+    for one, hits_of_b in zip(rows, (0.75, 0.25), strict=True):
         counts = image_counts(one)
         hits, in_a = counts.hits.copy(), numpy.arange(24) < 15
-        hits[:, 0] = 500
-        hits[in_a, 1] = 600 + 100 * (numpy.arange(15) % 3 - 1)  # counts are added up, not scores: 3 / 7
-        hits[~in_a, 1] = hits_of_b
+        hits[:, 0] = PIXELS // 2
+        hits[in_a, 1] = PIXELS // 10 * (6 + numpy.arange(15) % 3 - 1)  # counts are added up, not scores: 3 / 7
+        hits[~in_a, 1] = PIXELS * hits_of_b
         found.append(replace(counts, groups=drives, hits=hits))
     table = tables.groups(gather(read([folder(tmp_path / "two", rows, found)])))
     assert list(table) == ["a (15 images)", "b (9 images)"]

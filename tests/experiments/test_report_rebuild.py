@@ -69,6 +69,24 @@ def test_committed_rows_alone_give_the_same_report(two: list[str], tmp_path: Pat
             assert array.tolist() == other.arrays[name].tolist()
 
 
+def test_rows_that_were_left_out_or_moved_do_not_take_the_counts_of_others(
+    two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a merged set the counts are bound to rows by their number."""
+    assert main([*two, "--output", str(tmp_path / "out")]) == 0
+    lines = (tmp_path / "out" / "results.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    shutil.copy(tmp_path / "out" / "results.npz", tmp_path / "x.npz")
+    for kept, line, wrong, right in ((lines[1:], 1, "40.000", 41.0), ([*lines[:2], *lines[3:]], 3, "40.000", 41.0)):
+        (tmp_path / "x.jsonl").write_text("".join(kept), encoding="utf-8")
+        assert main([str(tmp_path / "x.jsonl"), "--output", str(tmp_path / "new")]) == 2
+        said = capsys.readouterr().err
+        assert f"x.jsonl, line {line}: arrays of {json.loads(kept[line - 1])['run']} at step 20: " in said
+        assert f"their test_miou is {wrong}, that of the row {right}" in said
+        assert not (tmp_path / "new").exists()
+    (tmp_path / "x.jsonl").write_text("".join(lines[:4]), encoding="utf-8")  # those at the end change no number
+    assert main([str(tmp_path / "x.jsonl"), "--output", str(tmp_path / "new")]) == 0
+
+
 def test_one_run_with_several_ways_of_inference(tmp_path: Path) -> None:
     trained = [row("PAN", seed, 40.0 + 9 * seed) for seed in range(2)]
     tiles = [again(item, test_miou=item["test_miou"] + 3, tile=[48, 32], overlap=0.25, flip=True) for item in trained]
