@@ -131,15 +131,56 @@ def test_the_command_that_adds_seeds_is_that_of_the_run_with_other_seeds(options
 
 
 def test_each_command_behind_a_folder_gets_its_missing_seeds(tmp_path: Path) -> None:
-    rows = [row("Unet", 0, command="python a --seeds 0 --b"), row("FPN", 1, command="python c --seeds 1 3")]
-    rows += [row("PAN", 2, command="python 'd"), row("Linknet", 0, command="python e"), row("Linknet", 1, command="f")]
+    a, c, e = (f"python -m experiments.{name}" for name in ("a", "c", "e"))
+    rows = [row("Unet", 0, command=f"{a} --seeds 0 --b"), row("FPN", 1, command=f"{c} --seeds 1 3")]
+    rows += [row("PAN", 2, command="python 'd"), row("Linknet", 0, command=e), row("Linknet", 1, command="f")]
     content = content_of(tmp_path / "a", rows)
-    assert sorted(text.more_seeds(content)) == ["python a --b --seeds 1 2", "python c --seeds 0 2"]
-    elsewhere = [again(row("Unet", command="python a --seeds 0"), command="python evaluate")]
+    assert sorted(text.more_seeds(content)) == [f"{a} --b --seeds 1 2", f"{c} --seeds 0 2"]
+    elsewhere = [again(row("Unet", command=f"{a} --seeds 0"), command=e)]
     content = content_of(tmp_path / "b", elsewhere)
-    assert text.more_seeds(content) == ["python a --seeds 1 2", "python evaluate"]
+    assert text.more_seeds(content) == [f"{a} --seeds 1 2", e]
     enough = [row("Unet", seed) for seed in range(2)]
     assert text.more_seeds(content_of(tmp_path / "c", enough)) == []
+
+
+def test_each_configuration_gets_three_seeds_whatever_seeds_others_have(tmp_path: Path) -> None:
+    """One command evaluated seed 0 of Unet, seeds 1 and 2 of FPN and seeds 0 and 1 of PAN, which diverged."""
+    made = {"Unet": [0], "FPN": [1, 2], "PAN": [0, 1]}
+    trained = [row(d, s, command=f"python -m experiments.{d.lower()}") for d, own in made.items() for s in own]
+    evaluated = [again(item, command="python -m experiments.evaluate x") for item in trained]
+    evaluated[-1] |= dict.fromkeys(RESULT_FIELDS) | {"status": "diverged", "error": "x", "step": None}
+    assert sorted(text.more_seeds(content_of(tmp_path, evaluated))) == [
+        "python -m experiments.evaluate x",
+        "python -m experiments.pan --seeds 2 3",
+        "python -m experiments.unet --seeds 1 2",
+    ]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "rm -rf /home/you",
+        "python -c 'import os' -m experiments.compare_decoders",
+        "python -m experiments",
+        "python -m experimentsX.compare_decoders",
+        "python -m 'experiments.compare_decoders;' rm",
+        "python -m experiments.compare_decoders; rm -rf x",
+        "torchrun --no-python -m experiments.compare_decoders",
+        "X=1 python -m experiments.compare_decoders",
+    ],
+)
+def test_commands_that_are_not_of_experiments_are_not_offered(command: str, tmp_path: Path) -> None:
+    trained = row("Unet", command=command)
+    content = content_of(tmp_path, [trained, again(row("FPN", command=command), command=command)])
+    assert text.more_seeds(content) == []
+    assert "To add seeds" not in text.on_differences(content)
+
+
+def test_words_of_a_command_are_quoted() -> None:
+    given = "python -u -m experiments.evaluate 'a;b' $(rm) > x & y"
+    assert with_seeds(given, []) == "python -u -m experiments.evaluate 'a;b' '$(rm)' '>' x '&' y"
+    given = "torchrun --nnodes=1 --nproc-per-node=8 -m experiments.compare_decoders --seeds 0 1 --steps 5"
+    assert with_seeds(given, [2]) == given.replace("--seeds 0 1 --steps 5", "--steps 5 --seeds 2")
 
 
 def test_three_seeds_find_what_is_far_apart(tmp_path: Path) -> None:
