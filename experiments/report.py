@@ -4,8 +4,8 @@
     python -m experiments.report docs/benchmarks/NAME.jsonl --contrasts exact-dense@os8 --output runs/NAME
 
 The new folder holds the chosen rows with what belongs to them, and needs nothing of the old ones. A run may come once
-for each way of inference (experiments.evaluate) and each setting that differs: these are then compared. An evaluation
-that repeats the one after training is left out.
+for each way of inference (experiments.evaluate) and each setting that differs: these are then compared. Of evaluations
+that differ in nothing else, the one with groups of images or with corruptions stays, else the one after training.
 """
 
 import sys
@@ -64,7 +64,8 @@ def rebuild(options: Options) -> int:
     if options.output.exists():
         raise ValueError(f"--output must be a new folder, got {options.output}, which exists")
     if left := len(chosen) - len(content.results.items):
-        print(f"left out: {left} rows of models that other rows evaluate in the same way")
+        known = "with the same groups and corruptions or more"
+        print(f"left out: {left} rows of models that other rows evaluate in the same way, {known}")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.output.parent, prefix=TEMPORARY) as temporary:
         made = Path(temporary, "report")

@@ -92,7 +92,11 @@ def groups_id(data: SegmentationData) -> str | None:
 
 
 def data_id(data: SegmentationData) -> str:
-    """Digest of classes, images and masks: equal for equal data, wherever it came from and however it is grouped."""
+    """Digest of classes, images and masks: equal for equal data, wherever it came from and however it is grouped.
+
+    It does not cover native masks: a folder scored at either resolution is of the same data, and a comparison of models
+    refuses other masks (statistics.significance).
+    """
     digest = hashlib.sha256()
     digest.update(repr((data.class_names, data.ignore_index, data.thin_classes)).encode())
     for split in (data.train, data.val, data.test):

@@ -108,7 +108,10 @@ def _axes(trained: Run, options: EvaluateOptions) -> Axes:
 
 def _settings(rows: Sequence[Row], options: EvaluateOptions) -> Settings:
     """Settings of the evaluation: those of training, with the inference and scoring asked for."""
-    of_training = list(dict.fromkeys(Settings.of(row) for row in rows))
+    try:
+        of_training = list(dict.fromkeys(map(Settings.of, rows)))
+    except ValueError as error:
+        raise ValueError(f"{options.folder / RESULTS}: {error}") from error
     if len(of_training) > 1:
         raise ValueError(f"--where must choose runs that were trained alike, got {len(of_training)} ways of training")
     settings = of_training[0]

@@ -8,7 +8,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -344,7 +345,7 @@ class Settings:
         """The settings that a row was made under; as_row of them gives its fields back.
 
         Raises:
-            ValueError: the row lacks some.
+            ValueError: the row lacks some, or one has another type.
         """
         parts = {"recipe": Recipe, "inference": Inference, "scoring": Scoring}
 
@@ -352,11 +353,29 @@ class Settings:
             names = [part.name for part in fields(kind) if part.name not in (*parts, *EXECUTION)]
             if missing := [name for name in names if name not in row]:
                 raise ValueError(f"a row lacks {', '.join(missing)}: an older version made it")
-            values = {name: row[name] for name in names}
+            values, types = {name: row[name] for name in names}, get_type_hints(kind)
+            for name, value in values.items():
+                if not _fits(value, types[name]):
+                    raise ValueError(f"{name} has a value of another type: {str(value)[:80]!r}")
             return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
         made = {name: kind(**read(kind)) for name, kind in parts.items()}
         return cls(**read(cls), **made)  # type: ignore[arg-type]  # the fields of as_row
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value of JSON is one of a field's type, with a list for a tuple."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in parts
+    if origin in (UnionType, Union):
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        if not isinstance(value, list):
+            return False
+        kinds = parts[:1] * len(value) if parts[-1] is ... else parts
+        return len(kinds) == len(value) and all(map(_fits, value, kinds))
+    return type(value) in ((int, float) if kind is float else (kind,))
 
 
 def choose_device(asked: str, precision: str) -> str:

@@ -35,12 +35,15 @@ RESULTS = "results.jsonl"
 STATUSES = ("ok", "diverged", "not applicable")
 # Fields of a row that hold a number or None: percentages, costs and what training used. A new score is named here,
 # computed in evaluation.metrics, put into rows by execution.runs.measure, and shown by reporting.tables.COLUMNS.
+PERCENTAGES = ("test_miou", "val_miou", "thin_miou", "test_f1", "pixel_accuracy", "ece")
 SCORES = (
-    *("test_miou", "val_miou", "thin_miou", "test_f1", "pixel_accuracy", "ece"),
+    *PERCENTAGES,
     *("params_m", "gflops", "latency_ms_p20", "latency_ms_p50", "latency_ms_p80", "peak_memory_mb"),
     *("images_seen", "train_minutes"),
 )
-# Fields that hold an object of numbers or None.
+# The largest number in a row or a curve; plots overflow with much larger ones.
+MOST = 10**15
+# Fields that hold an object of percentages or None.
 TABLES = ("class_iou", "boundary_f1", "thin_boundary_f1", "corruption_miou")
 BUDGET = ("steps", "batch_size", "precision")
 RECIPE = (*(part.name for kind in (Recipe, Inference) for part in fields(kind)), "start", "score_at")
@@ -174,19 +177,25 @@ def check_row(row: Row) -> None:
     _check(row, "run", row.get("run") == run.id and _is_plain(run.id), "the plain name of its run")
     _check(row, "data_id", isinstance(row.get("data_id"), str), "text")
     step = row.get("step")
-    _check(row, "step", step is None or (type(step) is int and step >= 0), "a whole number from 0, or null")
+    _check(row, "step", step is None or _whole(step, 0), "a whole number from 0, or null")
+    size = row.get("world_size")
+    _check(row, "world_size", size is None or _whole(size, 1), "a whole number from 1, or null")
     _check(row, "status", row.get("status") in STATUSES, f"one of {', '.join(STATUSES)}")
     for name in SCORES:
-        _check(row, name, _number(row.get(name)), "a number or null")
+        most = 100 if name in PERCENTAGES else MOST
+        _check(row, name, _number(row.get(name), most), f"a number of 0 to {most:g}, or null")
     for name in TABLES:
         value = row.get(name)
-        good = value is None or (isinstance(value, dict) and all(map(_number, value.values())))
-        _check(row, name, good, "an object of numbers, or null")
+        good = value is None or (isinstance(value, dict) and all(_number(part, 100) for part in value.values()))
+        _check(row, name, good, "an object of numbers of 0 to 100, or null")
     _check(row, "weights_id", isinstance(row.get("weights_id"), str | None), "text or null")
-    source = row.get("source")
+    _check(row, "time", isinstance(row.get("time"), str | None), "text or null")
+    trained, source = row.get("trained", True), row.get("source")
+    good = trained is True or (trained is False and source is not None)
+    _check(row, "trained", good, "true, or false in a row with a source")
     while source is not None:
-        good = isinstance(source, dict) and _is_plain(source.get("run"))
-        _check(row, "source", good, "an object with the plain name of a run, or null")
+        good = isinstance(source, dict) and _is_plain(source.get("run")) and isinstance(source.get("time"), str | None)
+        _check(row, "source", good, "an object with the plain name of a run, and its time as text, or null")
         source = source.get("source")
 
 
@@ -199,9 +208,12 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, str) and PLAIN_NAME.fullmatch(value) is not None
 
 
-def _number(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value is None or (number and abs(value) <= sys.float_info.max)  # also of whole numbers that no float holds
+def _whole(value: object, least: int) -> bool:
+    return type(value) is int and least <= value <= MOST
+
+
+def _number(value: object, most: float) -> bool:
+    return value is None or (type(value) in (int, float) and 0 <= value <= most)  # type: ignore[operator]
 
 
 def provenance(device: torch.device) -> Row:

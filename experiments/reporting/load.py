@@ -7,6 +7,7 @@ characters, so that each stays one line.
 """
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,11 +16,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.records.counts import MOST_BYTES, Arrays, ImageCounts, counts_of, pack, unpack
+import numpy
+from numpy.typing import NDArray
+
+from experiments.records.counts import MOST_BYTES, Arrays, ImageCounts, counts_of, miou, pack, unpack
 from experiments.records.files import plain_file, write_whole
-from experiments.records.results import RESULTS, Row, read_rows
+from experiments.records.results import MOST, RESULTS, Row, read_rows
 
 MOST_PICTURE_BYTES = 20 * 1024**2  # of one folder
+ROUNDING = 1e-3  # rows have three digits
 Pictures = dict[str, bytes]  # PNG files by name
 
 
@@ -95,10 +100,11 @@ def _read(path: Path) -> Results:
         arrays = together[str(number)] if merged else _arrays(own / f"step{row['step']}.npz", root)
         items.append(Result(one_line(row), arrays, _pictures(own, root)))
         try:
-            _ = items[-1].counts
+            _check_score(row, items[-1].counts)
             _check_curves(arrays)
         except ValueError as error:
-            raise ValueError(f"{path}, arrays of {row['run']} at step {row['step']}: {error}") from error
+            where = f"{file}, line {number + 1}: arrays of {row['run']} at step {row['step']}"
+            raise ValueError(f"{where}: {error}") from error
     if not items:
         raise ValueError(f"{path} holds no results: rows of kind segmentation are needed in {RESULTS} or NAME.jsonl")
     known = file.name == RESULTS and plain_file(root / "data.json", root)
@@ -112,9 +118,17 @@ def _arrays(path: Path, root: Path) -> Arrays:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"is larger than {MOST_BYTES} bytes")
-        return unpack(path.read_bytes())
+        return {name: _one_lined(array) for name, array in unpack(path.read_bytes()).items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _check_score(row: Row, counts: ImageCounts | None) -> None:
+    """Refuse counts that are of another row: where rows were left out, or their order was changed."""
+    found = float(miou(counts.hits.sum(0), counts.union.sum(0))) if counts else math.nan
+    there = math.nan if row["test_miou"] is None else row["test_miou"]
+    if counts and not numpy.isclose(found, there, rtol=0, atol=ROUNDING, equal_nan=True):
+        raise ValueError(f"their test_miou is {found:.3f}, that of the row {there}: they are not of this row")
 
 
 def _check_curves(arrays: Arrays) -> None:
@@ -123,6 +137,11 @@ def _check_curves(arrays: Arrays) -> None:
         good = all(array.ndim == 1 and array.dtype.kind in "fiu" for array in points)
         if points and (len(points) < 2 or not good or len(points[0]) != len(points[1])):
             raise ValueError(f"{x} and {y} must be numbers, as many of one as of the other")
+        for name, array in zip((x, y), points, strict=False):
+            low, high = (0, 100) if name == "val_miou" else (-MOST, MOST)
+            unknown = numpy.isnan(array) & (name == "val_miou")  # no class was there
+            if (wrong := array[~((low <= array) & (array <= high) | unknown)]).size:
+                raise ValueError(f"{name} must be from {low:g} to {high:g}, got {wrong[0]:g}")
 
 
 def _pictures(folder: Path, root: Path) -> Pictures:
@@ -152,12 +171,19 @@ def _data(path: Path) -> Data:
 
 
 def one_line(value: Any) -> Any:
-    """A value of JSON with every run of control characters in its texts as one space."""
+    """A value of JSON whose texts can be written: each run of control characters is one space, and what is no character
+    (of a file's name that is no UTF-8) a question mark."""
     if isinstance(value, str):
-        return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", value)
+        return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", value.encode(errors="replace").decode())
     if isinstance(value, dict):
         return {one_line(key): one_line(part) for key, part in value.items()}
     return list(map(one_line, value)) if isinstance(value, list) else value
+
+
+def _one_lined(array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype.kind != "U":
+        return array
+    return numpy.array(one_line(array.ravel().tolist()), dtype=array.dtype).reshape(array.shape)
 
 
 def write_merged(results: Results, output: Path) -> None:

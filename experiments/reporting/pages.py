@@ -118,8 +118,9 @@ def _learning(content: Content) -> dict[str, list[tuple[str, Frame]]]:
     shown = content.configurations[: plots.MOST_CURVES]
     found: dict[str, list[tuple[str, Frame]]] = {}
     for heading, x, y in (("loss", "loss_step", "loss"), ("validation mIoU %", "val_step", "val_miou")):
-        arrays = [(c.label, item.arrays) for c in shown for item in c.results if len(item.arrays.get(y, ()))]
-        found[heading] = [(label, Frame({"step": one[x], "value": one[y]})) for label, one in arrays]
+        arrays = [(c.label, item.arrays) for c in shown for item in c.results if y in item.arrays]
+        frames = [(label, Frame({"step": one[x], "value": one[y]}).dropna()) for label, one in arrays]
+        found[heading] = [(label, frame) for label, frame in frames if len(frame)]
     none = (math.nan, math.nan)
     tested = [(c.label.rpartition(STEP)[0], c.fields["step"], s.miou, *(s.interval or none)) for c, s in content.steps]
     by = Frame(tested, columns=["label", "step", "value", "low", "high"]).groupby("label")

@@ -69,15 +69,30 @@ def source_of(row: Row) -> str:
 
 
 def once(items: Iterable[Result]) -> tuple[Result, ...]:
-    """The results, those of the same model in the same configuration once: the row of the training, if it is there.
+    """The results, those of the same model in the same configuration once: the row that has groups of images or
+    corruptions which the others lack; else the row of the training, if it is there.
 
     Raises:
-        ValueError: a run comes twice with one step and the same settings, and these are two trainings.
+        ValueError: a run comes twice with one step and the same settings, and these are two trainings, or each has
+            groups or corruptions that the other lacks.
     """
     kept: dict[tuple[object, ...], Result] = {}
-    for item in sorted(items, key=lambda item: not item.row.get("trained", True)):
+    for item in sorted(items, key=lambda item: (-len(_extras(item)), not item.row.get("trained", True))):
         row = item.row
-        key = configuration_of(row)
-        if model_of(kept.setdefault(key, item).row) != model_of(row):
+        first = kept.setdefault(configuration_of(row), item)
+        if model_of(first.row) != model_of(row):
             raise ValueError(f"a run may come once with the same step and settings, got {row['run']} at {row['step']}")
+        if not _extras(item) <= _extras(first):
+            raise ValueError(
+                f"{row['run']} at {row['step']} is there twice, each time with groups or corruptions that the other "
+                "lacks: leave one of them out, or evaluate it with both"
+            )
     return tuple(kept.values())
+
+
+def _extras(item: Result) -> set[object]:
+    """What an evaluation may have beside its scores: groups of the test images, and kinds of corruptions."""
+    counts = item.counts
+    grouped = counts is not None and counts.groups != counts.names
+    groups = set(zip(counts.names, counts.groups, strict=True)) if counts and grouped else set()
+    return {*groups, *(item.row.get("corruption_miou") or ())}

@@ -1,14 +1,18 @@
 """What a report says in sentences: a headline, short notes, and where it comes from."""
 
+import json
+import re
 import shlex
 from collections.abc import Sequence
 from itertools import count, dropwhile, islice
 
-from experiments.records.results import BUDGET, RECIPE, Row
+from experiments.records.results import BUDGET, RECIPE, Row, run_of, settings_of
 from experiments.reporting.content import Content, Frame
 from experiments.reporting.rows import AXES, spelled
 from experiments.reporting.tables import differences, number, ranking, shown_effects, verdict
 
+# What commands begin with (records.results).
+COMMAND = re.compile(r"(python( -u)?|torchrun( --nnodes=\d+)?( --nproc-per-node=\d+)?) -m experiments\.[a-z_]+( |$)")
 SEEDS = 3  # with fewer, only large differences are found
 # What columns of the ranking and of the differences mean.
 MEANINGS = {
@@ -83,27 +87,32 @@ def more_seeds(content: Content) -> list[str]:
     Where weights were begun with or evaluated, those come first.
     """
     there: dict[str, set[int]] = {}
-    for item in content.results.items:
-        there.setdefault(_command(item.row), set()).add(item.row["seed"])
+    for item in content.results.items:  # also of seeds that diverged
+        there.setdefault(_configuration(item.row), set()).add(item.row["seed"])
     found = []
     for row in [c.results[0].row for c in content.configurations if len(c.results) == 1]:
-        known = there[_command(row)]
-        new = list(islice((seed for seed in count() if seed not in known), max(1, SEEDS - len(known))))
+        new = list(islice((seed for seed in count() if seed not in there[_configuration(row)]), SEEDS - 1))
         found.append(with_seeds(_command(row.get("source") or {}), new))
-        found.append(with_seeds(_command(row), new) if row.get("trained", True) else _command(row))
+        found.append(with_seeds(_command(row), new if row.get("trained", True) else []))
     return list(filter(None, dict.fromkeys(found)))
 
 
+def _configuration(row: Row) -> str:
+    return json.dumps([run_of(row).configuration, settings_of(row)])
+
+
 def with_seeds(command: str, seeds: Sequence[int]) -> str:
-    """A command with other --seeds; nothing for what is no command."""
+    """A command of experiments, with other --seeds if there are any; nothing for any other: rows may come from
+    elsewhere, and what this returns is pasted into a shell."""
     try:
         words = shlex.split(command)
-    except ValueError:  # of a row from elsewhere
+    except ValueError:
         return ""
-    if "--seeds" in words:
+    if seeds and "--seeds" in words:
         start = words.index("--seeds")
         words[start:] = dropwhile(str.isdigit, words[start + 1 :])
-    return shlex.join([*words, "--seeds", *map(str, seeds)]) if words else ""
+    given = shlex.join([*words, *(["--seeds", *map(str, seeds)] if seeds else [])])
+    return given if COMMAND.match(given) else ""
 
 
 def _command(row: Row) -> str:

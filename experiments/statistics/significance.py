@@ -60,7 +60,7 @@ class Configured:
 class Score:
     """Mean test mIoU in percent of a configuration with so many models.
 
-    interval: 95 %, for other seeds and other images of the kind; None where it cannot be known.
+    interval: 95 %, for other seeds and other images of the kind, within 0 and 100; None where it cannot be known.
     """
 
     label: str
@@ -148,8 +148,8 @@ def compare(
     resamples, seed: of the bootstrap over images.
 
     Raises:
-        ValueError: nothing to compare, labels that repeat, models that were counted on other images, groups or classes,
-            or one without any class; the message names them.
+        ValueError: nothing to compare, labels that repeat, models that were counted on other images, masks, groups or
+            classes, or one without any class; the message names them.
     """
     if not configurations or len({one.label for one in configurations}) < len(configurations):
         labels = ", ".join(one.label for one in configurations)
@@ -172,10 +172,15 @@ def compare(
         spread = None if reason else Spread(Variance(float(variance), groups - 1), _over_models(one, scores))
         estimates.append((points, spread, reason))
     described = tuple(
-        Score(one.label, len(one.models), points, spread and spread.interval(points))
+        Score(one.label, len(one.models), points, spread and _within(spread.interval(points)))
         for one, (points, spread, _) in zip(configurations, estimates, strict=False)
     )
     return Comparison(int(sizes.sum()), len(sizes), described, _effects(contrasts, estimates[len(alone) :]))
+
+
+def _within(interval: Interval) -> Interval:
+    """The part of an interval in which scores can be."""
+    return max(interval[0], 0.0), min(interval[1], 100.0)
 
 
 def _effects(contrasts: Sequence[Contrast], estimates: Sequence[Estimate]) -> tuple[Effect, ...]:
@@ -285,7 +290,11 @@ def _sums(configurations: Sequence[Configured]) -> tuple[Floats, Floats, Floats]
         own = [counts.groups[line[image]] for image in reference.names]
         if moved := [image for image, a, b in zip(reference.names, own, reference.groups, strict=True) if a != b]:
             raise ValueError(f"{first} and {name} must have the same groups, they differ in that of {_few(moved)}")
-        lines = numpy.array([line[image] for image in reference.names])[by_group]
+        order = numpy.array([line[image] for image in reference.names])
+        if (other := (counts.truth[order] != reference.truth).any(axis=1)).any():
+            differ = [reference.names[i] for i in other.nonzero()[0]]
+            raise ValueError(f"{first} and {name} must be scored against the same masks, they differ in {_few(differ)}")
+        lines = order[by_group]
         for part, array in zip(sums, (counts.hits, counts.union), strict=True):
             part[:, model] = numpy.add.reduceat(array[lines], starts)
     return sums[0], sums[1], sizes.astype(numpy.float64)

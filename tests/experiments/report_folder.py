@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,13 +12,14 @@ import numpy
 from PIL import Image
 
 from experiments.execution.runs import Source
-from experiments.records.counts import ImageCounts, pack
+from experiments.records.counts import ImageCounts, miou, pack
 from experiments.records.grid import Run
 from experiments.records.options import Settings
 from experiments.records.results import RESULT_FIELDS, Row, append_rows
 
 CLASSES = ("road", "$<b>|&%", "rare")
 BANDS = ("1", "2", "3", "0.75%")
+PIXELS = 10**6
 COMMAND = "python -m experiments.compare_decoders --data 'a&b' --seeds 0 --output runs/x"
 
 
@@ -55,23 +57,29 @@ def summary(trained: Row) -> Row:
 
 
 def image_counts(item: Row, images: int = 24, spread: float = 4.0, classes: Sequence[str] = CLASSES) -> ImageCounts:
-    """Counts whose mean IoU is about test_miou: images are as hard for one row as for the other, but for some noise.
+    """Counts whose mean IoU is test_miou: images are as hard for one row as for the other, but for some noise.
 
-    1000 pixels of the truth and of the prediction for each image and class; IoU = hits / (2000 - hits). The last class
-    is in no image.
+    PIXELS of the truth and of the prediction for each image and class; IoU = hits / (2 PIXELS - hits), over all images
+    that of the row. The last class is in no image.
     """
     hard = numpy.random.default_rng(0).normal(0, 8, (images, len(classes)))
     own = numpy.random.default_rng(zlib.crc32(json.dumps([item["run"], item["step"]]).encode()))
     iou = (item["test_miou"] + hard + own.normal(0, spread, hard.shape)).clip(1, 99) / 100
-    hits = (2000 * iou / (1 + iou)).astype(int)
-    truth = numpy.full_like(hits, 1000)
+    hits = 2 * PIXELS * iou / (1 + iou)
+    wanted = 2 * PIXELS * item["test_miou"] / (100 + item["test_miou"])
+    hits = (hits * wanted / hits.mean(0)).clip(0, PIXELS).round().astype(int)
+    truth = numpy.full_like(hits, PIXELS)
     hits[:, -1] = truth[:, -1] = 0
     names = tuple(f"image {i}" for i in range(images))
     return ImageCounts(names, names, tuple(classes), hits, truth, truth.copy())
 
 
 def folder(path: Path, rows: Sequence[Row], counts: Sequence[ImageCounts | None] = ()) -> Path:
-    """A runs folder with these rows and what belongs to them; counts: of each row, else image_counts of it."""
+    """A runs folder with these rows and what belongs to them; counts: of each row, which gets their score, else
+    image_counts of it."""
+    scores = [one and float(miou(one.hits.sum(0), one.union.sum(0))) for one in counts]
+    known = [{} if x is None else {"test_miou": None if math.isnan(x) else round(x, 3)} for x in scores]
+    rows = [item | score for item, score in zip(rows, known or [{}] * len(rows), strict=True)]
     classes = next(tuple(item["class_iou"]) for item in [*rows, row("FPN")] if item["class_iou"])
     data = {
         **{"name": "toy", "note": "a <note>", "images": "7 train, 3 val, 24 test", "class_names": classes},

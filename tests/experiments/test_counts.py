@@ -95,3 +95,61 @@ def test_files_of_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
         counts_of({name: array for name, array in arrays.items() if name != "truth"})
     with pytest.raises(ValueError, match="hits has the type <U1"):
         counts_of(arrays | {"hits": numpy.array(["1"])})
+
+
+def zipped(**members: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return file.getvalue()
+
+
+def header(shape: str, kind: str = "<f8") -> bytes:
+    """An .npy file without its numbers."""
+    text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header("(10000000000000,)"),
+        header("(4000000000000000000, 5)"),
+        header("(1" + 40 * "0" + ",)"),
+        header("(-5, -1)") + bytes(40),
+        header("(1000000000,)", "<U1000"),
+        header("(1000000000000,)", "<U0"),
+        header(200 * "("),
+        header(3 * '"'),
+        header("(1,)") + bytes(9),
+        b"\x93NUMPY\x09\x00",
+        b"",
+    ],
+)
+def test_headers_that_claim_what_is_not_there_are_refused(content: bytes) -> None:
+    """Before any memory is taken."""
+    with pytest.raises(ValueError, match=r"is not an .npz file, or is damaged \("):
+        unpack(zipped(hits=content))
+
+
+def test_damage_anywhere_is_refused_in_one_way() -> None:
+    """One to three bytes of the archive are overwritten: of its own, of compressed parts and of headers in them."""
+    content, random = pack(made().arrays()), numpy.random.default_rng(3)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(content)
+        for at in random.integers(0, len(content), random.integers(1, 4)):
+            damaged[at] = random.integers(0, 256)
+        try:
+            counts_of(unpack(bytes(damaged)))
+        except ValueError as error:
+            refused += "\n" not in str(error)
+    assert refused > 300
+    encrypted, other_method = bytearray(content), bytearray(content)
+    entry = content.rindex(b"PK\x01\x02")
+    encrypted[entry + 8] |= 1
+    other_method[entry + 10] = 99
+    for damaged in (encrypted, other_method):
+        with pytest.raises(ValueError, match=r"is not an .npz file, or is damaged"):
+            unpack(bytes(damaged))

@@ -344,7 +344,8 @@ def test_outputs_of_another_kind_are_refused(trained: Path, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("changes", "arguments", "message"),
     [
-        ([{"zoom": None}], [], "a row lacks zoom: an older version made it"),
+        ([{"zoom": None}], [], "source/results.jsonl: a row lacks zoom: an older version made it"),
+        ([{"zoom": [1]}], [], "source/results.jsonl: zoom has a value of another type: '[1]'"),
         ([{"precision": "16"}], [], "--precision 16 needs --device cuda; bf16 works on the CPU"),
         ([{"status": "diverged"}], [], "source has no finished run\n"),
         (
@@ -363,7 +364,7 @@ def test_outputs_of_another_kind_are_refused(trained: Path, tmp_path: Path, caps
             "--where must choose runs that were trained alike, got 2 ways of training",
         ),
     ],
-    ids=["older", "half precision", "no finished run", "enlarged", "two sources", "two settings"],
+    ids=["older", "other type", "half precision", "no finished run", "enlarged", "two sources", "two settings"],
 )
 def test_sources_that_do_not_fit_are_refused(
     changes: list[Row],

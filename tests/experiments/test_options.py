@@ -76,6 +76,32 @@ def test_settings_come_back_from_their_row() -> None:
         Settings.of(row)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning_rate": "x"},
+        {"learning_rate": True},
+        {"scales": [[1.0]]},
+        {"zoom": [1]},
+        {"crop": [31, 29.5]},
+        {"tile": {"a": 1}},
+        {"losses": ["ce", "l2"]},
+        {"steps": None},
+        {"precision": 32},
+        {"corruptions": "jpeg"},
+        {"evaluate_at": [None]},
+        {"groups_id": 5},
+    ],
+)
+def test_settings_of_other_types_are_refused_by_name(change: dict[str, Any]) -> None:
+    settings = Settings("scenes", "0123", 61, 83, 25, 7, "bf16", "cpu")
+    assert Settings.of(settings.as_row() | {"learning_rate": 1}).recipe.learning_rate == 1, "a whole number is a number"
+    (name,) = change
+    with pytest.raises(ValueError, match=f"^{name} has a value of another type: ") as caught:
+        Settings.of(settings.as_row() | change)
+    assert str(change[name]) in str(caught.value)
+
+
 def test_help_does_not_wait_for_torch() -> None:
     commands = ("compare_decoders", "ablate", "evaluate", "predict", "report")
     code = f"import sys, {', '.join(f'experiments.{name}' for name in commands)}; print('torch' in sys.modules)"

@@ -10,7 +10,7 @@ import numpy
 import pandas
 import pytest
 import tyro
-from report_folder import CLASSES, COMMAND, again, folder, image_counts, row
+from report_folder import CLASSES, COMMAND, PIXELS, again, folder, image_counts, row
 
 from experiments.records.counts import ImageCounts
 from experiments.records.grid import Run
@@ -88,9 +88,9 @@ def test_every_setting_is_looked_at() -> None:
 
 
 def flat(iou: list[float], images: int = 24) -> ImageCounts:
-    """Counts of images that are all alike: IoU = hits / (2000 - hits) by class, in percent."""
-    hits = numpy.array([[round(2000 * x / (100 + x)) for x in iou]] * images)
-    truth = numpy.full_like(hits, 1000)
+    """Counts of images that are all alike: IoU = hits / (2 PIXELS - hits) by class, in percent."""
+    hits = numpy.array([[round(2 * PIXELS * x / (100 + x)) for x in iou]] * images)
+    truth = numpy.full_like(hits, PIXELS)
     names = tuple(map(str, range(images)))
     return ImageCounts(names, names, CLASSES[: len(iou)], hits, truth, truth.copy())
 
@@ -131,15 +131,56 @@ def test_the_command_that_adds_seeds_is_that_of_the_run_with_other_seeds(options
 
 
 def test_each_command_behind_a_folder_gets_its_missing_seeds(tmp_path: Path) -> None:
-    rows = [row("Unet", 0, command="python a --seeds 0 --b"), row("FPN", 1, command="python c --seeds 1 3")]
-    rows += [row("PAN", 2, command="python 'd"), row("Linknet", 0, command="python e"), row("Linknet", 1, command="f")]
+    a, c, e = (f"python -m experiments.{name}" for name in ("a", "c", "e"))
+    rows = [row("Unet", 0, command=f"{a} --seeds 0 --b"), row("FPN", 1, command=f"{c} --seeds 1 3")]
+    rows += [row("PAN", 2, command="python 'd"), row("Linknet", 0, command=e), row("Linknet", 1, command="f")]
     content = content_of(tmp_path / "a", rows)
-    assert sorted(text.more_seeds(content)) == ["python a --b --seeds 1 2", "python c --seeds 0 2"]
-    elsewhere = [again(row("Unet", command="python a --seeds 0"), command="python evaluate")]
+    assert sorted(text.more_seeds(content)) == [f"{a} --b --seeds 1 2", f"{c} --seeds 0 2"]
+    elsewhere = [again(row("Unet", command=f"{a} --seeds 0"), command=e)]
     content = content_of(tmp_path / "b", elsewhere)
-    assert text.more_seeds(content) == ["python a --seeds 1 2", "python evaluate"]
+    assert text.more_seeds(content) == [f"{a} --seeds 1 2", e]
     enough = [row("Unet", seed) for seed in range(2)]
     assert text.more_seeds(content_of(tmp_path / "c", enough)) == []
+
+
+def test_each_configuration_gets_three_seeds_whatever_seeds_others_have(tmp_path: Path) -> None:
+    """One command evaluated seed 0 of Unet, seeds 1 and 2 of FPN and seeds 0 and 1 of PAN, which diverged."""
+    made = {"Unet": [0], "FPN": [1, 2], "PAN": [0, 1]}
+    trained = [row(d, s, command=f"python -m experiments.{d.lower()}") for d, own in made.items() for s in own]
+    evaluated = [again(item, command="python -m experiments.evaluate x") for item in trained]
+    evaluated[-1] |= dict.fromkeys(RESULT_FIELDS) | {"status": "diverged", "error": "x", "step": None}
+    assert sorted(text.more_seeds(content_of(tmp_path, evaluated))) == [
+        "python -m experiments.evaluate x",
+        "python -m experiments.pan --seeds 2 3",
+        "python -m experiments.unet --seeds 1 2",
+    ]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "rm -rf /home/you",
+        "python -c 'import os' -m experiments.compare_decoders",
+        "python -m experiments",
+        "python -m experimentsX.compare_decoders",
+        "python -m 'experiments.compare_decoders;' rm",
+        "python -m experiments.compare_decoders; rm -rf x",
+        "torchrun --no-python -m experiments.compare_decoders",
+        "X=1 python -m experiments.compare_decoders",
+    ],
+)
+def test_commands_that_are_not_of_experiments_are_not_offered(command: str, tmp_path: Path) -> None:
+    trained = row("Unet", command=command)
+    content = content_of(tmp_path, [trained, again(row("FPN", command=command), command=command)])
+    assert text.more_seeds(content) == []
+    assert "To add seeds" not in text.on_differences(content)
+
+
+def test_words_of_a_command_are_quoted() -> None:
+    given = "python -u -m experiments.evaluate 'a;b' $(rm) > x & y"
+    assert with_seeds(given, []) == "python -u -m experiments.evaluate 'a;b' '$(rm)' '>' x '&' y"
+    given = "torchrun --nnodes=1 --nproc-per-node=8 -m experiments.compare_decoders --seeds 0 1 --steps 5"
+    assert with_seeds(given, [2]) == given.replace("--seeds 0 1 --steps 5", "--steps 5 --seeds 2")
 
 
 def test_three_seeds_find_what_is_far_apart(tmp_path: Path) -> None:
@@ -154,10 +195,9 @@ def test_three_seeds_find_what_is_far_apart(tmp_path: Path) -> None:
     assert (table["high"] > table["low"]).all()
     first = content.effects[0]
     assert first.name == "Unet - FPN"
-    assert f"{first.points:.1f}" != "20.0", "what the scores of rows, which are rounded, would say"
-    assert text.headline(content) == (
-        f"Unet reaches 70.1 % test mIoU, {first.points:.1f} points above FPN: significant."
-    )
+    assert text.headline(content) == "Unet reaches 70.1 % test mIoU, 20.0 points above FPN: significant."
+    other = replace(content, effects=[replace(first, points=12.34)])
+    assert "12.3 points above FPN" in text.headline(other), "of the effect: scores of rows are rounded"
 
 
 def test_captions_explain_the_columns_that_are_there_and_no_others(tmp_path: Path) -> None:
@@ -301,12 +341,12 @@ def test_groups_are_scored_apart(tmp_path: Path) -> None:
     rows = [row("Unet", 0), row("Unet", 1)]
     drives = ("a/0",) * 12 + ("a/1",) * 3 + ("b/0",) * 9
     found = []
-    for one, hits_of_b in zip(rows, (750, 250), strict=True):
+    for one, hits_of_b in zip(rows, (0.75, 0.25), strict=True):
         counts = image_counts(one)
         hits, in_a = counts.hits.copy(), numpy.arange(24) < 15
-        hits[:, 0] = 500
-        hits[in_a, 1] = 600 + 100 * (numpy.arange(15) % 3 - 1)  # counts are added up, not scores: 3 / 7
-        hits[~in_a, 1] = hits_of_b
+        hits[:, 0] = PIXELS // 2
+        hits[in_a, 1] = PIXELS // 10 * (6 + numpy.arange(15) % 3 - 1)  # counts are added up, not scores: 3 / 7
+        hits[~in_a, 1] = PIXELS * hits_of_b
         found.append(replace(counts, groups=drives, hits=hits))
     table = tables.groups(gather(read([folder(tmp_path / "two", rows, found)])))
     assert list(table) == ["a (15 images)", "b (9 images)"]

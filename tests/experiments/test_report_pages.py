@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,12 +18,12 @@ import pytest
 from matplotlib.figure import Figure
 from report_folder import folder, image_counts, row
 
-from experiments.records.counts import pack
+from experiments.records.counts import pack, unpack
 from experiments.records.results import Row
 from experiments.reporting import markup, pages, plots, tables, text
 from experiments.reporting.content import gather
 from experiments.reporting.load import read, write_merged
-from experiments.reporting.pages import FILES, write_report
+from experiments.reporting.pages import FILES, _learning, write_report
 
 NASTY = ("$<b>|&%", "=1+1", "_x_ `#` ~^\\{}", "名 <script>alert(1)</script>", "a\n| b | c\n")
 
@@ -277,10 +278,81 @@ def test_curves_of_other_shapes_are_refused(tmp_path: Path) -> None:
             read([output])
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("loss", numpy.inf), ("loss", numpy.nan), ("loss", 1e308), ("loss_step", numpy.nan)),
+        *(("val_miou", numpy.inf), ("val_miou", 101.0), ("val_miou", -1.0), ("val_step", numpy.nan)),
+    ],
+)
+def test_curves_that_cannot_be_drawn_are_refused(name: str, value: float, tmp_path: Path) -> None:
+    output = folder(tmp_path, [row("Unet")])
+    path = output / "runs" / row("Unet")["run"] / "step20.npz"
+    arrays = unpack(path.read_bytes())
+    arrays[name][1] = value
+    path.write_bytes(pack(arrays))
+    with pytest.raises(ValueError, match=rf"line 1: arrays of {row('Unet')['run']} at step 20: {name} must be from "):
+        write_report(output)
+    assert not (output / "report.html").exists()
+
+
+@pytest.mark.parametrize("which", [slice(1, 3), slice(None)])
+def test_validations_without_any_class_are_no_points_of_the_curve(which: slice, tmp_path: Path) -> None:
+    output = folder(tmp_path, [row("Unet", step=60), row("FPN", step=60)])
+    path = output / "runs" / row("Unet")["run"] / "step60.npz"
+    arrays = unpack(path.read_bytes())
+    arrays["val_miou"][which] = numpy.nan
+    path.write_bytes(pack(arrays))
+    write_report(output)
+    assert "Learning curves" in (output / "report.html").read_text(encoding="utf-8")
+    curves = _learning(gather(read([output])))["validation mIoU %"]
+    assert [len(curve) for _, curve in curves] == ([10, 12] if which.start else [12])
+
+
+def test_texts_beside_counts_are_one_line_each(tmp_path: Path) -> None:
+    """Names, groups and classes of a stranger's arrays; half of a pair of surrogates is no character."""
+    rows = [row("Unet"), row("FPN", test=40.0)]
+    found = []
+    for one in rows:
+        counts = image_counts(one)
+        names = ("n\n\n# Heading\n", *counts.names[1:])
+        groups = tuple(f"drive\n\n# Heading {i % 2}\ud800" for i in range(24))
+        classes = ("road\r\n\r\n# Heading", *counts.class_names[1:])
+        found.append(replace(counts, names=names, groups=groups, class_names=classes))
+    output = folder(tmp_path, rows, found)
+    write_report(output)
+    text = (output / "report.md").read_text(encoding="utf-8")
+    assert "drive # Heading 0? (12 images)" in text
+    (first, _) = read([output]).items
+    assert first.counts is not None
+    assert (first.counts.names[0], first.counts.class_names[0]) == ("n # Heading ", "road # Heading")
+    for name in ("report.md", "report.tex"):
+        assert not re.search(r"^\s*\\?# Heading", (output / name).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("depth", [100, 400, 900])
+def test_texts_that_are_no_characters_and_values_nested_deeply(depth: int, tmp_path: Path) -> None:
+    """A report, or a refusal that names the line, before anything is written."""
+    output = folder(tmp_path, [row("Unet", command="--root caf\udce9", host="\ud800")])
+    text = (output / "results.jsonl").read_text(encoding="utf-8")
+    (output / "results.jsonl").write_text(text.replace('"tile": null', f'"tile": {"[" * depth}{"]" * depth}'))
+    refusals = []
+    try:
+        write_report(output)
+    except ValueError as error:
+        refusals.append(str(error))
+    assert (output / "report.md").exists() == (not refusals)
+    assert all("results.jsonl, line 1: " in refusal for refusal in refusals)
+    assert refusals or "--root caf?" in (output / "report.md").read_text(encoding="utf-8")
+
+
 def test_values_of_any_type_make_a_report(tmp_path: Path) -> None:
     """Settings and provenance are shown, not used: a stranger may have written anything there."""
     odd = {"tile": "x", "scales": {"a": 1}, "crop": 3, "time": None, "host": ["\u2028"], "commit": 5, "command": None}
-    rows = [row("Unet", **odd, latency_sitting=[1]), row("FPN", losses={"a": [None]}, steps=sys.maxsize, step=20)]
+    rows = [
+        row("Unet", **odd, latency_sitting=[1]),
+        row("FPN", losses={"a": [None]}, steps=sys.maxsize, step=20, images_seen=40),
+    ]
     folder(tmp_path, rows)
     write_report(tmp_path)
     assert all((tmp_path / name).exists() for name in FILES)

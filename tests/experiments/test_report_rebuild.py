@@ -4,11 +4,12 @@ import json
 import os
 import shutil
 from base64 import b64encode
+from dataclasses import replace
 from pathlib import Path
 
 import pandas
 import pytest
-from report_folder import again, folder, picture, row, summary
+from report_folder import again, folder, image_counts, picture, row, summary
 
 from experiments.records.results import Row, check_row, read_rows
 from experiments.report import main
@@ -89,6 +90,24 @@ def test_committed_rows_alone_give_the_same_report(two: list[str], tmp_path: Pat
             assert array.tolist() == other.arrays[name].tolist()
 
 
+def test_rows_that_were_left_out_or_moved_do_not_take_the_counts_of_others(
+    two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a merged set the counts are bound to rows by their number."""
+    assert main([*two, "--output", str(tmp_path / "out")]) == 0
+    lines = (tmp_path / "out" / "results.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    shutil.copy(tmp_path / "out" / "results.npz", tmp_path / "x.npz")
+    for kept, line, wrong, right in ((lines[1:], 1, "40.000", 41.0), ([*lines[:2], *lines[3:]], 3, "40.000", 41.0)):
+        (tmp_path / "x.jsonl").write_text("".join(kept), encoding="utf-8")
+        assert main([str(tmp_path / "x.jsonl"), "--output", str(tmp_path / "new")]) == 2
+        said = capsys.readouterr().err
+        assert f"x.jsonl, line {line}: arrays of {json.loads(kept[line - 1])['run']} at step 20: " in said
+        assert f"their test_miou is {wrong}, that of the row {right}" in said
+        assert not (tmp_path / "new").exists()
+    (tmp_path / "x.jsonl").write_text("".join(lines[:4]), encoding="utf-8")  # those at the end change no number
+    assert main([str(tmp_path / "x.jsonl"), "--output", str(tmp_path / "new")]) == 0
+
+
 def test_one_run_with_several_ways_of_inference(tmp_path: Path) -> None:
     trained = [row("PAN", seed, 40.0 + 9 * seed) for seed in range(2)]
     tiles = [again(item, test_miou=item["test_miou"] + 3, tile=[48, 32], overlap=0.25, flip=True) for item in trained]
@@ -164,6 +183,36 @@ def test_an_evaluation_that_repeats_the_one_after_training_is_left_out(
     assert sorted(labels) == ["Unet · precision 32", "Unet · precision bf16"]
 
 
+def test_evaluations_with_groups_or_corruptions_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows of the same models that differ in nothing else; and where each has what the other lacks, none is."""
+    trained = [row("Unet", seed) for seed in range(2)]
+    measured = [again(item, corruption_miou={"jpeg": 31.0}, corruptions=["jpeg"]) for item in trained]
+    both = [item | {"corruption_miou": {"jpeg": 31.0, "contrast": 20.0}} for item in measured]
+    drives = tuple(f"drive {i % 5}" for i in range(24))
+    grouped = [replace(image_counts(item), groups=drives) for item in trained]
+    others = [replace(counts, groups=drives[::-1]) for counts in grouped]
+    plain, jpeg = folder(tmp_path / "plain", trained), folder(tmp_path / "jpeg", measured)
+    more = folder(tmp_path / "more", both)
+    by_drive = folder(tmp_path / "drives", [again(item) for item in trained], grouped)
+    for paths, groups, kinds in (
+        ((plain, jpeg), 24, {"jpeg"}),
+        ((jpeg, plain, more), 24, {"jpeg", "contrast"}),
+        ((plain, by_drive), 5, set()),
+    ):
+        content = gather(read(paths))
+        assert content.comparison is not None
+        assert (len(content.results.items), content.comparison.groups) == (2, groups)
+        found = {key.partition(" ")[2] for key in content.table if key.startswith("corruption_miou ")}
+        assert found == kinds
+    assert main([str(plain), str(jpeg), "--output", str(tmp_path / "out")]) == 0
+    assert "left out: 2 rows of models that other rows evaluate" in capsys.readouterr().out
+    for other in (jpeg, folder(tmp_path / "others", [again(item) for item in trained], others)):
+        assert main([str(by_drive), str(other), "--output", str(tmp_path / "none")]) == 2
+        said = f"{trained[0]['run']} at 20 is there twice, each time with groups or corruptions that the other lacks"
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "none").exists()
+
+
 def test_bad_input_is_refused(two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     new = str(tmp_path / "o")
     (tmp_path / "notes").mkdir()
@@ -223,7 +272,7 @@ def test_rows_whose_names_are_paths_are_refused(name: str, tmp_path: Path, capsy
     ("old", "new", "message"),
     [
         ('"source": null', '"source": {"run": "../x"}', "source must be an object with the plain name of a run"),
-        ('"params_m": 4.0', f'"params_m": 1{"0" * 400}', "params_m must be a number or null"),
+        ('"params_m": 4.0', f'"params_m": 1{"0" * 400}', "params_m must be a number of 0 to 1e+15, or null"),
         ('{"kind"', "[" * 100_000, "line 1: not JSON"),
         ('"tile": null', '"tile": ' + "[" * 100_000, "line 1: not JSON"),
     ],

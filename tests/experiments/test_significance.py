@@ -1,6 +1,7 @@
 """Significance: against scipy, statsmodels, closed forms and cases worked by hand."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy
@@ -336,6 +337,24 @@ def test_order_of_images_and_of_sides_changes_nothing() -> None:
     assert other.p == pytest.approx(effect.p)
 
 
+def test_intervals_of_scores_end_where_scores_do() -> None:
+    """Two models far apart: the interval of the score would be 50 ± 600 points; a difference may lie anywhere."""
+    images = numpy.random.default_rng(5).uniform(0.1, 0.2, 31)
+    result = compare([scored(a, {f"{a}0": 0.5, f"{a}1": 99.0}, images) for a in "ab"], pairs("ab"))
+    assert [score.interval for score in result.scores] == [(0.0, 100.0)] * 2
+    assert (result.effects[0].low or 0) < -100
+
+
+def test_models_that_were_scored_against_other_masks_are_refused() -> None:
+    first, other = (plain(numpy.linspace(40, 60, 23) + shift) for shift in (0, 3))
+    truth = other.truth + numpy.isin(numpy.arange(23), (4, 7))[:, None]
+    with pytest.raises(ValueError, match=r"b0 of b must be .* the same masks, they differ in 00004, 00007$"):
+        compare([Configured("a", {"a0": first}), Configured("b", {"b0": replace(other, truth=truth)})], [])
+    ramp = replace(first, truth=first.truth + numpy.arange(23)[:, None])  # of images in another order
+    turned = {name: getattr(ramp, name)[::-1] for name in ("names", "groups", "hits", "truth", "predicted")}
+    compare([Configured("a", {"a0": ramp}), Configured("b", {"b0": replace(ramp, **turned)})], [])
+
+
 def test_counts_of_other_images_groups_or_classes_are_refused_by_name() -> None:
     def counts(names: str, groups: str = "xyz", classes: str = "k") -> ImageCounts:
         one = numpy.ones((3, len(classes)), dtype=numpy.int64)
@@ -354,7 +373,7 @@ def test_counts_of_other_images_groups_or_classes_are_refused_by_name() -> None:
     nothing = numpy.zeros((3, 1), dtype=numpy.int64)
     empty = ImageCounts(tuple("123"), tuple("xyz"), ("k",), nothing, nothing, nothing)
     with pytest.raises(ValueError, match="no class is present in the test images of c0"):
-        compare([a, Configured("c", {"c0": empty})], [])
+        compare([Configured("c", {"c0": empty})], [])
 
 
 def test_what_repeats_is_refused() -> None:
