@@ -133,11 +133,20 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class SwinBlock(nn.Module):
-    """x + attention(norm1(x)), then x + mlp(norm2(x)), with stochastic depth (Huang et al. 2016) on both branches."""
+def arguments(module: nn.Module, x: Tensor, plan: WindowPlan) -> tuple[Tensor] | tuple[Tensor, WindowPlan]:
+    """What a block or an attention is called with: an nn.Identity that was put in its place takes no plan."""
+    return (x,) if type(module) is nn.Identity else (x, plan)
 
-    def __init__(self, dim: int, attn: WindowAttention, drop_path_rate: float) -> None:
+
+class SwinBlock(nn.Module):
+    """x + attention(norm1(x)), then x + mlp(norm2(x)), with stochastic depth (Huang et al. 2016) on both branches.
+
+    shifted: whether its windows are shifted, also where blocks before it are removed.
+    """
+
+    def __init__(self, dim: int, attn: WindowAttention, drop_path_rate: float, shifted: bool) -> None:
         super().__init__()
+        self.shifted = shifted
         self.norm1 = nn.LayerNorm(dim)
         self.attn = attn
         self.norm2 = nn.LayerNorm(dim)
@@ -146,7 +155,7 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
         """(..., C) -> (..., C), the tokens of the plan."""
-        x = self._add(x, self.attn(self.norm1(x), plan), plan, self.norm1, self.attn)
+        x = self._add(x, self.attn(*arguments(self.attn, self.norm1(x), plan)), plan, self.norm1, self.attn)
         return self._add(x, self.mlp(self.norm2(x)), plan, self.norm2, self.mlp)
 
     def _add(self, x: Tensor, update: Tensor, plan: WindowPlan, *branch: nn.Module) -> Tensor:
@@ -170,14 +179,14 @@ class SwinBlock(nn.Module):
 class SwinBlockV2(SwinBlock):
     """Block of Swin V2: x + norm1(attention(x)), then x + norm2(mlp(x)). Norms start at zero, blocks as identities."""
 
-    def __init__(self, dim: int, attn: WindowAttention, drop_path_rate: float) -> None:
-        super().__init__(dim, attn, drop_path_rate)
+    def __init__(self, dim: int, attn: WindowAttention, drop_path_rate: float, shifted: bool) -> None:
+        super().__init__(dim, attn, drop_path_rate, shifted)
         for norm in (self.norm1, self.norm2):
             nn.init.zeros_(norm.weight)
 
     def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
         """(..., C) -> (..., C), the tokens of the plan."""
-        x = self._add(x, self.norm1(self.attn(x, plan)), plan, self.norm1, self.attn)
+        x = self._add(x, self.norm1(self.attn(*arguments(self.attn, x, plan))), plan, self.norm1, self.attn)
         return self._add(x, self.norm2(self.mlp(x)), plan, self.norm2, self.mlp)
 
 

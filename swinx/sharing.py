@@ -262,9 +262,11 @@ def _check_weights(file: ModelFile, path: Path) -> None:
 def _check_rebuilt(file: ModelFile, model: nn.Module) -> None:
     """Refuse a model that is not what its options build: it could not be opened, or would be another."""
     built = _on_meta(file)
-    modules, shapes = [], []
+    modules, shapes, fixed = [], [], ("scale_factor", "shifted")
     for one in (built, model):
-        modules.append({name: (type(part), getattr(part, "scale_factor", None)) for name, part in one.named_modules()})
+        modules.append(
+            {name: (type(part), *(getattr(part, key, None) for key in fixed)) for name, part in one.named_modules()}
+        )
         shapes.append({name: tuple(value.shape) for name, value in one.state_dict().items()})
     for built_parts, parts in (modules, shapes):
         names = sorted(name for name in built_parts.keys() | parts.keys() if built_parts.get(name) != parts.get(name))

@@ -23,6 +23,7 @@ from swinx.layers import (
     SwinBlockV2,
     WindowAttention,
     WindowAttentionV2,
+    arguments,
 )
 from swinx.windows import WindowGeometry
 
@@ -41,13 +42,14 @@ _KINDS = {kind: _methods(kind) for kind in (*_OWN, *_TORCHS)}
 _ATTRIBUTES = {
     *vars(nn.Module()),
     *("num_heads", "pretrained_window_size", "drop_prob", "scale_by_keep", "spacing", "stride", "norm_last"),
-    *("normalized_shape", "eps", "elementwise_affine", "in_features", "out_features", "inplace"),
+    *("shifted", "normalized_shape", "eps", "elementwise_affine", "in_features", "out_features", "inplace"),
 }
+_BLOCKS = (SwinBlock, SwinBlockV2, nn.Identity)  # the last in place of one that is left out
 _PLAIN = (nn.Parameter, FakeTensor, NoneType)  # torch.export runs with fake ones
 
 
 class SwinStage(nn.Module):
-    """Merge (except in the first stage), then blocks, every second one shifted."""
+    """Merge (except in the first stage), then blocks, of which every second one is made shifted."""
 
     def __init__(self, config: StageConfig, merge: bool) -> None:
         super().__init__()
@@ -59,7 +61,9 @@ class SwinStage(nn.Module):
         self.grad_checkpointing = False
         dim = config.dim
         self.downsample = PatchMerging(dim // 2, norm_last=self.cosine) if merge else nn.Identity()
-        self.blocks = nn.ModuleList(_make_block(config, rate) for rate in config.drop_path_rates)
+        self.blocks = nn.ModuleList(
+            _make_block(config, rate, index % 2 == 1) for index, rate in enumerate(config.drop_path_rates)
+        )
 
     def merges(self) -> list[PatchMerging]:
         """The merge, also where something was put around it; none in a first stage."""
@@ -101,21 +105,32 @@ class SwinStage(nn.Module):
         geometries = [self.geometry(x, shifted) for shifted in (False, True)]
         if indexed and x.device.type == "cpu" and not recording and plans.is_plain(x) and _is_as_made(self):
             return self._in_slices(x, geometries, impl)
-        pair = [
-            plans.grid_plan(geometry, self.num_heads, shifted, impl, indexed, x)
-            for geometry, shifted in zip(geometries, (False, True), strict=True)
-        ]
+        needs = [self._needs(block, index) for index, block in enumerate(self.blocks)]
+        made = {
+            (shifted, heads): plans.grid_plan(geometries[shifted], heads, shifted, impl, indexed, x)
+            for shifted, heads in dict.fromkeys(needs)
+        }
         grid = x.shape
         # Between rows and a grid, compilers of exported programs divide by dynamic sizes at every token.
         in_rows = plans.is_exporting() and not torch.compiler.is_dynamo_compiling() and _is_as_made(self)
         if in_rows:
             x = x.reshape(-1, grid[3])
-        for index, block in enumerate(self.blocks):
+        for block, need in zip(self.blocks, needs, strict=True):
+            given = arguments(block, x, made[need])
             if self.grad_checkpointing and recording and not plans.is_transformed():  # which checkpoints do not know
-                x = checkpoint(block, x, pair[index % 2], use_reentrant=False)
+                x = checkpoint(block, *given, use_reentrant=False)
             else:
-                x = block(x, pair[index % 2])
+                x = block(*given)
         return x.view(grid) if in_rows else x
+
+    def _needs(self, block: nn.Module, index: int) -> tuple[bool, int]:
+        """Whether the windows of a block are shifted, and its heads, also where something was put around the block.
+
+        A block of another kind, which does not say so, is shifted by its place and has the heads of the stage.
+        """
+        own = next((module for module in block.modules() if isinstance(module, SwinBlock)), None)
+        attn = next((module for module in block.modules() if isinstance(module, WindowAttention)), None)
+        return index % 2 == 1 if own is None else own.shifted, self.num_heads if attn is None else attn.num_heads
 
     def _in_slices(self, x: Tensor, geometries: list[WindowGeometry], impl: str) -> Tensor:
         slices = [
@@ -125,21 +140,25 @@ class SwinStage(nn.Module):
         if type(self.downsample) is not PatchMerging:  # the grid belongs to the caller
             x = x.clone(memory_format=torch.contiguous_format)
         tokens = x.view(-1, x.shape[3])
-        for index, block in enumerate(self.blocks):
-            bias = cast(SwinBlock, block).attn.position_bias(self.window_size)
-            for part in slices[index % 2]:
+        for block in self.blocks:
+            if type(block) is nn.Identity:
+                continue
+            block = cast(SwinBlock, block)
+            attended = isinstance(block.attn, WindowAttention)
+            bias = block.attn.position_bias(self.window_size) if attended else None
+            for part in slices[block.shifted]:
                 assert part.rows is not None
                 updated = block(tokens.index_select(0, part.rows), part._replace(bias=bias))
                 tokens.index_copy_(0, part.rows, updated)
         return x
 
 
-def _make_block(config: StageConfig, drop_path_rate: float) -> SwinBlock:
+def _make_block(config: StageConfig, drop_path_rate: float, shifted: bool) -> SwinBlock:
     dim, heads, window = config.dim, config.num_heads, config.window_size
     if config.version == "v2":
         attention = WindowAttentionV2(dim, heads, window, config.pretrained_window_size)
-        return SwinBlockV2(dim, attention, drop_path_rate)
-    return SwinBlock(dim, WindowAttention(dim, heads, window), drop_path_rate)
+        return SwinBlockV2(dim, attention, drop_path_rate, shifted)
+    return SwinBlock(dim, WindowAttention(dim, heads, window), drop_path_rate, shifted)
 
 
 def _is_as_made(stage: SwinStage) -> bool:
@@ -149,6 +168,8 @@ def _is_as_made(stage: SwinStage) -> bool:
     or quantised weight, a norm over more than channels, stochastic depth that is not at rest.
     """
     if any(getattr(hooks, name) for name in _GLOBAL_HOOKS):
+        return False
+    if any(type(block) not in _BLOCKS for block in stage.blocks):
         return False
     found: list[nn.Module] = [stage.downsample, stage.blocks]
     for module in found:  # grows as it goes; modules() takes twice as long, at every call of the encoder

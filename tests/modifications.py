@@ -187,6 +187,42 @@ def _tied(encoder: Any) -> Any:
     return encoder
 
 
+def _replace_block(encoder: Any) -> Any:
+    encoder.layers[1].blocks[0] = nn.Identity()
+    return encoder
+
+
+def _remove_block(encoder: Any) -> Any:
+    del encoder.layers[1].blocks[0]
+    return encoder
+
+
+def prune_heads(attention: Any, kept: list[int]) -> None:
+    """Take all other heads out of an attention, in place."""
+    old, proj = attention.qkv, attention.proj
+    head_dim, dim = proj.in_features // attention.num_heads, old.in_features
+    rows = torch.cat([torch.arange(head * head_dim, (head + 1) * head_dim) for head in kept])
+    attention.qkv = nn.Linear(dim, 3 * len(rows), bias=old.bias is not None).to(old.weight)
+    attention.proj = nn.Linear(len(rows), dim).to(old.weight)
+    attention.num_heads = len(kept)
+    with torch.no_grad():
+        attention.qkv.weight.copy_(old.weight.unflatten(0, (3, -1))[:, rows].flatten(0, 1))
+        attention.proj.weight.copy_(proj.weight[:, rows])
+        attention.proj.bias.copy_(proj.bias)
+        if old.bias is not None:
+            attention.qkv.bias.copy_(old.bias.unflatten(0, (3, -1))[:, rows].flatten())
+    places: dict[str, tuple[int, Any]] = {
+        "relative_position_bias_table": (1, kept), "logit_scale": (0, kept), "q_bias": (0, rows), "v_bias": (0, rows)
+    }  # fmt: skip
+    for name, (axis, indices) in places.items():
+        if hasattr(attention, name):
+            weight = getattr(attention, name).detach().index_select(axis, torch.as_tensor(indices))
+            setattr(attention, name, nn.Parameter(weight))
+    if hasattr(attention, "cpb_mlp"):
+        last = attention.cpb_mlp[2]
+        last.weight, last.out_features = nn.Parameter(last.weight.detach()[kept]), len(kept)
+
+
 def _tensor_subclass(encoder: Any) -> Any:
     class Doubling(nn.Parameter):
         @classmethod
@@ -232,6 +268,10 @@ MODIFICATIONS: dict[str, Callable[[Any], Any]] = {
     ),
     "MLP that looks at whole grids": lambda encoder: _put(encoder, "mlp", SqueezeExcitation),
     "MLP left out": lambda encoder: _put(encoder, "mlp", lambda old: nn.Identity()),
+    "attention left out": lambda encoder: _put(encoder, "attn", lambda old: nn.Identity()),
+    "block left out": _replace_block,
+    "first block removed": _remove_block,
+    "heads pruned": _to("attn", lambda module: prune_heads(module, [1])),
     "no bias of the projection": _no_projection_bias,
     "stochastic depth left on": _stochastic_depth,
     "stochastic depth left on, frozen": _stochastic_depth_frozen,
@@ -241,10 +281,10 @@ MODIFICATIONS: dict[str, Callable[[Any], Any]] = {
     "norm over the whole grid": _norm_over_the_grid,
     "weight of another type": _tensor_subclass,
 }
-# Those of Swin V2: of the part that it alone has, and of one that stands elsewhere than in V1.
+# Those of Swin V2: of the part that it alone has, and of those that stand elsewhere than in V1.
 MODIFICATIONS_V2: dict[str, Callable[[Any], Any]] = {
     "hook in the position MLP": _hook("attn.cpb_mlp.1"),
-    "wrapped norm": MODIFICATIONS["wrapped norm"],
+    **{name: MODIFICATIONS[name] for name in ("wrapped norm", "attention left out", "heads pruned")},
 }
 
 

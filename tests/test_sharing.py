@@ -210,6 +210,10 @@ def test_what_could_not_be_opened_is_not_saved(tmp_path: Path) -> None:
         refused_saving(model, f"preprocessing {key} must be {length} numbers", tmp_path, preprocessing=unknown)
     activated = build("Unet", 32, activation=nn.Sigmoid)
     refused_saving(activated, "as smp builds it from its options, got another segmentation_head.2.activation", tmp_path)
+    exchanged = build("Unet", 32)
+    blocks = exchanged.encoder.layers[0].blocks
+    blocks[0], blocks[1] = blocks[1], blocks[0]
+    refused_saving(exchanged, r"got another encoder\.layers\.0\.blocks\.0, encoder\.layers\.0\.blocks\.1$", tmp_path)
     model.config["encoder_name"] = "resnet18"
     refused_saving(model, "model must have an encoder of .*swinx_n.*, got resnet18", tmp_path)
     model.config["encoder_name"] = "swinx_n"
