@@ -130,7 +130,7 @@ def convert_state_dict(
     if {match[0] for key in wanted if (match := _LEVEL_NORM.match(key))} == {"norms.3."}:  # of our classifiers
         weights = {key: value for key, value in weights.items() if key in wanted or not _LEVEL_NORM.match(key)}
     if strict:
-        _check_architecture(weights, encoder)
+        _check_architecture(weights, wanted, encoder)
     kept: tuple[str, ...] = ()
     if not own:
         weights = _without_foreign_stem(weights, encoder)
@@ -228,8 +228,16 @@ def _within_depth(weights: Mapping[str, Tensor], encoder: SwinXEncoder) -> dict[
     return {key: value for key, value in weights.items() if kept(key)}
 
 
-def _check_architecture(weights: Mapping[str, Tensor], encoder: SwinXEncoder) -> None:
+def _check_architecture(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], encoder: SwinXEncoder) -> None:
     """Compare embed_dim, depths and heads before entries, so that a wrong size is named and not listed key by key."""
+    given, own = _architecture(weights, encoder), _architecture(wanted, encoder)
+    if given != own:
+        described = "embed_dim {}, depths {}, num_heads {}"
+        raise ValueError(f"the checkpoint has {described.format(*given)}; the encoder has {described.format(*own)}")
+
+
+def _architecture(weights: Mapping[str, Tensor], encoder: SwinXEncoder) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """embed_dim, depths and heads of entries for an encoder, which may have lost blocks and heads."""
     config, stages = encoder.config, len(encoder.layers)
     first = weights.get("layers.0.blocks.0.norm1.weight")
     depths = [0] * stages
@@ -244,12 +252,7 @@ def _check_architecture(weights: Mapping[str, Tensor], encoder: SwinXEncoder) ->
                 heads[stage] = value.shape[1]
             elif key.endswith("attn.logit_scale") and value.ndim == 3:
                 heads[stage] = value.shape[0]
-    embed_dim = config.embed_dim if first is None else first.numel()
-    given = (embed_dim, tuple(depths), tuple(heads))
-    wanted = (config.embed_dim, tuple(config.depths[:stages]), tuple(config.num_heads[:stages]))
-    if given != wanted:
-        described = "embed_dim {}, depths {}, num_heads {}"
-        raise ValueError(f"the checkpoint has {described.format(*given)}; the encoder has {described.format(*wanted)}")
+    return config.embed_dim if first is None else first.numel(), tuple(depths), tuple(heads)
 
 
 def _inline(encoder: SwinXEncoder) -> bool:

@@ -206,7 +206,7 @@ def _steps_below(encoder: SwinXEncoder) -> dict[int, int]:
     """How many blocks each parameter of the encoder is away from the decoder, by id of the parameter."""
     layers: list[nn.Module] = [encoder.patch_embed]
     for stage, place, norm in zip(encoder.stages(), encoder.layers, encoder.norms, strict=True):
-        blocks = [nn.ModuleList([block]) for block in stage.blocks]
+        blocks = [nn.ModuleList([block]) for block in stage.blocks] or [nn.ModuleList()]
         blocks[0].append(stage.downsample)
         blocks[-1].extend([norm, place])  # a parameter keeps the first layer that it is found in
         layers += blocks

@@ -217,3 +217,24 @@ def test_a_whole_model_pickled_before_blocks_knew_their_shift_fails() -> None:
     for gradients in (True, False):
         with torch.set_grad_enabled(gradients), pytest.raises(AttributeError, match="no attribute 'shifted'"):
             encoder(torch.randn(1, 3, 61, 93))
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("name", list(PRUNED))
+def test_a_pruned_encoder_takes_its_own_weights_and_no_others(name: str, version: str) -> None:
+    whole = modifications.encoder(version)
+    encoder = copy.deepcopy(whole)
+    PRUNED[name](encoder.layers[1])
+    other = copy.deepcopy(encoder)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    other.load_state_dict(encoder.state_dict())
+    x = torch.randn(2, 3, 61, 93, dtype=torch.float64)
+    assert_near(other(x), encoder(x), 0)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(ValueError, match="checkpoint"):
+        other.load_state_dict(whole.state_dict())
+    torch.testing.assert_close(other.state_dict(), before, rtol=0, atol=0)
+    groups = swinx.parameter_groups(encoder, 1e-3, layer_decay=0.5)
+    assert sum(len(group["params"]) for group in groups) == len(list(encoder.parameters()))
