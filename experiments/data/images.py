@@ -23,7 +23,7 @@ def read_image(path: Path, *, mode: str | None = "RGB", upright: bool = False) -
     """
     try:
         with _open(path) as image:
-            stored = " ".join(str(part.args) for part in image.tile)  # RGB;16B, of which Pillow keeps half
+            stored = " ".join(str(args) for *_, args in image.tile)  # RGB;16B, of which Pillow keeps half
             image.load()  # open() reads the header only: a truncated file shows itself here
             if image.mode.startswith(("I", "F")):
                 raise ImageError(f"must have 8 bits a channel, is mode {image.mode}")
