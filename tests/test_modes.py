@@ -295,7 +295,8 @@ def test_dynamic_quantisation_gives_the_same_with_and_without_gradients(version:
         swinx.set_attention(quantised, impl)
         expected = whole(quantised, x)
         for one, other, float_level in zip(evaluated(quantised, x), expected, exact, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+            # A value between two steps of 8 bits may be rounded to either, as with torch 2.6.
+            assert (one - other).norm() <= 0.01 * other.norm()
             assert (one - float_level).norm() <= 0.05 * float_level.norm()
 
 
