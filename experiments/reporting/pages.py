@@ -44,9 +44,10 @@ def render(content: Content, output: Path) -> None:
     rows, classes = [item.row for item in content.results.items], tables.classes(content.table)
     by_group = tables.groups(content).map(tables.number).reset_index()
     by_class, contrasts = classes.map(tables.number).reset_index(allow_duplicates=True), tables.differences(content)
+    ranking, seeds = tables.ranking(content.table), text.more_seeds(content)
     sections = {
-        "ranking": Section("Ranking by test mIoU", text.on_ranking(content), (), tables.ranking(content.table)),
-        "differences": Section("Differences", text.on_differences(content), text.more_seeds(content), contrasts),
+        "ranking": Section("Ranking by test mIoU", text.on_ranking(content, ranking), (), ranking),
+        "differences": Section("Differences", text.on_differences(content, contrasts, seeds), seeds, contrasts),
         "classes": Section("Test IoU by class, percent", "Means over seeds.", (), by_class),
         "groups": Section("Test mIoU by group of images, percent", "Means over seeds.", (), by_group),
         "unfinished": Section("Runs without a result", "", (), tables.unfinished(content)),

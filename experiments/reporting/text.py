@@ -9,7 +9,7 @@ from itertools import count, dropwhile, islice
 from experiments.records.results import BUDGET, RECIPE, Row, run_of, settings_of
 from experiments.reporting.content import Content, Frame
 from experiments.reporting.rows import AXES, spelled
-from experiments.reporting.tables import differences, number, ranking, shown_effects, verdict
+from experiments.reporting.tables import number, verdict
 
 # What commands begin with (records.results).
 COMMAND = re.compile(r"(python( -u)?|torchrun( --nnodes=\d+)?( --nproc-per-node=\d+)?) -m experiments\.[a-z_]+( |$)")
@@ -54,31 +54,30 @@ def notes(content: Content) -> list[str]:
     return [*said, *(f"Not compared: {gap}." for gap in content.gaps)]
 
 
-def on_ranking(content: Content) -> str:
-    """What the columns of the ranking mean."""
+def on_ranking(content: Content, shown: Frame) -> str:
+    """What the columns of the ranking that is shown mean."""
     spread = ["Means over seeds ± standard deviation."] if (content.table["seeds"] > 1).any() else []
-    return " ".join([*spread, *_meanings(ranking(content.table)), "More: summary.csv."])
+    return " ".join([*spread, *_meanings(shown), "More: summary.csv."])
 
 
 def _meanings(frame: Frame) -> list[str]:
     return [meaning for column, meaning in MEANINGS.items() if column in frame]
 
 
-def on_differences(content: Content) -> str:
-    """What the differences rest on, and what is missing."""
+def on_differences(content: Content, shown: Frame, seeds: Sequence[str]) -> str:
+    """What the differences that are shown rest on, and what is missing. seeds: of more_seeds."""
     effects, comparison = content.effects, content.comparison
     if comparison is None:
         return ""
     kind = "Planned contrasts" if content.planned else "All pairs, as an exploration (plan few with --contrasts)"
-    shown = len(shown_effects(content))
-    some = f"; the table has {shown} of {len(effects)}, differences.csv all" if shown < len(effects) else ""
+    some = f"; the table has {len(shown)} of {len(effects)}, differences.csv all" if len(shown) < len(effects) else ""
     groups = "1 group" if comparison.groups == 1 else f"{comparison.groups} groups"
     grouped = f" in {groups}" if comparison.groups < comparison.images else ""
     text = f"{kind}{some}. Corrected by Holm's method; {comparison.images} test images{grouped}."
-    text = " ".join([text, *_meanings(differences(content))])
+    text = " ".join([text, *_meanings(shown)])
     if untested := [effect for effect in effects if effect.significant is None]:
         text += f" {len(untested)} of {len(effects)} not tested, such as {untested[0].name}: {untested[0].reason}."
-    return f"{text} To add seeds:" if more_seeds(content) else text
+    return f"{text} To add seeds:" if seeds else text
 
 
 def more_seeds(content: Content) -> list[str]:

@@ -173,7 +173,7 @@ def test_commands_that_are_not_of_experiments_are_not_offered(command: str, tmp_
     trained = row("Unet", command=command)
     content = content_of(tmp_path, [trained, again(row("FPN", command=command), command=command)])
     assert text.more_seeds(content) == []
-    assert "To add seeds" not in text.on_differences(content)
+    assert "To add seeds" not in text.on_differences(content, tables.differences(content), text.more_seeds(content))
 
 
 def test_words_of_a_command_are_quoted() -> None:
@@ -202,7 +202,8 @@ def test_three_seeds_find_what_is_far_apart(tmp_path: Path) -> None:
 
 def test_captions_explain_the_columns_that_are_there_and_no_others(tmp_path: Path) -> None:
     def explained(content: Content) -> set[str]:
-        said = text.on_ranking(content) + text.on_differences(content)
+        said = text.on_ranking(content, tables.ranking(content.table))
+        said += text.on_differences(content, tables.differences(content), text.more_seeds(content))
         words = ("Interval", "letter", "Boundary", "GFLOPs", "Latency", "Smallest", "Made of", "Means over seeds")
         return {word for word in words if word in said}
 
