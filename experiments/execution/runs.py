@@ -3,7 +3,7 @@
 import json
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from experiments.evaluation import cost, metrics
 from experiments.records.counts import Arrays, ImageCounts, pack
 from experiments.records.files import digest, plain_file, write_whole
 from experiments.records.grid import NotApplicable, Run
-from experiments.records.options import PLAIN, Settings
+from experiments.records.options import Inference, Settings
 from experiments.records.results import RESULT_FIELDS, Row, now, run_of, runs_in
 from experiments.reporting.examples import save_predictions
 from experiments.training.losses import objective
@@ -183,7 +183,7 @@ def _train(
         seed=run.seed,
         folder=folder,
         device=common["device"],
-        validate=lambda average: metrics.miou(average, data.val, data, **common),
+        validate=lambda average: metrics.miou(average, data.val, data, inference=_validation(settings), **common),
         evaluate=evaluate,
         on_step=on_step,
     )
@@ -219,11 +219,11 @@ def measure(
 ) -> tuple[Row, ImageCounts]:
     """Accuracy and cost of a model by fields of a row, and the counts of each test image.
 
-    val_miou: mean IoU (percent) of these weights by plain inference on the validation split, where it is known.
+    val_miou: mean IoU (percent) of these weights at the last validation during training, where it is known.
     """
     common: dict[str, Any] = {"batch_size": batch_size, "device": device, "precision": precision}
     common["inference"] = settings.inference
-    if settings.inference != PLAIN or val_miou is None:
+    if settings.inference != _validation(settings) or val_miou is None:
         val_miou = metrics.miou(model, data.val, data, **common)
     common |= {"native": settings.scoring.score_at == "native"}
     test, counts = metrics.evaluate(model, data.test, data, **common)
@@ -238,6 +238,11 @@ def measure(
     parameters, operations = sum(p.numel() for p in model.parameters()), cost.flops(model, image)
     row |= {"params_m": round(parameters / 1e6, 4), "gflops": round(operations / 1e9, 4), "latency_sitting": SITTING}
     return row, counts
+
+
+def _validation(settings: Settings) -> Inference:
+    """How the validation split is predicted during training: by tiles where the test split is, one view of each."""
+    return replace(settings.inference, flip=False, scales=(1.0,))
 
 
 def curves(training: Training) -> Arrays:

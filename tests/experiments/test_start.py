@@ -1,5 +1,6 @@
 """Training that starts from finished runs, scores at listed steps, and scores at other resolutions and conditions."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,7 +110,9 @@ def test_weights_of_other_data_are_no_start(
     assert "--start must be of the same data, toy (" in capsys.readouterr().err
 
 
-def by_hand(model: Segmenter, split: Split, *, flip: bool, native: bool, corruption: Corruption | None = None) -> float:
+def by_hand(
+    model: Callable[[Tensor], Tensor], split: Split, *, flip: bool, native: bool, corruption: Corruption | None = None
+) -> float:
     """Mean IoU in percent, with a measure of torchmetrics."""
     images = split.images
     if corruption is not None:
@@ -121,6 +124,24 @@ def by_hand(model: Segmenter, split: Split, *, flip: bool, native: bool, corrupt
             scores = (scores + model(images.flip(-1)).softmax(1).flip(-1)) / 2
     scores = functional.interpolate(scores, masks.shape[-2:], mode="bilinear")
     return 100 * MulticlassJaccardIndex(3, ignore_index=IGNORE)(scores, masks.long()).item()
+
+
+def test_training_validates_by_tiles_where_it_scores_by_them(tmp_path: Path) -> None:
+    """One view of each tile: of mirrors, which the scores of the end average over, the curve has none."""
+    tiles = ["--crop", "64", "32", "--tile", "64", "32", "--overlap", "0", "--flip"]
+    assert main([*ONE, *tiles, "--output", str(tmp_path / "out")]) == 0
+    (row,) = rows(tmp_path / "out")
+    folder = tmp_path / "out" / "runs" / row["run"]
+    curve = unpack((folder / "step1.npz").read_bytes())["val_miou"]
+    model = load_weights(folder / "last.pt", "cpu").model
+
+    def halves(images: Tensor) -> Tensor:
+        return torch.cat([model(half) for half in images.split(32, -1)], -1)
+
+    expected = {flip: by_hand(halves, toy_data().val, flip=flip, native=False) for flip in (False, True)}
+    assert curve.tolist() == pytest.approx([expected[False]], abs=1e-3)
+    assert row["val_miou"] == pytest.approx(expected[True], abs=1e-3)
+    assert len({*expected.values(), by_hand(model, toy_data().val, flip=False, native=False)}) == 3
 
 
 def test_scores_at_native_resolution_and_under_corruptions(tmp_path: Path) -> None:
