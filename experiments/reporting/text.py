@@ -51,6 +51,14 @@ def notes(content: Content) -> list[str]:
     said += [f"{len(data.left_out)} left out of the data, such as {name}." for name in data.left_out[:1]]
     if taken := sum(not row.get("trained", True) for row in rows):
         said.append(f"{taken} of {len(rows)} rows evaluate weights that were trained elsewhere, without more training.")
+    files: dict[str, set[str]] = {}
+    for row in rows:
+        if row.get("weights") and row.get("weights_id"):
+            name = spelled(row["weights"]).replace("{seed}", str(row["seed"]))
+            files.setdefault(name, set()).add(row["weights_id"])
+    for name, contents in files.items():
+        if len(contents) > 1:
+            said.append(f"{name} was {len(contents)} different files of weights: the runs of all count as of one.")
     return [*said, *(f"Not compared: {gap}." for gap in content.gaps)]
 
 

@@ -385,6 +385,19 @@ def test_one_configuration_has_no_lead_and_notes_of_the_data_come_first(tmp_path
     assert "a.png: broken" in plain[1]
 
 
+def test_one_name_of_several_files_of_weights_is_pointed_out(tmp_path: Path) -> None:
+    """Not where the name has the seed, or where an earlier version wrote the row."""
+
+    def noted(name: str, weights: str, *ids: str | None) -> list[str]:
+        rows = [row("Unet", seed, weights=weights, weights_id=one) for seed, one in enumerate(ids)]
+        return text.notes(content_of(tmp_path / name, rows))[2:]
+
+    assert noted("one", "w.pt", "a", "b", "a", None) == [
+        "w.pt was 2 different files of weights: the runs of all count as of one."
+    ]
+    assert noted("seeds", "w{seed}.pt", "a", "b") == noted("same", "w.pt", "a", "a", None) == []
+
+
 def test_facts_list_values_that_differ(tmp_path: Path) -> None:
     rows = [row("Unet", dirty=True), row("FPN", host="another", world_size=2)]
     facts = dict(text.facts(content_of(tmp_path, rows)).values.tolist())
