@@ -16,6 +16,8 @@ from experiments.records.counts import ImageCounts, miou, pack
 from experiments.records.grid import Run
 from experiments.records.options import Settings
 from experiments.records.results import RESULT_FIELDS, Row, append_rows
+from experiments.reporting.content import Content, gather
+from experiments.reporting.load import read
 
 CLASSES = ("road", "$<b>|&%", "rare")
 BANDS = ("1", "2", "3", "0.75%")
@@ -107,6 +109,11 @@ def folder(path: Path, rows: Sequence[Row], counts: Sequence[ImageCounts | None]
         arrays["val_miou"] = (item["test_miou"] or 0) * (1 - 1 / (1 + steps[::5]))
         (own / f"step{item['step']}.npz").write_bytes(pack(arrays))
     return path
+
+
+def content_of(path: Path, rows: list[Row], contrasts: tuple[str, ...] = (), **options: bool) -> Content:
+    """What a report of rows has."""
+    return gather(read([folder(path, rows)]), contrasts, **options)
 
 
 def picture(path: Path, classes: int, width: int = 80) -> None:
