@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from numbers import Number
+from numbers import Number, Real
 from typing import Any, Literal, NamedTuple, get_args
 
 Stem = Literal["shared", "branch", "inline", "none"]
@@ -86,8 +86,10 @@ class SwinConfig:
                     f"num_heads must divide the channels of each stage: stage {stage} has {channels} channels, "
                     f"got {heads} heads"
                 )
-        if not isinstance(self.drop_path_rate, (int, float)) or not 0.0 <= self.drop_path_rate < 1.0:
-            raise ValueError(f"drop_path_rate must be at least 0 and below 1, got {shown(self.drop_path_rate)}")
+        if not isinstance(self.drop_path_rate, Real) or not 0.0 <= self.drop_path_rate < 1.0:
+            given = shown(self.drop_path_rate)
+            raise ValueError(f"drop_path_rate must be a number of at least 0 and below 1, got {given}")
+        object.__setattr__(self, "drop_path_rate", float(self.drop_path_rate))  # numpy's cannot be stored as JSON
         check_output_stride(self.output_stride)
 
     @property

@@ -233,13 +233,19 @@ def test_an_unknown_field_is_refused_with_the_choices() -> None:
         ({"depths": (2, 2, 2)}, "depths must be four positive integers, one per stage, got (2, 2, 2)"),
         ({"embed_dim": -96}, "embed_dim must be an integer of at least 2, got -96"),
         ({"num_heads": (5, 6, 12, 24)}, "num_heads must divide the channels of each stage: stage 1 has 96 channels"),
-        ({"drop_path_rate": 1.0}, "drop_path_rate must be at least 0 and below 1, got 1.0"),
-        ({"drop_path_rate": -0.5}, "drop_path_rate must be at least 0 and below 1, got -0.5"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate must be a number of at least 0 and below 1, got 1.0"),
+        ({"drop_path_rate": -0.5}, "drop_path_rate must be a number of at least 0 and below 1, got -0.5"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_wrong_value_is_refused(changes: dict[str, Any], message: str) -> None:
     refused(message, "mine", base="swinx_t", **changes)
+
+
+def test_a_rate_of_numpy_is_a_number() -> None:
+    config = SwinConfig(32, (1, 1, 1, 1), (1, 2, 4, 8), 7, np.float32(0.25))  # type: ignore[arg-type]
+    assert type(config.drop_path_rate) is float
+    assert config.drop_path_rate == 0.25
 
 
 @pytest.mark.parametrize("name", WITH_WEIGHTS)
