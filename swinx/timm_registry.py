@@ -88,6 +88,9 @@ def _require(name: str, options: Mapping[str, Any]) -> None:
 
 def _entry(name: str) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, **options: Any) -> nn.Module:
+        for option in ("img_size", "strict_img_size"):  # of timm's Swin
+            if option in options:
+                raise ValueError(f"{option} must be left out: {name} takes images of any size")
         if pretrained:
             _require(name, options)
         config = encoders[name]["params"]["config"]

@@ -327,11 +327,18 @@ def test_drop_rate_is_that_of_the_pooled_features() -> None:
     assert classifier.train().forward_head(ones, pre_logits=True).unique().tolist() == [0, 4]
 
 
-def test_the_branch_stem_has_no_classifier() -> None:
-    with pytest.raises(ValueError, match="stem must be shared, inline or none in a classifier"):
-        timm.create_model("swinx_n", stem="branch")
-    with pytest.raises(ValueError, match="feature_cls must be left out"):
-        timm.create_model("swinx_n", features_only=True, feature_cls="hook")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stem": "branch"}, "stem must be shared, inline or none in a classifier"),
+        ({"features_only": True, "feature_cls": "hook"}, "feature_cls must be left out"),
+        ({"img_size": 224}, "img_size must be left out: swinx_n takes images of any size"),
+        ({"features_only": True, "strict_img_size": False}, "strict_img_size must be left out"),
+    ],
+)
+def test_options_that_have_no_meaning_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        timm.create_model("swinx_n", **options)
 
 
 def test_channels_come_first_in_intermediate_features() -> None:
