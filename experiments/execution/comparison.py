@@ -17,8 +17,8 @@ from experiments.execution.runs import Source, execute, finish, not_applicable_r
 from experiments.records.files import locked, remove_torn, write_whole
 from experiments.records.grid import NotApplicable, Run
 from experiments.records.messages import IncompleteError, ended
-from experiments.records.options import Settings
 from experiments.records.results import RESULTS, Row, append_rows, differing, provenance, read_rows, replace_rows
+from experiments.records.settings import Settings
 from experiments.reporting.examples import save_examples
 from experiments.reporting.pages import write_report
 from experiments.reporting.tables import number

@@ -20,8 +20,9 @@ import torch
 from experiments.data import SegmentationData
 from experiments.records.files import TEMPORARY, locked
 from experiments.records.grid import Run
-from experiments.records.options import RayResources, Settings
+from experiments.records.options import RayResources
 from experiments.records.results import Row, machine
+from experiments.records.settings import Settings
 
 # For a port to answer, and for an execution that lost its connection to notice that Ray is gone: it holds its run.
 PORT_SECONDS, LOCK_SECONDS = 5.0, 600.0

@@ -17,8 +17,9 @@ from experiments.execution.launch import check_ray
 from experiments.execution.runs import find_source
 from experiments.records.files import digest
 from experiments.records.grid import NotApplicable, Run, grid, own_stem
-from experiments.records.options import CompareOptions, Recipe, Settings, check_precision, choose_device
+from experiments.records.options import CompareOptions, Recipe, check_precision, choose_device
 from experiments.records.results import run_of, runs_in
+from experiments.records.settings import Settings
 from experiments.reporting.rows import axes_of
 from experiments.statistics.contrasts import planned, read_contrasts
 from experiments.training.losses import class_weights

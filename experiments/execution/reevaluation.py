@@ -14,8 +14,9 @@ from experiments.execution.comparison import say
 from experiments.execution.prepare import check_contrasts
 from experiments.execution.runs import Source, finished_run
 from experiments.records.grid import NotApplicable, Run, grid
-from experiments.records.options import Axes, EvaluateOptions, Settings, choose_device
+from experiments.records.options import Axes, EvaluateOptions, choose_device
 from experiments.records.results import RESULTS, Row, differing, run_of, runs_in
+from experiments.records.settings import Settings
 from experiments.reporting.rows import condition
 from experiments.training.train import processes
 

@@ -15,8 +15,9 @@ from experiments.evaluation import cost, metrics
 from experiments.records.counts import Arrays, ImageCounts, pack
 from experiments.records.files import digest, plain_file, write_whole
 from experiments.records.grid import NotApplicable, Run
-from experiments.records.options import Inference, Settings
+from experiments.records.options import Inference
 from experiments.records.results import RESULT_FIELDS, Row, now, run_of, runs_in
+from experiments.records.settings import Settings
 from experiments.reporting.examples import save_predictions
 from experiments.training.losses import objective
 from experiments.training.models import Segmenter, build_model, encoder_weights

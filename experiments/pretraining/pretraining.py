@@ -16,8 +16,9 @@ from experiments.pretraining.hidden_patches import HiddenPatches
 from experiments.pretraining.options import Options
 from experiments.records.files import locked, remove_torn, write_whole
 from experiments.records.grid import MOST_WINDOW, own_stem
-from experiments.records.options import Settings, choose_device
+from experiments.records.options import choose_device
 from experiments.records.results import RESULTS, Row, append_rows, now, provenance, read_rows
+from experiments.records.settings import Settings
 from experiments.training.models import encoder_name
 from experiments.training.train import CHECKPOINT, DivergedError, fit, processes
 from swinx.config import VARIANTS

@@ -17,7 +17,7 @@ from experiments.data import SegmentationData
 from experiments.evaluation.inference import probabilities
 from experiments.records.counts import ImageCounts, miou
 from experiments.records.files import write_whole
-from experiments.records.options import Settings
+from experiments.records.settings import Settings
 from experiments.reporting.load import Data
 
 EXAMPLES = 5

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import swinx
 from experiments.evaluation.cost import autocast
-from experiments.records.options import Settings
+from experiments.records.settings import Settings
 
 Model = TypeVar("Model", bound=nn.Module)
 Loss = Callable[[Tensor, Tensor], Tensor]  # of what a model gives and masks (B, H, W) uint8: a scalar

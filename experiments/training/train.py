@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from experiments.data import SegmentationData
 from experiments.records.files import write_whole
-from experiments.records.options import Settings
+from experiments.records.settings import Settings
 from experiments.training.batches import Batches, augmentation, mixed_seed
 from experiments.training.optim import Learner, Loss, Model, learning_rate_factor
 

@@ -14,8 +14,8 @@ from PIL import Image
 from experiments.execution.runs import Source
 from experiments.records.counts import ImageCounts, miou, pack
 from experiments.records.grid import Run
-from experiments.records.options import Settings
 from experiments.records.results import RESULT_FIELDS, Row, append_rows
+from experiments.records.settings import Settings
 from experiments.reporting.content import Content, gather
 from experiments.reporting.load import read
 

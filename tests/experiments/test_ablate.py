@@ -9,8 +9,9 @@ import torch
 from experiments.ablate import ABLATIONS, main, options_of
 from experiments.execution.prepare import check_contrasts
 from experiments.records.grid import Run, grid
-from experiments.records.options import Axes, CompareOptions, Settings
+from experiments.records.options import Axes, CompareOptions
 from experiments.records.results import read_rows
+from experiments.records.settings import Settings
 from experiments.training.models import build_model
 
 SETTINGS = Settings("scenes", "0", 128, 160, 250, 8, "32", "cpu")

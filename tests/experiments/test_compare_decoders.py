@@ -19,8 +19,9 @@ from experiments.evaluation.cost import flops
 from experiments.execution import comparison, launch, prepare, runs
 from experiments.records.counts import counts_of, miou, unpack
 from experiments.records.grid import Run
-from experiments.records.options import EXECUTION, Inference, RayResources, Recipe, Scoring, Settings
+from experiments.records.options import Inference, RayResources, Recipe, Scoring
 from experiments.records.results import RESULT_FIELDS, read_rows
+from experiments.records.settings import EXECUTION, Settings
 from experiments.reporting.pages import FILES
 from experiments.training.models import Segmenter
 from experiments.training.weights import load_weights

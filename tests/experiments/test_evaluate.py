@@ -17,8 +17,8 @@ from experiments.evaluation import cost, metrics
 from experiments.execution import comparison, runs
 from experiments.records.counts import ImageCounts, counts_of, unpack
 from experiments.records.grid import DILATIONS, Run
-from experiments.records.options import Settings
 from experiments.records.results import RESULT_FIELDS, Row, append_rows, read_rows
+from experiments.records.settings import Settings
 from experiments.reporting import pages
 from experiments.reporting.content import configure
 from experiments.reporting.load import read

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from experiments.records.options import EXECUTION, Inference, RayResources, Recipe, Scoring, Settings
+from experiments.records.options import Inference, RayResources, Recipe, Scoring
+from experiments.records.settings import EXECUTION, Settings
 
 
 @pytest.mark.parametrize(

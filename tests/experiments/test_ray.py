@@ -23,8 +23,9 @@ from experiments.execution import launch
 from experiments.execution.runs import execute as execute_here
 from experiments.records.files import locked, remove_torn
 from experiments.records.grid import Run
-from experiments.records.options import RayResources, Recipe, Settings
+from experiments.records.options import RayResources, Recipe
 from experiments.records.results import Row, provenance
+from experiments.records.settings import Settings
 
 pytest.importorskip("ray")
 

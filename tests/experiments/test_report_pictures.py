@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from experiments.data import SegmentationData, Split
 from experiments.records.counts import ImageCounts
-from experiments.records.options import PLAIN, Inference, Settings
+from experiments.records.options import PLAIN, Inference
+from experiments.records.settings import Settings
 from experiments.reporting.examples import extremes, save_examples, save_predictions
 
 CPU = torch.device("cpu")

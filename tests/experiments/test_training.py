@@ -15,7 +15,8 @@ from toy import toy_settings
 from experiments.data import SegmentationData, Split
 from experiments.execution.runs import curves
 from experiments.records.grid import Run
-from experiments.records.options import Recipe, Settings
+from experiments.records.options import Recipe
+from experiments.records.settings import Settings
 from experiments.training.batches import Batches, augmentation
 from experiments.training.losses import Objective, class_weights, objective
 from experiments.training.models import Segmenter, build_model

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from experiments.data import SegmentationData, Split
-from experiments.records.options import Recipe, Settings
+from experiments.records.options import Recipe
+from experiments.records.settings import Settings
 
 HEIGHT, WIDTH, IGNORE = 64, 64, 255
 # Grey level of each class; any blend or brightness change keeps the order.
