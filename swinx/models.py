@@ -103,34 +103,27 @@ def set_output_stride(model: nn.Module, output_stride: int) -> None:
             several = len(strides) > 1
             rule = f"one of {', '.join(map(str, strides))}" if several else f"{strides[0]}, the only one it works at"
             raise ValueError(f"output_stride of {decoder.__name__} must be {rule}, got {output_stride}")
-    upsamplings = [_upsampling(module, decoder) for module, decoder in zip(found, decoders, strict=True)]
-    before = encoder.feature_info[-1]
+    upsamplings = [_upsampling(module, decoder, encoder) for module, decoder in zip(found, decoders, strict=True)]
     encoder.make_dilated(output_stride)
-    after = encoder.feature_info[-1].stride
+    stride = encoder.feature_info[-1].stride
     for module, decoder, upsampling in zip(found, decoders, upsamplings, strict=True):
         # smp's wrapper around timm's form of the encoder, which answers for the stride itself.
         if isinstance(module.encoder, TimmUniversalEncoder):
             module.encoder._output_stride = output_stride
         changed: dict[str, Any] = {"encoder_output_stride": output_stride}
-        options = getattr(module, "_hub_mixin_config", None) or {}  # what smp's save_pretrained stores
         if upsampling is not None:
-            layer, factor = upsampling
-            if decoder is DeepLabV3Plus:  # up to level 2, whatever stride the encoder was given by itself
-                layer.scale_factor = after / 4
-            else:
-                fits = before.stride
-                # A DeepLabV3 fits the stride of its options, also where the encoder was given another by itself, unless
-                # the factor was changed by hand.
-                built = options.get("encoder_output_stride")
-                if built and factor == (options["upsampling"] or min(built, 2**encoder._depth)):
-                    fits = min(built, before.stride * before.period)
-                layer.scale_factor = changed["upsampling"] = factor * after / fits
+            layer, per_stride = upsampling
+            layer.scale_factor = per_stride * stride
+            if decoder is not DeepLabV3Plus:  # there the option is of the head, whose level stays
+                changed["upsampling"] = layer.scale_factor
+        options = getattr(module, "_hub_mixin_config", None) or {}  # what smp's save_pretrained stores
         if "encoder_output_stride" in options:  # else the model opens with its first stride, and what fits that
             options.update({name: value for name, value in changed.items() if options.get(name) is not None})
 
 
-def _upsampling(model: nn.Module, decoder: type[nn.Module]) -> tuple[nn.Upsample, float] | None:
-    """What brings the last level to a size that does not follow from the features, and its factor; None without it."""
+def _upsampling(model: nn.Module, decoder: type[nn.Module], encoder: SwinXEncoder) -> tuple[nn.Upsample, float] | None:
+    """What brings the last level to a size that does not follow from the features, and its factor over the stride of
+    that level; None without it."""
     places = {DeepLabV3: "segmentation_head.1", DeepLabV3Plus: "decoder.up", PSPNet: "segmentation_head.1"}
     if decoder not in places:
         return None
@@ -143,7 +136,16 @@ def _upsampling(model: nn.Module, decoder: type[nn.Module]) -> tuple[nn.Upsample
     factor = module.scale_factor if isinstance(module, nn.Upsample) else None
     if not isinstance(module, nn.Upsample) or not isinstance(factor, (int, float)):
         raise ValueError(f"model's {places[decoder]} must be an Upsample with one factor, got {shown(module)}")
-    return module, factor
+    if decoder is DeepLabV3Plus:  # up to level 2, whatever stride the encoder was given by itself
+        return module, 1 / 4
+    last = encoder.feature_info[-1]
+    # A DeepLabV3 fits the stride of its options, also where the encoder was given another by itself, unless the factor
+    # was changed by hand.
+    options = getattr(model, "_hub_mixin_config", None) or {}
+    built = options.get("encoder_output_stride")
+    if built and factor == (options["upsampling"] or min(built, 2**encoder._depth)):
+        return module, factor / min(built, last.stride * last.period)
+    return module, factor / last.stride
 
 
 def parameter_groups(
