@@ -73,7 +73,11 @@ ON_GPU = (
 ON_CPU = (
     Task("swinx_t", "encoder", 224, 1, "inference", "fp32"),
     Task("swinx_t", "encoder", 224, 1, "inference", "fp32", compiled=True),
+    Task("swinx_t", "encoder", 224, 1, "inference", "bf16"),
     Task("swinx_t", "encoder", 224, 1, "train", "fp32"),
+    Task("swinx_t", "encoder", 512, 1, "inference", "fp32"),
+    Task("swinx_t", "encoder", 512, 1, "inference", "fp32", compiled=True),
+    Task("swinx_b", "encoder", 512, 1, "inference", "fp32"),
     Task("swinx_t", "dilation", 512, 1, "inference", "fp32"),
 )
 
