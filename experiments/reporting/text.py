@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import count, dropwhile, islice
 
@@ -10,6 +11,7 @@ from experiments.records.results import BUDGET, RECIPE, Row, run_of, settings_of
 from experiments.reporting.content import Content, Frame
 from experiments.reporting.rows import AXES, spelled
 from experiments.reporting.tables import number, verdict
+from experiments.training.models import encoder_weights
 
 # What commands begin with (records.results).
 COMMAND = re.compile(r"(python( -u)?|torchrun( --nnodes=\d+)?( --nproc-per-node=\d+)?) -m experiments\.[a-z_]+( |$)")
@@ -51,11 +53,10 @@ def notes(content: Content) -> list[str]:
     said += [f"{len(data.left_out)} left out of the data, such as {name}." for name in data.left_out[:1]]
     if taken := sum(not row.get("trained", True) for row in rows):
         said.append(f"{taken} of {len(rows)} rows evaluate weights that were trained elsewhere, without more training.")
-    files: dict[str, set[str]] = {}
+    files = defaultdict(set)
     for row in rows:
-        if row.get("weights") and row.get("weights_id"):
-            name = spelled(row["weights"]).replace("{seed}", str(row["seed"]))
-            files.setdefault(name, set()).add(row["weights_id"])
+        if row.get("weights_id"):
+            files[encoder_weights(spelled(row.get("weights")), row["seed"])].add(row["weights_id"])
     for name, contents in files.items():
         if len(contents) > 1:
             said.append(f"{name} was {len(contents)} different files of weights: the runs of all count as of one.")
